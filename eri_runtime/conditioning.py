@@ -1,0 +1,114 @@
+"""What each family's denoiser is conditioned on, as its graph inputs.
+
+A `Condition` is a batch of one prompt's embeddings; each family is a function from prompts to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eri_runtime.errors import SizeError
+from eri_runtime.executors.base import check_finite
+from eri_runtime.spec import Bundle
+from eri_runtime.text import PromptTokenizer
+
+Array = NDArray[np.float32]
+Run = Callable[[str, Mapping[str, NDArray]], dict[str, NDArray]]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """`embeds` (B, T, D) and `pooled` (B, P), both float32: what the text encoders give."""
+
+    embeds: Array
+    pooled: Array
+
+    def repeat(self, count: int) -> Condition:
+        """Each prompt `count` times in a row, for several images a prompt."""
+        return Condition(np.repeat(self.embeds, count, 0), np.repeat(self.pooled, count, 0))
+
+    def zeros(self) -> Condition:
+        """SDXL's missing negative prompt."""
+        return Condition(np.zeros_like(self.embeds), np.zeros_like(self.pooled))
+
+    @staticmethod
+    def stack(conditions: Sequence[Condition]) -> Condition:
+        """(K·B, …): one condition after the other."""
+        embeds, pooled = zip(*((c.embeds, c.pooled) for c in conditions), strict=True)
+        return Condition(np.concatenate(embeds), np.concatenate(pooled))
+
+
+class TextEncoders:
+    """Prompts to a `Condition`, through the tokenizers and encoders of one bundle."""
+
+    def __init__(self, bundle: Bundle, run: Run) -> None:
+        self._family = bundle.family
+        self._run = run
+        self._tokenizers = {name: PromptTokenizer(bundle, name) for name in bundle.tokenizers}
+
+    def __call__(self, prompts: Sequence[str], max_sequence_length: int) -> Condition:
+        """The condition of a batch of prompts; `max_sequence_length` is T5's number of tokens."""
+        encode = {"sdxl": self._sdxl, "sd35": self._sd35, "flux": self._flux}[self._family]
+        condition = encode(prompts, max_sequence_length)
+        check_finite("prompt embeddings", condition.embeds)
+        check_finite("pooled prompt embeddings", condition.pooled)
+        return condition
+
+    def _encode(
+        self, suffix: str, prompts: Sequence[str], length: int | None = None
+    ) -> dict[str, NDArray]:
+        ids = self._tokenizers[f"tokenizer{suffix}"](prompts, length)
+        return self._run(f"text_encoder{suffix}", {"input_ids": ids})
+
+    def _sdxl(self, prompts: Sequence[str], _: int) -> Condition:
+        """CLIP-L beside CLIP-G, (B, 77, 768 + 1280); pooled is CLIP-G's."""
+        first, second = self._encode("", prompts), self._encode("_2", prompts)
+        embeds = np.concatenate([first["hidden_states"], second["hidden_states"]], axis=-1)
+        return Condition(embeds, second["pooled"])
+
+    def _sd35(self, prompts: Sequence[str], length: int) -> Condition:
+        """CLIP-L beside CLIP-G, filled to T5's width, before T5's tokens; pooled is both CLIPs'."""
+        first, second = self._encode("", prompts), self._encode("_2", prompts)
+        t5 = self._encode("_3", prompts, length)["hidden_states"]
+        clip = np.concatenate([first["hidden_states"], second["hidden_states"]], axis=-1)
+        clip = np.pad(clip, ((0, 0), (0, 0), (0, t5.shape[-1] - clip.shape[-1])))
+        pooled = np.concatenate([first["pooled"], second["pooled"]], axis=-1)
+        return Condition(np.concatenate([clip, t5], axis=1), pooled)
+
+    def _flux(self, prompts: Sequence[str], length: int) -> Condition:
+        """T5's tokens; pooled is CLIP-L's."""
+        t5 = self._encode("_2", prompts, length)["hidden_states"]
+        return Condition(t5, self._encode("", prompts)["pooled"])
+
+
+def sdxl_inputs(condition: Condition, height: int, width: int) -> dict[str, Array]:
+    """Micro-conditioning (Podell et al. 2023, arXiv 2307.01952): original, crop, target size."""
+    time_ids = np.array([height, width, 0, 0, height, width], dtype=np.float32)
+    return {
+        "encoder_hidden_states": condition.embeds,
+        "text_embeds": condition.pooled,
+        "time_ids": np.tile(time_ids, (len(condition.pooled), 1)),
+    }
+
+
+def transformer_inputs(condition: Condition) -> dict[str, Array]:
+    """What MMDiT and Flux share."""
+    return {
+        "encoder_hidden_states": condition.embeds,
+        "pooled_projections": condition.pooled,
+    }
+
+
+def given_condition(name: str, embeds: NDArray | None, pooled: NDArray | None) -> Condition | None:
+    """Embeddings the caller brought, or None; both are needed, for the same number of prompts."""
+    if embeds is None and pooled is None:
+        return None
+    if embeds is None or pooled is None or len(embeds) != len(pooled):
+        got = " and ".join("none" if a is None else str(a.shape) for a in (embeds, pooled))
+        expected = "(B, T, D) and (B, P) together"
+        raise SizeError(f"{name}_embeds, pooled_{name}_embeds", got=got, expected=expected)
+    return Condition(np.asarray(embeds, np.float32), np.asarray(pooled, np.float32))

@@ -1,0 +1,95 @@
+"""Every error this project raises on purpose.
+
+EriError                     exit status 1 on the command line
+├── UsageError               the caller's argument; exit status 2; also a ValueError
+│   ├── SizeError            a height, width, batch or length outside what the bundle holds
+│   └── UnknownNameError     a sampler, family, backend or component that does not exist
+├── CheckpointError          what `eri export` was pointed at; also a ValueError
+│   ├── NotACheckpointError  a path that is missing, or a file or folder that is none
+│   ├── PickleError          a .ckpt, .pt or .bin: refused unread
+│   └── DamagedWeightsError  truncated, overlapping or non-finite weights
+├── ExportError              tracing, comparing or publishing went wrong
+│   └── ParityError          the exported graph does not agree with PyTorch
+├── BundleError              what `eri.load` was pointed at; also a ValueError
+│   ├── NotABundleError      no folder, or no manifest in it
+│   ├── ManifestError        a manifest that does not say what it must
+│   └── IntegrityError       a file whose size or sha256 is not the manifest's
+├── BackendError             an engine that is missing or cannot run this component
+└── NonFiniteError           NaN or Inf where numbers must be; never a black picture
+"""
+
+from __future__ import annotations
+
+
+class EriError(Exception):
+    """One sentence: the offender, what was found, what was expected, the way out."""
+
+    def __init__(
+        self, offender: object, *, got: object, expected: object, fix: str | None = None
+    ) -> None:
+        self.offender = str(offender)
+        self.got = str(got)
+        self.expected = str(expected)
+        self.fix = fix
+        sentence = f"{self.offender}: got {self.got}, expected {self.expected}"
+        super().__init__(f"{sentence}; {fix}" if fix else sentence)
+
+
+class UsageError(EriError, ValueError):
+    """A bad argument."""
+
+
+class SizeError(UsageError):
+    """A size the bundle does not hold."""
+
+
+class UnknownNameError(UsageError):
+    """A name that is none of the known ones."""
+
+
+class CheckpointError(EriError, ValueError):
+    """A checkpoint that cannot be exported."""
+
+
+class NotACheckpointError(CheckpointError):
+    """A path that holds no checkpoint."""
+
+
+class PickleError(CheckpointError):
+    """A pickle, which may run code when it is read."""
+
+
+class DamagedWeightsError(CheckpointError):
+    """A weights file that is truncated, inconsistent or not finite."""
+
+
+class ExportError(EriError):
+    """An export that did not finish."""
+
+
+class ParityError(ExportError):
+    """A graph whose outputs are not PyTorch's."""
+
+
+class BundleError(EriError, ValueError):
+    """A bundle that cannot be used."""
+
+
+class NotABundleError(BundleError):
+    """A path that holds no bundle."""
+
+
+class ManifestError(BundleError):
+    """A manifest with a missing, unknown or contradictory entry."""
+
+
+class IntegrityError(BundleError):
+    """A bundle file that is not the one that was published."""
+
+
+class BackendError(EriError):
+    """An engine that is not installed, or cannot run what it was given."""
+
+
+class NonFiniteError(EriError):
+    """NaN or Inf in latents or in an image."""

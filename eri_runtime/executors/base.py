@@ -1,0 +1,80 @@
+"""What every engine offers: one open component, run on NumPy arrays, closed at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol, Self
+
+from numpy.typing import NDArray
+
+from eri_runtime.errors import NonFiniteError, SizeError
+from eri_runtime.spec import ComponentSpec
+
+Arrays = Mapping[str, NDArray]
+
+
+class Executor(Protocol):
+    """An open component; a context manager that owns the engine's resources."""
+
+    spec: ComponentSpec
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray]:
+        """Outputs by name for inputs by name, in the shapes and dtypes of `spec`."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine's resources; a second call does nothing."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def check_inputs(name: str, spec: ComponentSpec, inputs: Arrays) -> None:
+    """Raise `SizeError` for a missing, unknown, mistyped or misshapen input of component `name`."""
+    expected = {tensor.name: tensor for tensor in spec.inputs}
+    if inputs.keys() != expected.keys():
+        raise SizeError(f"{name}: inputs", got=sorted(inputs), expected=sorted(expected))
+    sizes: dict[str, int] = {}
+    for key, tensor in expected.items():
+        array, where = inputs[key], f"{name}: {key}"
+        if array.dtype != tensor.dtype:
+            raise SizeError(where, got=array.dtype, expected=tensor.dtype)
+        if array.ndim != len(tensor.shape):
+            raise SizeError(where, got=array.shape, expected=tensor.shape)
+        for size, dimension in zip(array.shape, tensor.shape, strict=True):
+            _check_dimension(where, spec, dimension, size, sizes)
+
+
+def _check_dimension(
+    where: str, spec: ComponentSpec, dimension: int | str, size: int, sizes: dict[str, int]
+) -> None:
+    if isinstance(dimension, int):
+        if size != dimension:
+            raise SizeError(where, got=size, expected=dimension)
+        return
+    if sizes.setdefault(dimension, size) != size:
+        raise SizeError(f"{where}: {dimension}", got=size, expected=sizes[dimension])
+    allowed = spec.ranges[dimension]
+    if size not in allowed:
+        expected = f"{allowed.min} to {allowed.max}"
+        raise SizeError(f"{where}: {dimension}", got=size, expected=expected)
+
+
+def check_finite(where: str, array: NDArray) -> NDArray:
+    """`array`, or `NonFiniteError` where it holds NaN or Inf."""
+    import numpy as np
+
+    if not np.isfinite(array).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        fix = "export with --precision fp32, or lower the guidance"
+        got = f"NaN or Inf in {bad} of {array.size} values"
+        raise NonFiniteError(where, got=got, expected="finite numbers", fix=fix)
+    return array

@@ -1,0 +1,78 @@
+"""A bundle in words, for `eri inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from eri_runtime import executors
+from eri_runtime.spec import Bundle, ComponentSpec, TensorSpec
+
+
+def describe_bundle(bundle: Bundle) -> Iterator[str]:
+    """Lines: the whole, each component with its shapes, the files, what can run it here."""
+    yield f"{bundle.root.resolve().name}: {bundle.family}, {_size(bundle)} in {_files(bundle)}"
+    yield _schedule(bundle)
+    yield _defaults(bundle)
+    for name, component in bundle.components.items():
+        yield ""
+        yield from _component(bundle, name, component)
+    yield ""
+    for name, tokenizer in bundle.tokenizers.items():
+        yield f"{name}: up to {tokenizer.max_length} tokens, filled with {tokenizer.pad_id}"
+    yield ""
+    yield "built with " + ", ".join(f"{name} {v}" for name, v in bundle.built_with.items())
+    yield from _backends(bundle)
+
+
+def megabytes(size: int) -> str:
+    """1 MB is 10⁶ bytes; small files in kB."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
+
+
+def _size(bundle: Bundle) -> str:
+    return megabytes(sum(record.size for record in bundle.files.values()))
+
+
+def _files(bundle: Bundle) -> str:
+    return f"{len(bundle.files)} files, all verified"
+
+
+def _schedule(bundle: Bundle) -> str:
+    schedule, latents = bundle.schedule, bundle.latents
+    step = latents.factor * latents.patch
+    return (
+        f"{schedule.kind} schedule predicting {schedule.prediction}; latents of "
+        f"{latents.channels} channels at 1/{latents.factor}; sizes are multiples of {step}"
+    )
+
+
+def _defaults(bundle: Bundle) -> str:
+    d = bundle.defaults
+    return (
+        f"defaults: {d.width}x{d.height}, {d.num_inference_steps} steps of {d.sampler}, "
+        f"guidance {d.guidance_scale:g}"
+    )
+
+
+def _component(bundle: Bundle, name: str, component: ComponentSpec) -> Iterator[str]:
+    weights, graph = bundle.files[component.weights], bundle.files[component.graph]
+    yield (
+        f"{name}: {component.precision}, {component.parameters:,} parameters, weights "
+        f"{megabytes(weights.size)}, graph {megabytes(graph.size)}, "
+        f"error against PyTorch {component.parity:.1e}"
+    )
+    for arrow, tensors in (("<-", component.inputs), ("->", component.outputs)):
+        for tensor in tensors:
+            yield f"  {arrow} {tensor.name} {tensor.dtype} {_shape(tensor)}"
+    for dimension, sizes in component.ranges.items():
+        yield f"     {dimension}: {sizes.min} to {sizes.max}, tuned for {sizes.opt}"
+
+
+def _shape(tensor: TensorSpec) -> str:
+    return "(" + ", ".join(map(str, tensor.shape)) + ")"
+
+
+def _backends(bundle: Bundle) -> Iterator[str]:
+    for backend in executors.BACKENDS:
+        reasons = executors.refusals(bundle, backend)
+        yield f"backend {backend}: " + (f"no; {reasons[0]}" if reasons else "can run it here")

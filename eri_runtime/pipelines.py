@@ -1,0 +1,233 @@
+"""Prompt to image: text encoders, denoising loop, VAE decoder. Composition only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eri_runtime import executors, manifest
+from eri_runtime.conditioning import Condition, TextEncoders, sdxl_inputs, transformer_inputs
+from eri_runtime.denoise import Array, Network, Step, denoise
+from eri_runtime.errors import UsageError
+from eri_runtime.executors.base import Executor, check_finite
+from eri_runtime.guidance import cfg_mix, mix_predictions, no_mix
+from eri_runtime.images import to_pil, to_unit
+from eri_runtime.integrity import verify_on_load
+from eri_runtime.latents import (
+    image_ids,
+    latent_shape,
+    patchify,
+    to_vae,
+    token_count,
+    unpatchify,
+)
+from eri_runtime.noise import SeededNoise
+from eri_runtime.request import Request, make_request
+from eri_runtime.result import Result, describe
+from eri_runtime.schedule import make_schedule
+from eri_runtime.spec import Bundle
+from eri_runtime.table import SamplerTable, make_table
+
+
+def load(bundle: str | Path, backend: str = "auto", *, threads: int | None = None) -> Pipeline:
+    """Open a bundle for generating images; use it as a context manager, or call `close`.
+
+    `backend` is `auto` or `cpu`; `threads` is the engine's number of threads. Sizes of all files
+    and hashes of all but the weights are checked. Raises `BundleError` or `BackendError`.
+    """
+    contents = manifest.read(bundle)
+    verify_on_load(contents)
+    return Pipeline(contents, executors.choose(contents, backend, threads=threads))
+
+
+class Pipeline:
+    """A bundle and its open components; each is opened when first needed and kept."""
+
+    def __init__(self, bundle: Bundle, open_component: executors.OpenComponent) -> None:
+        self.bundle = bundle
+        self._open = open_component
+        self._components: dict[str, Executor] = {}
+        self._resources = ExitStack()
+        self._encode = TextEncoders(bundle, self.run)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        true_cfg_scale: float = 1.0,
+        num_images_per_prompt: int = 1,
+        seed: int | Sequence[int] | None = None,
+        sampler: str | None = None,
+        eta: float = 0.0,
+        max_sequence_length: int | None = None,
+        latents: NDArray | None = None,
+        prompt_embeds: NDArray | None = None,
+        pooled_prompt_embeds: NDArray | None = None,
+        negative_prompt_embeds: NDArray | None = None,
+        negative_pooled_prompt_embeds: NDArray | None = None,
+        output_type: str = "pil",
+        on_step: Callable[[Step], object] | None = None,
+    ) -> Result:
+        """Generate images; the words are diffusers', and what is left out is the bundle's default.
+
+        Image i of the call has seed `seed + i`, or `seed[i]`. `guidance_scale` is CFG for SDXL and
+        SD3.5 (off at 1 or less) and the embedded guidance for Flux, whose real CFG is
+        `true_cfg_scale` with a negative prompt. `latents` is unit noise, (B, C, h, w), or packed
+        for Flux. `output_type` is `pil`, `np` ((B, H, W, 3) in [0, 1]) or `latent`, as the
+        denoiser left it. `on_step` hears of every `Step`. Raises `UsageError` for a bad argument,
+        `NonFiniteError` for NaN or Inf.
+        """
+        request = make_request(
+            self.bundle,
+            prompt,
+            negative_prompt,
+            embeds={
+                "prompt": prompt_embeds,
+                "pooled_prompt": pooled_prompt_embeds,
+                "negative_prompt": negative_prompt_embeds,
+                "negative_pooled_prompt": negative_pooled_prompt_embeds,
+            },
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            true_cfg_scale=true_cfg_scale,
+            num_images_per_prompt=num_images_per_prompt,
+            seed=seed,
+            sampler=sampler,
+            eta=eta,
+            max_sequence_length=max_sequence_length,
+            latents=latents,
+            output_type=output_type,
+        )
+        for step in self.denoise(request):
+            if on_step is not None:
+                on_step(step)
+        return self._finish(request, step.x)
+
+    def denoise(self, request: Request) -> Iterator[Step]:
+        """The steps of a request, one at a time; stop asking and it stops."""
+        table = self.table(request)
+        noise = SeededNoise(request.seeds)
+        network = self._network(request)
+        x = request.latents
+        if x is None:
+            x = noise(0, latent_shape(self.bundle.latents, request.height, request.width))
+            if self.bundle.family == "flux":
+                x = patchify(x, self.bundle.latents.patch)
+        return denoise(network, table, table.scale * x, noise)
+
+    def table(self, request: Request) -> SamplerTable:
+        """The sampler's coefficients for a request."""
+        tokens = token_count(self.bundle.latents, request.height, request.width)
+        spec, sampler = self.bundle.schedule, request.sampler
+        schedule = make_schedule(spec, request.steps, tokens, whole_t=sampler.whole_t)
+        return make_table(sampler, schedule, spec, eta=request.eta)
+
+    def decode(self, latents: Array, height: int, width: int) -> Array:
+        """Denoiser latents to images (B, 3, height, width), about [−1, 1]."""
+        spec = self.bundle.latents
+        if self.bundle.family == "flux":
+            _, h, w = latent_shape(spec, height, width)
+            latents = unpatchify(latents, h, w, spec.patch)
+        image = self.run("vae_decoder", {"latents": to_vae(spec, latents)})["image"]
+        return check_finite("decoded image", image)
+
+    def run(self, name: str, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """Run one component on NumPy arrays, opening it if this is its first use."""
+        if name not in self._components:
+            executor = self._resources.enter_context(self._open(name))
+            self._components[name] = executor
+        return self._components[name].run(inputs)
+
+    def close(self) -> None:
+        """Close every open component."""
+        self._components.clear()
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _network(self, request: Request) -> Network:
+        """The guided denoiser x, t -> F of a request, conditions bound."""
+        conditions, mix = self._conditions(request)
+        inputs = self._denoiser_inputs(request, conditions)
+        count = len(mix)
+
+        def network(x: Array, t: float) -> Array:
+            sample = np.concatenate([x] * count)
+            timestep = np.full(len(sample), t, dtype=np.float32)
+            inputs_now = {"sample": sample, "timestep": timestep, **inputs}
+            return mix_predictions(mix, self.run("denoiser", inputs_now)["output"])
+
+        return network
+
+    def _conditions(self, request: Request) -> tuple[Condition, Array]:
+        """The stacked conditions, negative first, and the matrix that mixes their predictions."""
+        positive = request.positive or self._encode(request.prompts, request.max_sequence_length)
+        positive = positive.repeat(request.images_per_prompt)
+        scale = self._cfg_scale(request)
+        if scale <= 1:
+            return positive, no_mix(request.batch)
+        negative = self._negative(request, positive)
+        if negative.embeds.shape != positive.embeds.shape:
+            expected = f"{positive.embeds.shape}, the positive prompt's"
+            raise UsageError("negative_prompt_embeds", got=negative.embeds.shape, expected=expected)
+        return Condition.stack([negative, positive]), cfg_mix(scale, request.batch)
+
+    def _negative(self, request: Request, positive: Condition) -> Condition:
+        if request.negative is not None:
+            return request.negative.repeat(request.images_per_prompt)
+        if request.negative_prompts is None and self.bundle.zero_empty_negative:
+            return positive.zeros()
+        prompts = request.negative_prompts or ("",) * len(request.prompts)
+        encoded = self._encode(prompts, request.max_sequence_length)
+        return encoded.repeat(request.images_per_prompt)
+
+    def _cfg_scale(self, request: Request) -> float:
+        """The scale of classifier-free guidance, which Flux has only with a negative prompt."""
+        if self.bundle.family != "flux":
+            return request.guidance_scale
+        has_negative = request.negative_prompts is not None or request.negative is not None
+        return request.true_cfg_scale if has_negative else 1.0
+
+    def _denoiser_inputs(self, request: Request, condition: Condition) -> dict[str, Array]:
+        """Everything the denoiser takes beside the sample and the timestep."""
+        if self.bundle.family == "sdxl":
+            return sdxl_inputs(condition, request.height, request.width)
+        inputs = transformer_inputs(condition)
+        if self.bundle.family == "flux":
+            _, h, w = latent_shape(self.bundle.latents, request.height, request.width)
+            inputs["img_ids"] = image_ids(h, w, self.bundle.latents.patch)
+            inputs["txt_ids"] = np.zeros((condition.embeds.shape[1], 3), dtype=np.float32)
+        if self.bundle.guidance_embedding:
+            scale = np.float32(request.guidance_scale)
+            inputs["guidance"] = np.full(len(condition.embeds), scale, dtype=np.float32)
+        return inputs
+
+    def _finish(self, request: Request, x: Array) -> Result:
+        parameters = describe(self.bundle, request)
+        if request.output_type == "latent":
+            return Result(images=x, latents=x, seeds=request.seeds, parameters=parameters)
+        unit = to_unit(self.decode(x, request.height, request.width))
+        images = to_pil(unit) if request.output_type == "pil" else unit
+        return Result(images=images, latents=x, seeds=request.seeds, parameters=parameters)

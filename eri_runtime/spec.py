@@ -1,0 +1,181 @@
+"""The bundle contract: what `eri_export` writes and `eri_runtime` reads, and nothing else.
+
+Every graph takes and gives float32 (or int64 token ids): a 16-bit component casts inside the
+graph, so NumPy never meets bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+Family = Literal["sdxl", "sd35", "flux"]
+Precision = Literal["fp32", "fp16", "bf16"]
+Prediction = Literal["eps", "v", "x0", "flow"]
+ScheduleKind = Literal["vp", "flow"]
+BetaCurve = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+Spacing = Literal["leading", "trailing", "linspace"]
+FinalSigma = Literal["zero", "sigma_min"]
+
+FAMILIES: tuple[Family, ...] = ("sdxl", "sd35", "flux")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """A graph input or output: `shape` mixes fixed sizes and the names of dynamic dimensions."""
+
+    name: str
+    dtype: Literal["float32", "int64"]
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeRange:
+    """The sizes a dynamic dimension may take; `opt` is the one to tune an engine for."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __contains__(self, size: int) -> bool:
+        return self.min <= size <= self.max
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentSpec:
+    """One graph, the safetensors file its initialisers point into, and the shapes it serves.
+
+    `graph` and `weights` are POSIX paths relative to the bundle; `ranges` has one entry for each
+    dynamic dimension named in `inputs`. `parity` is the worst error against PyTorch over all
+    outputs and shapes, relative to the largest reference value.
+    """
+
+    graph: str
+    weights: str
+    precision: Precision
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ranges: Mapping[str, ShapeRange]
+    parameters: int
+    parity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSpec:
+    """A `tokenizer.json`, the length its encoder takes, and the id that fills the rest."""
+
+    file: str
+    max_length: int
+    pad_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSpec:
+    """The noise schedule the network was trained with, in the checkpoint's own numbers.
+
+    `vp` uses the beta fields, `flow` the shift fields; the others are left at their defaults.
+    `spacing` picks N of the training clock's points: for `vp` as in Lin et al. 2023, table 2
+    (arXiv 2305.08891); for `flow`, `linspace` ends at the shifted 1/num_train_timesteps (SD3) and
+    `trailing` at 1/N (Flux). `final` is what follows the last point: sigma 0, or the training
+    schedule's smallest.
+    """
+
+    kind: ScheduleKind
+    prediction: Prediction
+    num_train_timesteps: int = 1000
+    spacing: Spacing = "leading"
+    final: FinalSigma = "zero"
+    # vp: DDPM betas
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_curve: BetaCurve = "scaled_linear"
+    steps_offset: int = 1
+    zero_terminal_snr: bool = False
+    # flow: sigma' = s·sigma / (1 + (s − 1)·sigma), s = shift, or exp(mu) with mu linear in tokens
+    shift: float = 1.0
+    dynamic_shift: bool = False
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_tokens: int = 256
+    max_tokens: int = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpec:
+    """Latents `(batch, channels, height/factor, width/factor)`; stored = (z − shift)·scale.
+
+    `patch` is the square of latents one denoiser token covers: sizes are multiples of
+    `factor·patch`. Flux's denoiser reads its patches packed, as `(batch, tokens, channels·patch²)`.
+    """
+
+    channels: int
+    factor: int
+    scale: float
+    shift: float
+    patch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What a call uses when the caller says nothing."""
+
+    sampler: str
+    num_inference_steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    max_sequence_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """Size in bytes and sha256 (hex) of a published file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A published bundle, read from `manifest.json`.
+
+    Components by family (graph inputs -> outputs, B batch, h·w latents, T text tokens):
+
+    - all: `vae_decoder` (latents (B,C,h,w) -> image (B,3,fh,fw)),
+      `vae_encoder` (image -> mean, logvar (B,C,h,w))
+    - sdxl: `denoiser` (sample (B,4,h,w), timestep (B,), encoder_hidden_states (B,T,2048),
+      text_embeds (B,1280), time_ids (B,6) -> output), `text_encoder` (input_ids (B,77) ->
+      hidden_states), `text_encoder_2` (-> hidden_states, pooled)
+    - sd35: `denoiser` (sample (B,16,h,w), timestep, encoder_hidden_states (B,T,4096),
+      pooled_projections (B,2048) -> output), `text_encoder`, `text_encoder_2`
+      (-> hidden_states, pooled), `text_encoder_3` (-> hidden_states)
+    - flux: `denoiser` (sample (B,S,64), timestep, encoder_hidden_states, pooled_projections,
+      img_ids (S,3), txt_ids (T,3), and guidance (B,) if distilled -> output), `text_encoder`
+      (-> pooled), `text_encoder_2` (-> hidden_states)
+
+    `timestep` is the training clock in [0, num_train_timesteps) for every family. Tokenizers are
+    named as in a diffusers folder: `tokenizer`, `tokenizer_2`, `tokenizer_3`.
+    `zero_empty_negative` is SDXL's rule that a missing negative prompt is all zeros.
+    """
+
+    root: Path
+    family: Family
+    components: Mapping[str, ComponentSpec]
+    tokenizers: Mapping[str, TokenizerSpec]
+    schedule: ScheduleSpec
+    latents: LatentSpec
+    defaults: Defaults
+    files: Mapping[str, FileRecord]
+    guidance_embedding: bool = False
+    zero_empty_negative: bool = False
+    source_digest: str = ""
+    built_with: Mapping[str, str] = field(default_factory=dict)
+
+    def path(self, relative: str) -> Path:
+        """The absolute path of a file the manifest names."""
+        return self.root / relative

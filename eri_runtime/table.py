@@ -1,0 +1,184 @@
+"""A sampler as a table: one row for each network evaluation.
+
+    F   = mix · net(c_in·x, t, cond)                          guidance
+    D   = hook(c_skip·x + c_out·F)                            x_0, clipped or thresholded
+    m_k = p·x + q·D                                           remembered
+    x'  = A·x + Σ_{j<W} B_j·m_{k−j} + Σ_{j<V} C_j·n_{k−j}
+
+`D` and not the raw output is what the row is linear in, so a non-linear hook stays exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from eri_runtime.errors import UsageError
+from eri_runtime.linear import Linear
+from eri_runtime.prediction import precondition
+from eri_runtime.samplers import Sampler
+from eri_runtime.schedule import Float64, Point, Schedule
+from eri_runtime.spec import Prediction, ScheduleSpec
+
+MAX_W, MAX_V = 4, 2
+START = "x"
+
+
+@dataclass(frozen=True)
+class SamplerTable:
+    """K rows, float64: `B` is (K, W), `C` is (K, V), everything else (K,).
+
+    x starts at `scale`·noise. `sigma` is for the reader of a `Step`; the loop does not use it.
+    """
+
+    scale: float
+    t: Float64
+    sigma: Float64
+    c_in: Float64
+    c_skip: Float64
+    c_out: Float64
+    p: Float64
+    q: Float64
+    A: Float64
+    B: Float64
+    C: Float64
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def draws_noise(self, k: int) -> bool:
+        """Whether n_k is used, in row k or later."""
+        return any(self.C[k + j, j] != 0 for j in range(self.C.shape[1]) if k + j < len(self))
+
+
+class _Recorder:
+    """Stands in for the network and the noise, and writes down what the algorithm asks of them."""
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+        self.states: list[Linear] = []  # x at each evaluation
+        self.drawn: set[int] = set()  # the rows that draw noise
+
+    def denoise(self, x: Linear, point: Point) -> Linear:
+        """Begin row k: its x is known, its x_0 is the new symbol m_k."""
+        self.states.append(x)
+        self.points.append(point)
+        return Linear.symbol(f"m{len(self.points) - 1}")
+
+    def noise(self) -> Linear:
+        """The draw that belongs to the row begun last; each row has at most one."""
+        row = len(self.points) - 1
+        if row < 0 or row in self.drawn:
+            got = "none begun" if row < 0 else f"a second draw in row {row}"
+            raise UsageError("a sampler's noise", got=got, expected="one draw for each evaluation")
+        self.drawn.add(row)
+        return Linear.symbol(f"n{row}")
+
+
+def make_table(
+    sampler: Sampler, schedule: Schedule, spec: ScheduleSpec, *, eta: float = 0.0
+) -> SamplerTable:
+    """Tabulate a named sampler with its own conventions; `eta` is for those that take it."""
+    options: dict[str, Any] = {"eta": eta} if sampler.takes_eta else {}
+    if eta and not sampler.takes_eta:
+        takers = "sampler ddim" if "vp" in sampler.kinds else "0"
+        raise UsageError("eta", got=f"{eta} with {sampler.name}", expected=takers)
+    algorithm = partial(sampler.algorithm, **options)
+    at_sigma = sampler.starts_at_sigma and spec.spacing != "leading"
+    scale = schedule[0].sigma if at_sigma else 1.0
+    return tabulate(algorithm, schedule, spec.prediction, scale=scale)
+
+
+def tabulate(
+    algorithm: Any, schedule: Schedule, prediction: Prediction, *, scale: float = 1.0
+) -> SamplerTable:
+    """Run `algorithm` once on symbols and read each row off what it did.
+
+    x_0 estimates are what is remembered (p = 0, q = 1). Raises `UsageError` for an algorithm that
+    is not linear in them, or reaches further back than the table is wide.
+    """
+    recorder = _Recorder()
+    result = algorithm(recorder.denoise, recorder.noise, Linear.symbol(START), schedule)
+    states = [*recorder.states, result]
+    rows = [_row(k, here, there) for k, (here, there) in enumerate(pairwise(states))]
+    conditioning = np.array([precondition(prediction, point) for point in recorder.points])
+    ones = np.ones(len(rows))
+    return SamplerTable(
+        scale=scale,
+        t=np.array([point.t for point in recorder.points]),
+        sigma=np.array([point.sigma for point in recorder.points]),
+        c_in=conditioning[:, 0],
+        c_skip=conditioning[:, 1],
+        c_out=conditioning[:, 2],
+        p=0 * ones,
+        q=ones,
+        A=np.array([row.A for row in rows]),
+        B=_columns([row.B for row in rows], MAX_W, "history of x_0"),
+        C=_columns([row.C for row in rows], MAX_V, "history of noise"),
+    )
+
+
+class _Row(NamedTuple):
+    """x' = A·x + Σ B_j·m_{k−j} + Σ C_j·n_{k−j}, with B and C by j."""
+
+    A: float
+    B: dict[int, float]
+    C: dict[int, float]
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """The oldest x_0 and the oldest noise, in evaluations ago."""
+        return max(self.B, default=-1), max(self.C, default=-1)
+
+
+def _row(k: int, here: Linear, there: Linear) -> _Row:
+    """What leads from x at evaluation k to x at the next: the row with the shortest reach."""
+    rows = []
+    for symbol in _oldest(here):
+        A = there[symbol] / here[symbol]
+        rest = there - A * here
+        negligible = 1e-14 * max(map(abs, there.terms.values()), default=1.0)
+        B, C = (_by_age(rest, letter, k, negligible) for letter in "mn")
+        rows.append(_Row(A, B, C))
+    return min(rows, key=lambda row: row.reach)
+
+
+def _oldest(x: Linear) -> Iterator[str]:
+    """What can have reached the next state only through `x`, and so fixes A.
+
+    The initial noise, while any is left in x; else the oldest noise or the oldest x_0 in it.
+    """
+    names = [name for name, value in x.terms.items() if value != 0]
+    if START in names:
+        names = [START]
+    seen = set()
+    for name in sorted(names, key=lambda name: int(name[1:] or -1)):
+        if name[0] not in seen:
+            seen.add(name[0])
+            yield name
+
+
+def _by_age(rest: Linear, letter: str, k: int, negligible: float) -> dict[int, float]:
+    """The coefficients of m_{k−j} or n_{k−j} by j."""
+    return {
+        k - int(name[1:]): value
+        for name, value in rest.terms.items()
+        if name[0] == letter and abs(value) > negligible
+    }
+
+
+def _columns(rows: list[dict[int, float]], widest: int, what: str) -> Float64:
+    """Sparse rows as a (K, width) array."""
+    width = max((j + 1 for row in rows for j in row), default=0)
+    if width > widest:
+        raise UsageError(f"a sampler's {what}", got=width, expected=f"at most {widest}")
+    columns = np.zeros((len(rows), width))
+    for k, row in enumerate(rows):
+        for j, value in row.items():
+            columns[k, j] = value
+    return columns
