@@ -110,5 +110,5 @@ def given_condition(name: str, embeds: NDArray | None, pooled: NDArray | None) -
     if embeds is None or pooled is None or len(embeds) != len(pooled):
         got = " and ".join("none" if a is None else str(a.shape) for a in (embeds, pooled))
         expected = "(B, T, D) and (B, P) together"
-        raise SizeError(f"{name}_embeds, pooled_{name}_embeds", got=got, expected=expected)
+        raise SizeError(f"{name} and its pooled twin", got=got, expected=expected)
     return Condition(np.asarray(embeds, np.float32), np.asarray(pooled, np.float32))

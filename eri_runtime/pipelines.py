@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from eri_runtime.latents import (
     unpatchify,
 )
 from eri_runtime.noise import SeededNoise
-from eri_runtime.request import Request, make_request
+from eri_runtime.request import Request, Words, make_request
 from eri_runtime.result import Result, describe
 from eri_runtime.schedule import make_schedule
 from eri_runtime.spec import Bundle
@@ -61,60 +61,28 @@ class Pipeline:
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         *,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        true_cfg_scale: float = 1.0,
-        num_images_per_prompt: int = 1,
-        seed: int | Sequence[int] | None = None,
-        sampler: str | None = None,
-        eta: float = 0.0,
-        max_sequence_length: int | None = None,
-        latents: NDArray | None = None,
-        prompt_embeds: NDArray | None = None,
-        pooled_prompt_embeds: NDArray | None = None,
-        negative_prompt_embeds: NDArray | None = None,
-        negative_pooled_prompt_embeds: NDArray | None = None,
-        output_type: str = "pil",
         on_step: Callable[[Step], object] | None = None,
+        **words: Unpack[Words],
     ) -> Result:
-        """Generate images; the words are diffusers', and what is left out is the bundle's default.
+        """Generate images; `words` are diffusers' keywords, explained at `Words`.
 
-        Image i of the call has seed `seed + i`, or `seed[i]`. `guidance_scale` is CFG for SDXL and
-        SD3.5 (off at 1 or less) and the embedded guidance for Flux, whose real CFG is
-        `true_cfg_scale` with a negative prompt. `latents` is unit noise, (B, C, h, w), or packed
-        for Flux. `output_type` is `pil`, `np` ((B, H, W, 3) in [0, 1]) or `latent`, as the
-        denoiser left it. `on_step` hears of every `Step`. Raises `UsageError` for a bad argument,
-        `NonFiniteError` for NaN or Inf.
+        `on_step` hears of every `Step`. Raises `UsageError` for a bad argument, `NonFiniteError`
+        for NaN or Inf in latents or image.
         """
-        request = make_request(
-            self.bundle,
-            prompt,
-            negative_prompt,
-            embeds={
-                "prompt": prompt_embeds,
-                "pooled_prompt": pooled_prompt_embeds,
-                "negative_prompt": negative_prompt_embeds,
-                "negative_pooled_prompt": negative_pooled_prompt_embeds,
-            },
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            true_cfg_scale=true_cfg_scale,
-            num_images_per_prompt=num_images_per_prompt,
-            seed=seed,
-            sampler=sampler,
-            eta=eta,
-            max_sequence_length=max_sequence_length,
-            latents=latents,
-            output_type=output_type,
-        )
+        request = make_request(self.bundle, prompt, negative_prompt, words)
         for step in self.denoise(request):
             if on_step is not None:
                 on_step(step)
-        return self._finish(request, step.x)
+        return self.finish(request, step.x)
+
+    def request(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        **words: Unpack[Words],
+    ) -> Request:
+        """A checked call, for `denoise` and `finish`: a loop of your own."""
+        return make_request(self.bundle, prompt, negative_prompt, words)
 
     def denoise(self, request: Request) -> Iterator[Step]:
         """The steps of a request, one at a time; stop asking and it stops."""
@@ -128,12 +96,29 @@ class Pipeline:
                 x = patchify(x, self.bundle.latents.patch)
         return denoise(network, table, table.scale * x, noise)
 
+    def encode_prompt(
+        self, prompt: str | Sequence[str], max_sequence_length: int | None = None
+    ) -> Condition:
+        """`embeds` (B, T, D) and `pooled` (B, P), to pass as `prompt_embeds` and so on."""
+        prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+        length = self.bundle.defaults.max_sequence_length
+        return self._encode(prompts, length if max_sequence_length is None else max_sequence_length)
+
     def table(self, request: Request) -> SamplerTable:
         """The sampler's coefficients for a request."""
         tokens = token_count(self.bundle.latents, request.height, request.width)
         spec, sampler = self.bundle.schedule, request.sampler
         schedule = make_schedule(spec, request.steps, tokens, whole_t=sampler.whole_t)
         return make_table(sampler, schedule, spec, eta=request.eta)
+
+    def finish(self, request: Request, x: Array) -> Result:
+        """Decode the last `Step.x` of a request."""
+        parameters = describe(self.bundle, request)
+        if request.output_type == "latent":
+            return Result(images=x, latents=x, seeds=request.seeds, parameters=parameters)
+        unit = to_unit(self.decode(x, request.height, request.width))
+        images = to_pil(unit) if request.output_type == "pil" else unit
+        return Result(images=images, latents=x, seeds=request.seeds, parameters=parameters)
 
     def decode(self, latents: Array, height: int, width: int) -> Array:
         """Denoiser latents to images (B, 3, height, width), about [−1, 1]."""
@@ -223,11 +208,3 @@ class Pipeline:
             scale = np.float32(request.guidance_scale)
             inputs["guidance"] = np.full(len(condition.embeds), scale, dtype=np.float32)
         return inputs
-
-    def _finish(self, request: Request, x: Array) -> Result:
-        parameters = describe(self.bundle, request)
-        if request.output_type == "latent":
-            return Result(images=x, latents=x, seeds=request.seeds, parameters=parameters)
-        unit = to_unit(self.decode(x, request.height, request.width))
-        images = to_pil(unit) if request.output_type == "pil" else unit
-        return Result(images=images, latents=x, seeds=request.seeds, parameters=parameters)

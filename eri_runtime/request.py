@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from eri_runtime.samplers import Sampler, find_sampler
 from eri_runtime.spec import Bundle
 
 OutputType = Literal["pil", "np", "latent"]
-OUTPUT_TYPES = ("pil", "np", "latent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,39 +47,53 @@ class Request:
         return len(self.seeds)
 
 
+class Words(TypedDict, total=False):
+    """The keywords of a call, named as in diffusers; one left out, or None, is the default.
+
+    `height`, `width`, `num_inference_steps`, `guidance_scale`, `sampler` and
+    `max_sequence_length` default to the bundle's. `guidance_scale` is CFG for SDXL and SD3.5, off
+    at 1 or less, and the embedded guidance for Flux, whose CFG is `true_cfg_scale` (1) with a
+    negative prompt. Image i has seed `seed + i`, or `seed[i]`; no seed draws one. `eta` (0) is
+    DDIM's noise. `latents` is unit noise (B, C, h, w), or packed for Flux. Embeddings are (B, T, D)
+    and pooled (B, P). `output_type` is `pil`, `np` ((B, H, W, 3) in [0, 1]) or `latent`.
+    """
+
+    height: int | None
+    width: int | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    true_cfg_scale: float | None
+    num_images_per_prompt: int | None
+    seed: int | Sequence[int] | None
+    sampler: str | None
+    eta: float | None
+    max_sequence_length: int | None
+    latents: NDArray | None
+    prompt_embeds: NDArray | None
+    pooled_prompt_embeds: NDArray | None
+    negative_prompt_embeds: NDArray | None
+    negative_pooled_prompt_embeds: NDArray | None
+    output_type: str | None
+
+
 def make_request(
     bundle: Bundle,
     prompt: str | Sequence[str] | None,
     negative_prompt: str | Sequence[str] | None,
-    *,
-    embeds: dict[str, NDArray | None],
-    height: int | None,
-    width: int | None,
-    num_inference_steps: int | None,
-    guidance_scale: float | None,
-    true_cfg_scale: float,
-    num_images_per_prompt: int,
-    seed: int | Sequence[int] | None,
-    sampler: str | None,
-    eta: float,
-    max_sequence_length: int | None,
-    latents: NDArray | None,
-    output_type: str,
+    words: Words,
 ) -> Request:
     """Check the arguments of a call; raises `UsageError` or one of its kinds for a bad one."""
+    _check_known(words)
     defaults = bundle.defaults
-    positive = given_condition("prompt", embeds["prompt"], embeds["pooled_prompt"])
-    negative = given_condition(
-        "negative_prompt", embeds["negative_prompt"], embeds["negative_pooled_prompt"]
-    )
+    positive = _embeds(words, "prompt_embeds", "pooled_prompt_embeds")
+    negative = _embeds(words, "negative_prompt_embeds", "negative_pooled_prompt_embeds")
     prompts = _prompts(prompt, positive)
-    if num_images_per_prompt < 1:
-        raise UsageError("num_images_per_prompt", got=num_images_per_prompt, expected="1 or more")
-    if output_type not in OUTPUT_TYPES:
-        expected = f"one of {', '.join(OUTPUT_TYPES)}"
-        raise UnknownNameError("output_type", got=repr(output_type), expected=expected)
-    count = len(prompts) * num_images_per_prompt
-    height, width = _or(height, defaults.height), _or(width, defaults.width)
+    per_prompt = _or(words.get("num_images_per_prompt"), 1)
+    count = _check_count(bundle, len(prompts), per_prompt)
+    height = _check_size(bundle, "height", _or(words.get("height"), defaults.height))
+    width = _check_size(bundle, "width", _or(words.get("width"), defaults.width))
+    sampler = _or(words.get("sampler"), defaults.sampler)
+    guidance = _or(words.get("guidance_scale"), defaults.guidance_scale)
     return Request(
         prompts=prompts,
         negative_prompts=_negative_prompts(negative_prompt, len(prompts)),
@@ -88,21 +101,62 @@ def make_request(
         negative=negative,
         height=height,
         width=width,
-        steps=_or(num_inference_steps, defaults.num_inference_steps),
-        guidance_scale=check_scale("guidance_scale", _or(guidance_scale, defaults.guidance_scale)),
-        true_cfg_scale=check_scale("true_cfg_scale", true_cfg_scale),
-        images_per_prompt=num_images_per_prompt,
-        seeds=image_seeds(seed, count),
-        sampler=find_sampler(_or(sampler, defaults.sampler), bundle.schedule.kind),
-        eta=check_scale("eta", eta),
-        max_sequence_length=_or(max_sequence_length, defaults.max_sequence_length),
-        latents=_latents(bundle, latents, count, height, width),
-        output_type=output_type,  # type: ignore[arg-type]
+        steps=_or(words.get("num_inference_steps"), defaults.num_inference_steps),
+        guidance_scale=check_scale("guidance_scale", guidance),
+        true_cfg_scale=check_scale("true_cfg_scale", _or(words.get("true_cfg_scale"), 1.0)),
+        images_per_prompt=per_prompt,
+        seeds=image_seeds(words.get("seed"), count),
+        sampler=find_sampler(sampler, bundle.schedule.kind),
+        eta=check_scale("eta", _or(words.get("eta"), 0.0)),
+        max_sequence_length=_or(words.get("max_sequence_length"), defaults.max_sequence_length),
+        latents=_latents(bundle, words.get("latents"), count, height, width),
+        output_type=_output_type(_or(words.get("output_type"), "pil")),
     )
+
+
+def _check_known(words: Words) -> None:
+    for word in words:
+        if word not in Words.__annotations__:
+            expected = f"one of {', '.join(Words.__annotations__)}"
+            raise UnknownNameError("keyword", got=repr(word), expected=expected)
+
+
+def _embeds(words: Words, embeds: str, pooled: str) -> Condition | None:
+    given: Any = words
+    return given_condition(embeds, given.get(embeds), given.get(pooled))
+
+
+def _check_count(bundle: Bundle, prompts: int, per_prompt: int) -> int:
+    """The number of images, if the VAE's decoder was exported for as many."""
+    if per_prompt < 1:
+        raise UsageError("num_images_per_prompt", got=per_prompt, expected="1 or more")
+    most = bundle.components["vae_decoder"].ranges["batch"].max
+    if prompts * per_prompt > most:
+        fix = "make them in several calls"
+        got = prompts * per_prompt
+        raise SizeError("images in one call", got=got, expected=f"at most {most}", fix=fix)
+    return prompts * per_prompt
+
+
+def _output_type(name: str) -> OutputType:
+    for known in get_args(OutputType):
+        if name == known:
+            return cast(OutputType, known)
+    expected = f"one of {', '.join(get_args(OutputType))}"
+    raise UnknownNameError("output_type", got=repr(name), expected=expected)
 
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+def _check_size(bundle: Bundle, name: str, pixels: int) -> int:
+    """A side of the image, if the VAE's decoder was exported for it."""
+    factor, latents = bundle.latents.factor, bundle.components["vae_decoder"].ranges[name]
+    if pixels > latents.max * factor:
+        expected = f"{latents.min * factor} to {latents.max * factor}"
+        raise SizeError(name, got=pixels, expected=f"{expected}, as the bundle was exported")
+    return pixels
 
 
 def _prompts(prompt: str | Sequence[str] | None, given: Condition | None) -> tuple[str, ...]:
@@ -130,9 +184,9 @@ def _latents(
     bundle: Bundle, latents: NDArray | None, count: int, height: int, width: int
 ) -> NDArray[np.float32] | None:
     """Initial unit noise in the layout the denoiser sees: packed for Flux, (B, C, h, w) else."""
-    shape = (count, *latent_shape(bundle.latents, height, width))
     if latents is None:
         return None
+    shape = (count, *latent_shape(bundle.latents, height, width))
     latents = np.asarray(latents, dtype=np.float32)
     if bundle.family == "flux":
         if latents.shape == shape:

@@ -1,0 +1,111 @@
+"""Does the embedded checkpoint draw what it is asked for?
+
+For captions drawn with a fixed seed, the image nearest to the generated one among all training
+images should be the caption's own. Needs the training images, which are not in the repository:
+
+    npm pack @lobehub/fluent-emoji-3d@1.1.0 unicode-emoji-json@0.9.0    and unpack both
+    python benchmarks/retrieval.py BUNDLE --emoji ASSETS --names data-by-emoji.json
+
+The result goes to benchmarks/results/retrieval.json, a sheet of all images beside it if asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import eri_runtime as eri
+from eri_export.embedded.data import find_samples, load_pixels
+from eri_export.embedded.retrieval import nearest_images, nearest_vectors
+from eri_runtime.images import contact_sheet
+from eri_runtime.result import eri_version
+
+RESULTS = Path(__file__).parent / "results"
+COUNT = 50
+
+
+def main() -> None:
+    """Generate, look up, record."""
+    options = parse()
+    samples = find_samples(options.emoji, options.names)
+    chosen = random.Random(0).sample(range(len(samples)), COUNT)  # noqa: S311 a fixed draw
+    with eri.load(options.bundle) as pipe:
+        height, width = pipe.bundle.defaults.height, pipe.bundle.defaults.width
+        images, latents = generate(pipe, [samples[i].caption for i in chosen], options)
+        training = np.stack([load_pixels(sample.path, height) for sample in samples])
+        encoded = encode(pipe, training)
+        table = pipe.bundle
+    pixel = nearest_images(np.stack([np.asarray(image) for image in images]), training)
+    latent = nearest_vectors(latents, encoded)
+    report = {
+        "captions": COUNT,
+        "training_images": len(samples),
+        "nearest_in_pixels": pixel.accuracy(chosen),
+        "nearest_in_latents": latent.accuracy(chosen),
+        "wrong_in_pixels": [
+            {"asked": samples[i].caption, "nearest": samples[int(j)].caption}
+            for i, j in zip(chosen, pixel.nearest, strict=True)
+            if i != j
+        ],
+        "settings": {
+            "steps": options.steps or table.defaults.num_inference_steps,
+            "guidance": options.guidance or table.defaults.guidance_scale,
+            "sampler": table.defaults.sampler,
+            "size": f"{width}x{height}",
+            "seeds": f"0 to {COUNT - 1}",
+        },
+        "source_digest": table.source_digest,
+        "precision": table.components["denoiser"].precision,
+        "machine": f"{platform.machine()}, ONNX Runtime CPU",
+        "eri": eri_version(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "retrieval.json").write_text(json.dumps(report, indent=2) + "\n")
+    sys.stdout.write(json.dumps(report, indent=2) + "\n")
+    if options.sheet:
+        contact_sheet(images, columns=10).save(options.sheet)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--emoji", type=Path, required=True)
+    parser.add_argument("--names", type=Path, required=True)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--sheet", type=Path, help="write all images as one picture")
+    return parser.parse_args()
+
+
+def generate(pipe: eri.Pipeline, captions: list[str], options: argparse.Namespace):
+    """One image a caption, seed i for caption i: PIL images and latents in the VAE's own scale."""
+    images, latents = [], []
+    for start in range(0, len(captions), 5):
+        result = pipe(
+            captions[start : start + 5],
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance,
+            seed=start,
+        )
+        images += result.images
+        latents.append(result.latents)
+    spec = pipe.bundle.latents
+    return images, np.concatenate(latents) / spec.scale + spec.shift
+
+
+def encode(pipe: eri.Pipeline, pixels: np.ndarray) -> np.ndarray:
+    """Posterior means of uint8 images (N, H, W, 3)."""
+    scaled = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+    batches = [scaled[i : i + 4] for i in range(0, len(scaled), 4)]
+    return np.concatenate([pipe.run("vae_encoder", {"image": batch})["mean"] for batch in batches])
+
+
+if __name__ == "__main__":
+    main()

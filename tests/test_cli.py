@@ -1,0 +1,147 @@
+"""The `eri` command: what it writes, what it says, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eri_runtime.cli import main
+
+FAST = ["--steps", "2", "--size", "48x32", "--seed", "0"]
+
+
+def failure(capsys, *arguments):
+    """The exit status and the one line that a failing command prints."""
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("eri: ")
+    assert captured.err.count("\n") == 1
+    return status, captured.err
+
+
+def test_generate_writes_pngs_that_say_how_they_were_made(sd35_bundle, tmp_path, capsys):
+    target = tmp_path / "new" / "heart.png"
+    words = ["generate", str(sd35_bundle), "a red heart", "--negative", "blurry", *FAST]
+    assert main([*words, "--batch", "2", "--guidance", "4", "-o", str(target)]) == 0
+    files = [target.with_stem(f"heart-{i}") for i in range(2)]
+    assert capsys.readouterr().out == "".join(f"{p}  seed {i}\n" for i, p in enumerate(files))
+    assert sorted(target.parent.iterdir()) == files
+    for seed, path in enumerate(files):
+        with Image.open(path) as image:
+            assert image.size == (48, 32)
+            prompt, negative, settings = image.text["parameters"].splitlines()
+        assert (prompt, negative) == ("a red heart", "Negative prompt: blurry")
+        start = f"Steps: 2, Sampler: Euler, CFG scale: 4, Seed: {seed}, Size: 48x32, Model hash: "
+        assert settings.startswith(start)
+
+
+def test_the_same_seed_gives_the_same_file(sd35_bundle, tmp_path):
+    pixels = []
+    for name in ("a.png", "b.png"):
+        words = ["generate", str(sd35_bundle), "a red heart", *FAST, "-o", str(tmp_path / name)]
+        assert main(words) == 0
+        pixels.append(np.asarray(Image.open(tmp_path / name)))
+    np.testing.assert_array_equal(*pixels)
+
+
+def test_inspect_says_what_is_there_and_what_can_run_it(sd35_bundle, capsys):
+    assert main(["inspect", str(sd35_bundle)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "sd35" in lines[0]
+    assert "all verified" in lines[0]
+    starts = [line.partition(":")[0] for line in lines]
+    for name in ("denoiser", "vae_decoder", "vae_encoder", "text_encoder_3", "tokenizer_3"):
+        assert name in starts
+    assert "backend cpu: can run it here" in lines
+
+
+@pytest.mark.parametrize("word", ["export", "generate", "inspect", "demo"])
+def test_every_command_has_help(word, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([word, "--help"])
+    assert stop.value.code == 0
+    assert f"eri {word}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["generate"], ["nonsense"], ["generate", "b", "p", "--size", "big"]],
+)
+def test_a_bad_command_line_is_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: eri" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--size", "50x32"], "width: got 50, expected a positive multiple of 16; 48 and 64"),
+        (["--sampler", "eulr"], "sampler: got 'eulr', expected one of flow_euler"),
+        (["--steps", "0"], "num_inference_steps: got 0, expected 1 to 1000"),
+        (["--guidance", "nan"], "guidance_scale: got nan"),
+        (["--seed", "-1"], "seed: got -1"),
+        (["--batch", "0"], "num_images_per_prompt: got 0"),
+        (["--backend", "cuba"], "backend: got 'cuba', expected auto or one of cpu"),
+        (["--eta", "0.5"], "eta: got 0.5 with flow_euler"),
+        (["-o", "heart.jpg"], "--output: got heart.jpg"),
+    ],
+)
+def test_a_bad_value_is_one_line_and_status_2(
+    words, expected, sd35_bundle, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    status, line = failure(capsys, "generate", sd35_bundle, "a red heart", *words)
+    assert status == 2
+    assert expected in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_beyond_the_bundles_range_is_refused(sd35_bundle, tmp_path, capsys):
+    out = tmp_path / "x.png"
+    status, line = failure(capsys, "generate", sd35_bundle, "x", "--size", "4096x32", "-o", out)
+    assert status == 2
+    assert "width: got 4096, expected 16 to" in line
+    assert not out.exists()
+
+
+def test_a_path_that_is_no_bundle_says_the_way_out(tmp_path, capsys):
+    for path in (tmp_path / "missing", tmp_path):
+        status, line = failure(capsys, "generate", path, "x")
+        assert status == 2
+        assert "eri export CHECKPOINT" in line
+
+
+def test_a_bundle_with_a_wrong_hash_is_refused(sd35_bundle, tmp_path, capsys):
+    copy = shutil.copytree(sd35_bundle, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"]["denoiser/model.onnx"]["sha256"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    for command in (["generate", copy, "x"], ["inspect", copy]):
+        status, line = failure(capsys, *command)
+        assert status == 2
+        assert "denoiser/model.onnx: got sha256" in line
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.bin"])
+def test_exporting_a_pickle_is_refused_unread(name, tmp_path, capsys):
+    source = tmp_path / name
+    source.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    status, line = failure(capsys, "export", source, "-o", tmp_path / "out")
+    assert status == 2
+    assert name in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_exporting_what_is_no_checkpoint_is_refused(tmp_path, capsys):
+    for source in (tmp_path / "missing", tmp_path):
+        status, line = failure(capsys, "export", source, "-o", tmp_path / "out")
+        assert status == 2
+        assert str(source) in line
+    assert list(tmp_path.iterdir()) == []
