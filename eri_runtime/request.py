@@ -90,8 +90,7 @@ def make_request(
     prompts = _prompts(prompt, positive)
     per_prompt = _or(words.get("num_images_per_prompt"), 1)
     count = _check_count(bundle, len(prompts), per_prompt)
-    height = _check_size(bundle, "height", _or(words.get("height"), defaults.height))
-    width = _check_size(bundle, "width", _or(words.get("width"), defaults.width))
+    height, width = _size(bundle, words)
     sampler = _or(words.get("sampler"), defaults.sampler)
     guidance = _or(words.get("guidance_scale"), defaults.guidance_scale)
     return Request(
@@ -150,13 +149,17 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _check_size(bundle: Bundle, name: str, pixels: int) -> int:
-    """A side of the image, if the VAE's decoder was exported for it."""
-    factor, latents = bundle.latents.factor, bundle.components["vae_decoder"].ranges[name]
-    if pixels > latents.max * factor:
-        expected = f"{latents.min * factor} to {latents.max * factor}"
-        raise SizeError(name, got=pixels, expected=f"{expected}, as the bundle was exported")
-    return pixels
+def _size(bundle: Bundle, words: Words) -> tuple[int, int]:
+    """Height and width, if latents can have that size and the bundle was exported for it."""
+    height = _or(words.get("height"), bundle.defaults.height)
+    width = _or(words.get("width"), bundle.defaults.width)
+    latent_shape(bundle.latents, height, width)
+    ranges, factor = bundle.components["vae_decoder"].ranges, bundle.latents.factor
+    for name, pixels in (("height", height), ("width", width)):
+        least, most = ranges[name].min * factor, ranges[name].max * factor
+        if not least <= pixels <= most:
+            raise SizeError(name, got=pixels, expected=f"{least} to {most}, as it was exported")
+    return height, width
 
 
 def _prompts(prompt: str | Sequence[str] | None, given: Condition | None) -> tuple[str, ...]:

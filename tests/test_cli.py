@@ -82,7 +82,7 @@ def test_a_bad_command_line_is_status_2(arguments, capsys):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--size", "50x32"], "width: got 50, expected a positive multiple of 16; 48 and 64"),
+        (["--size", "50x32"], "width: got 50, expected a positive multiple of 8; 48 and 56"),
         (["--sampler", "eulr"], "sampler: got 'eulr', expected one of flow_euler"),
         (["--steps", "0"], "num_inference_steps: got 0, expected 1 to 1000"),
         (["--guidance", "nan"], "guidance_scale: got nan"),
@@ -107,7 +107,7 @@ def test_a_size_beyond_the_bundles_range_is_refused(sd35_bundle, tmp_path, capsy
     out = tmp_path / "x.png"
     status, line = failure(capsys, "generate", sd35_bundle, "x", "--size", "4096x32", "-o", out)
     assert status == 2
-    assert "width: got 4096, expected 16 to" in line
+    assert "width: got 4096, expected 8 to 128, as it was exported" in line
     assert not out.exists()
 
 
