@@ -1,0 +1,90 @@
+"""Which tensor of the file each of a network's weights is: the file's name wins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from eri_export.checkpoint import CONFIG, Component
+from eri_export.recipes.base import Recipe
+from eri_export.stored import StoredTensor
+from eri_runtime.errors import DamagedWeightsError
+
+# What published files carry beside the weights of the network that reads them.
+IGNORED = re.compile(
+    r"(.*\.)?position_ids"  # once saved, now computed
+    r"|decoder\..*|lm_head\.weight"  # a whole T5 where its encoder is enough
+    r"|vision_model\..*|visual_projection\.weight|logit_scale"  # a whole CLIP
+    r"|(text_model\.)?text_projection\.weight"  # CLIP with a head, read without
+)
+IGNORED_IN = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"})
+
+# The VAE's attention before diffusers 0.18 -> since then.
+LEGACY_VAE = {
+    ".to_q.": ".query.",
+    ".to_k.": ".key.",
+    ".to_v.": ".value.",
+    ".to_out.0.": ".proj_attn.",
+}
+SHOWN = 5  # names listed in an error
+
+
+def check_names(recipe: Recipe) -> None:
+    """Raises `DamagedWeightsError` where a checkpoint does not hold the weights of its config."""
+    with torch.device("meta"):
+        file_names(recipe.build(), recipe.source)
+
+
+def file_names(network: nn.Module, source: Component) -> dict[str, str]:
+    """Every persistent tensor of `network` -> the name it has in `source`'s files.
+
+    Raises `DamagedWeightsError` where a name is missing or unknown or a shape differs.
+    """
+    stored, names, missing = source.tensors, {}, []
+    for name, value in network.state_dict().items():
+        found = next((each for each in _aliases(name, network) if each in stored), None)
+        if found is None:
+            missing.append(name)
+            continue
+        _check_shape(source, stored[found], tuple(value.shape))
+        names[name] = found
+    _check_complete(source, missing, set(stored) - set(names.values()))
+    return names
+
+
+def _aliases(name: str, network: nn.Module) -> Iterator[str]:
+    """The names a weight may have been saved under, the present one first."""
+    yield name
+    yield f"text_model.{name}"  # transformers 4 wrapped CLIP's text model once more
+    yield name.removeprefix("text_model.")
+    tied: Mapping[str, str] = getattr(network, "all_tied_weights_keys", None) or {}
+    for one, other in tied.items():
+        if name in (one, other):
+            yield other if name == one else one
+    for new, old in LEGACY_VAE.items():
+        if new in name:
+            yield name.replace(new, old)
+
+
+def _check_shape(source: Component, tensor: StoredTensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise DamagedWeightsError(
+            f"{tensor.file}: {tensor.name!r}",
+            got=f"shape {list(tensor.shape)}",
+            expected=f"{list(shape)}, by {source.folder / CONFIG}",
+        )
+
+
+def _check_complete(source: Component, missing: list[str], unread: set[str]) -> None:
+    if source.class_name in IGNORED_IN:
+        unread = {name for name in unread if not IGNORED.fullmatch(name)}
+    for what, names in (("no", missing), ("unknown", sorted(unread))):
+        if names:
+            raise DamagedWeightsError(
+                source.folder,
+                got=f"{what} {', '.join(names[:SHOWN])}" + (", ..." if names[SHOWN:] else ""),
+                expected=f"exactly the weights of a {source.class_name} with this {CONFIG}",
+            )

@@ -1,0 +1,42 @@
+"""Gives a graph the contract's names: its inputs, its outputs and their dynamic dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import onnx_ir as ir
+
+from eri_runtime.errors import ExportError
+from eri_runtime.spec import TensorSpec
+
+DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
+
+
+def name_interface(
+    model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> None:
+    """Renames in order; `ExportError` for a value that has not the specified type and rank."""
+    given = [*inputs, *outputs]
+    values = [*model.graph.inputs, *model.graph.outputs]
+    _free_names(model, values, {spec.name for spec in given})
+    for value, spec in zip(values, given, strict=True):
+        _check(value, spec)
+        value.name = spec.name
+        value.shape = ir.Shape(spec.shape)
+
+
+def _check(value: ir.Value, spec: TensorSpec) -> None:
+    rank = None if value.shape is None else len(value.shape)
+    if value.dtype != DTYPES[spec.dtype] or rank != len(spec.shape):
+        raise ExportError(
+            spec.name,
+            got=f"{value.dtype} of rank {rank}",
+            expected=f"{spec.dtype} of rank {len(spec.shape)}",
+        )
+
+
+def _free_names(model: ir.Model, interface: Iterable[ir.Value], taken: set[str]) -> None:
+    """Renames inner values that bear a name the interface is about to take."""
+    for value in (output for node in model.graph for output in node.outputs):
+        if value.name in taken and not any(value is each for each in interface):
+            value.name = f"{value.name}_inner"

@@ -1,0 +1,37 @@
+"""The float32 twin of a 16-bit graph: the same nodes in the same order, only wider.
+
+ONNX Runtime's CPU has no bfloat16 kernels, so a bfloat16 graph is compared through its twin. It
+shows that the graph is right; it does not show what 16-bit arithmetic costs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+NARROW = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+
+def widen(model: ir.Model) -> None:
+    """Turns every 16-bit type into float32, but for weights, which `weights.bind` must follow."""
+    for value in model.graph.initializers.values():
+        if value.dtype not in NARROW:
+            continue
+        value.dtype = ir.DataType.FLOAT
+        if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = _widened(value.const_value)
+    for node in model.graph.all_nodes():
+        for name, attribute in list(node.attributes.items()):
+            node.attributes[name] = _attribute(attribute)
+
+
+def _attribute(attribute: ir.Attr) -> ir.Attr:
+    if attribute.name in ("to", "dtype") and ir.DataType(attribute.as_int()) in NARROW:
+        return ir.AttrInt64(attribute.name, ir.DataType.FLOAT)
+    if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in NARROW:
+        return ir.AttrTensor(attribute.name, _widened(attribute.as_tensor()))
+    return attribute
+
+
+def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)

@@ -1,0 +1,108 @@
+"""One recipe a component: how it is built, what goes in and out, at which sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from eri_export.checkpoint import Checkpoint, Component
+from eri_export.recipes.base import Recipe
+from eri_export.recipes.flux import flux_recipe
+from eri_export.recipes.mmdit import mmdit_recipe
+from eri_export.recipes.sizes import Frame
+from eri_export.recipes.text import (
+    ClipHidden,
+    ClipHiddenPooled,
+    ClipPooled,
+    clip_recipe,
+    t5_recipe,
+)
+from eri_export.recipes.unet import unet_recipe
+from eri_export.recipes.vae import decoder_recipe, encoder_recipe
+from eri_runtime.errors import CheckpointError
+from eri_runtime.spec import Defaults, LatentSpec, Precision, TokenizerSpec
+
+CLIP_OUTPUTS = {
+    ("sdxl", "text_encoder"): ClipHidden,
+    ("sdxl", "text_encoder_2"): ClipHiddenPooled,
+    ("sd35", "text_encoder"): ClipHiddenPooled,
+    ("sd35", "text_encoder_2"): ClipHiddenPooled,
+    ("flux", "text_encoder"): ClipPooled,
+}
+
+
+def recipes_for(
+    checkpoint: Checkpoint,
+    precision: Precision,
+    latents: LatentSpec,
+    defaults: Defaults,
+    tokenizers: Mapping[str, TokenizerSpec],
+) -> tuple[Recipe, ...]:
+    """The recipes of every component of a checkpoint."""
+    vae = checkpoint.components["vae"]
+    half = _vae_precision(vae, precision)
+    frame = Frame.of(latents, defaults, _side_limit(checkpoint))
+    return (
+        _denoiser(checkpoint, precision, frame, latents, defaults, tokenizers),
+        decoder_recipe(vae, half, frame, latents),
+        encoder_recipe(vae, half, frame, latents),
+        *(
+            _text_encoder(checkpoint, component, precision, defaults, tokenizers)
+            for name, component in checkpoint.components.items()
+            if name.startswith("text_encoder")
+        ),
+    )
+
+
+def _denoiser(
+    checkpoint: Checkpoint,
+    precision: Precision,
+    frame: Frame,
+    latents: LatentSpec,
+    defaults: Defaults,
+    tokenizers: Mapping[str, TokenizerSpec],
+) -> Recipe:
+    source, clip = checkpoint.denoiser, tokenizers["tokenizer"].max_length
+    _check_channels(source, latents)
+    if checkpoint.family == "sdxl":
+        return unet_recipe(source, precision, frame, clip)
+    usual, most = defaults.max_sequence_length, tokenizers[max(tokenizers)].max_length
+    if checkpoint.family == "sd35":  # reads CLIP's tokens and T5's in one sequence
+        return mmdit_recipe(source, precision, frame, (clip + usual, clip + most))
+    return flux_recipe(source, precision, frame, (usual, most))
+
+
+def _check_channels(denoiser: Component, latents: LatentSpec) -> None:
+    """Raises `CheckpointError` for a denoiser that reads more than latents, as inpainting's."""
+    packed = latents.patch**2 if denoiser.class_name == "FluxTransformer2DModel" else 1
+    expected, got = packed * latents.channels, denoiser.config["in_channels"]
+    if got != expected:
+        raise CheckpointError(
+            f"{denoiser.folder}: in_channels", got=got, expected=f"{expected}, latents and no more"
+        )
+
+
+def _text_encoder(
+    checkpoint: Checkpoint,
+    source: Component,
+    precision: Precision,
+    defaults: Defaults,
+    tokenizers: Mapping[str, TokenizerSpec],
+) -> Recipe:
+    length = tokenizers[source.name.replace("text_encoder", "tokenizer")].max_length
+    if source.class_name == "T5EncoderModel":
+        return t5_recipe(source, precision, (defaults.max_sequence_length, length))
+    wrap = CLIP_OUTPUTS[checkpoint.family, source.name]
+    return clip_recipe(source, precision, wrap, length)
+
+
+def _vae_precision(vae: Component, precision: Precision) -> Precision:
+    """SDXL's VAE overflows float16, and its config says so."""
+    upcast = precision == "fp16" and bool(vae.config.get("force_upcast", False))
+    return "fp32" if upcast else precision
+
+
+def _side_limit(checkpoint: Checkpoint) -> int | None:
+    """The most latents a side may have: MMDiT's position table ends there."""
+    config = checkpoint.denoiser.config
+    table = config.get("pos_embed_max_size")
+    return int(table) * int(config["patch_size"]) if table else None

@@ -1,0 +1,127 @@
+"""What a component's export needs to know, and the sample inputs it is traced and compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from eri_export.checkpoint import Component
+from eri_runtime.spec import Precision, ShapeRange, TensorSpec
+
+Shape = tuple[int, ...]
+Sizes = Mapping[str, int]
+Draw = Callable[[Shape, np.random.Generator], NDArray[np.generic]]
+
+TORCH_PRECISION: Mapping[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+MAX_BATCH = 8
+CONDITIONS = 2  # guidance runs the denoiser on two conditions at once
+
+
+@dataclass(frozen=True)
+class Input:
+    """A graph input and how to draw values that the network is meant for."""
+
+    spec: TensorSpec
+    draw: Draw
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One component of a bundle: `wrap(build(), dtype)` computes `outputs` from `inputs`.
+
+    `keep_float32` names weights (by their last modules) that stay float32 in a float16 export.
+    Each of `sizes` gives every dynamic dimension of the inputs a size: the first is for tracing,
+    the others for comparing.
+    """
+
+    name: str
+    source: Component
+    precision: Precision
+    build: Callable[[], nn.Module]
+    wrap: Callable[[nn.Module, torch.dtype], nn.Module]
+    inputs: tuple[Input, ...]
+    outputs: tuple[TensorSpec, ...]
+    ranges: Mapping[str, ShapeRange]
+    sizes: tuple[Sizes, ...]
+    keep_float32: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return TORCH_PRECISION[self.precision]
+
+    def weight_dtype(self, name: str) -> torch.dtype:
+        """The type of the floating-point weight `name` in this export."""
+        kept = self.precision == "fp16" and not set(self.keep_float32).isdisjoint(name.split("."))
+        return torch.float32 if kept else self.dtype
+
+    def sample(self, sizes: Sizes, seed: int) -> dict[str, NDArray[np.generic]]:
+        """Inputs of the given sizes, the same for the same seed."""
+        rng = np.random.default_rng(seed)
+        return {
+            each.spec.name: each.draw(resolved(each.spec.shape, sizes), rng) for each in self.inputs
+        }
+
+
+def resolved(shape: tuple[int | str, ...], sizes: Sizes) -> Shape:
+    """`shape` with its named dimensions replaced by their sizes."""
+    return tuple(sizes[size] if isinstance(size, str) else size for size in shape)
+
+
+def float_input(name: str, *shape: int | str, draw: Draw | None = None) -> Input:
+    """A float32 graph input, standard normal unless it says otherwise."""
+    return Input(TensorSpec(name=name, dtype="float32", shape=shape), draw or normal)
+
+
+def float_output(name: str, *shape: int | str) -> TensorSpec:
+    """A float32 graph output."""
+    return TensorSpec(name=name, dtype="float32", shape=shape)
+
+
+def normal(shape: Shape, rng: np.random.Generator) -> NDArray[np.generic]:
+    """Standard normal float32: latents and embeddings."""
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def uniform(low: float, high: float) -> Draw:
+    """Uniform float32 in [low, high): timesteps, guidance scales, pixels."""
+    return lambda shape, rng: rng.uniform(low, high, shape).astype(np.float32)
+
+
+def pixel_counts(shape: Shape, rng: np.random.Generator) -> NDArray[np.generic]:
+    """Whole float32 numbers as SDXL's size and crop conditions are."""
+    return rng.integers(0, 1024, shape).astype(np.float32)
+
+
+def patch_ids(shape: Shape, _rng: np.random.Generator) -> NDArray[np.generic]:
+    """Flux position ids (tokens, 3): zero, row and column on an almost square grid, float32."""
+    index = np.arange(shape[0])
+    width = max(1, int(np.sqrt(shape[0])))
+    return np.stack([0 * index, index // width, index % width], axis=1).astype(np.float32)
+
+
+def zeros(shape: Shape, _rng: np.random.Generator) -> NDArray[np.generic]:
+    """Float32 zeros: Flux gives its text no position."""
+    return np.zeros(shape, np.float32)
+
+
+def text_ids(vocabulary: int, end: int) -> Draw:
+    """Int64 token ids in [0, vocabulary) with `end` once or more, at a different place per row."""
+
+    def draw(shape: Shape, rng: np.random.Generator) -> NDArray[np.generic]:
+        ids = rng.integers(0, vocabulary, shape)
+        ids[ids == end] = 0
+        for row, length in enumerate(rng.integers(1, shape[1], shape[0])):
+            ids[row, length:] = end
+        return ids.astype(np.int64)
+
+    return draw

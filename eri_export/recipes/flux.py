@@ -1,0 +1,99 @@
+"""Flux's double and single stream transformer (Black Forest Labs 2024)."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from eri_export.checkpoint import Component
+from eri_export.recipes.base import Recipe, float_input, float_output, patch_ids, uniform, zeros
+from eri_export.recipes.sizes import Frame, guided_batch, short_texts, token_sizes
+from eri_runtime.spec import Precision, ShapeRange
+
+CLOCK = 1000  # diffusers' Flux multiplies its timestep by this
+
+
+class Flux(nn.Module):
+    """The contract's inputs and outputs around diffusers' Flux transformer."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        pooled_projections: Tensor,
+        img_ids: Tensor,
+        txt_ids: Tensor,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """Packed patches (B, S, 64) float32 -> the same; `timestep` (B,) in [0, 1000)."""
+        timestep = timestep * (1 / CLOCK)  # not `/ CLOCK`, which torch and ONNX round differently
+        clocks = [timestep * CLOCK] if guidance is None else [timestep * CLOCK, guidance * CLOCK]
+        with self._exact(clocks):
+            output = self.network(
+                hidden_states=sample.to(self.dtype),
+                timestep=timestep,
+                encoder_hidden_states=encoder_hidden_states.to(self.dtype),
+                pooled_projections=pooled_projections.to(self.dtype),
+                img_ids=img_ids,
+                txt_ids=txt_ids,
+                guidance=guidance,
+                return_dict=False,
+            )[0]
+        return output.float()
+
+    def _exact(self, clocks: list[Tensor]) -> RemovableHandle:
+        """Hands the network's embedding float32 clocks while the handle is open.
+
+        diffusers rounds them to the network's type first, and a step of float16 near 1000 turns
+        the fastest sinusoid by half a radian.
+        """
+        embedding = self.network.get_submodule("time_text_embed")
+        return embedding.register_forward_pre_hook(lambda _, given: (*clocks, given[-1]))
+
+
+def flux_recipe(
+    source: Component, precision: Precision, frame: Frame, tokens: tuple[int, int]
+) -> Recipe:
+    """The recipe of a Flux transformer for the `tokens` it sees by default and at most."""
+    config = source.config
+    channels = int(config["in_channels"])
+    usual, most = tokens
+    patches = (frame.height // frame.unit) * (frame.width // frame.unit)
+    sizes = tuple(
+        {**each, "patches": count}
+        for each, count in zip(token_sizes(*short_texts(most)), (24, 35, 15), strict=True)
+    )
+    guidance = (float_input("guidance", "batch", draw=uniform(1, 8)),)
+    return Recipe(
+        name="denoiser",
+        source=source,
+        precision=precision,
+        build=lambda: FluxTransformer2DModel.from_config(dict(config)),
+        wrap=Flux,
+        inputs=(
+            float_input("sample", "batch", "patches", channels),
+            float_input("timestep", "batch", draw=uniform(0, 1000)),
+            float_input(
+                "encoder_hidden_states", "batch", "tokens", int(config["joint_attention_dim"])
+            ),
+            float_input("pooled_projections", "batch", int(config["pooled_projection_dim"])),
+            float_input("img_ids", "patches", 3, draw=patch_ids),
+            float_input("txt_ids", "tokens", 3, draw=zeros),
+            *(guidance if config.get("guidance_embeds") else ()),
+        ),
+        outputs=(float_output("output", "batch", "patches", channels),),
+        ranges={
+            "batch": guided_batch(1),  # guidance is an input: one condition is enough
+            "patches": ShapeRange(min=1, opt=patches, max=(frame.largest // frame.unit) ** 2),
+            "tokens": ShapeRange(min=1, opt=usual, max=most),
+        },
+        sizes=sizes,
+    )

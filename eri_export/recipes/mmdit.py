@@ -1,0 +1,66 @@
+"""Stable Diffusion 3.5's MMDiT (Esser et al. 2024, arXiv 2403.03206)."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import Tensor, nn
+
+from eri_export.checkpoint import Component
+from eri_export.recipes.base import Recipe, float_input, float_output, uniform
+from eri_export.recipes.sizes import Frame, denoiser_ranges, latent_sizes, short_texts
+from eri_runtime.spec import Precision
+
+
+class MMDiT(nn.Module):
+    """The contract's inputs and outputs around diffusers' SD3 transformer."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        pooled_projections: Tensor,
+    ) -> Tensor:
+        """(B, C, h, w) float32 -> the same; `timestep` (B,) in [0, 1000), float32 throughout."""
+        output = self.network(
+            hidden_states=sample.to(self.dtype),
+            timestep=timestep,
+            encoder_hidden_states=encoder_hidden_states.to(self.dtype),
+            pooled_projections=pooled_projections.to(self.dtype),
+            return_dict=False,
+        )[0]
+        return output.float()
+
+
+def mmdit_recipe(
+    source: Component, precision: Precision, frame: Frame, tokens: tuple[int, int]
+) -> Recipe:
+    """The recipe of an MMDiT for the `tokens` it sees by default and at most."""
+    config = source.config
+    channels = int(config["in_channels"])
+    usual, most = tokens
+    sizes = latent_sizes(frame, short_texts(most))
+    return Recipe(
+        name="denoiser",
+        source=source,
+        precision=precision,
+        build=lambda: SD3Transformer2DModel.from_config(dict(config)),
+        wrap=MMDiT,
+        inputs=(
+            float_input("sample", "batch", channels, "height", "width"),
+            float_input("timestep", "batch", draw=uniform(0, 1000)),
+            float_input(
+                "encoder_hidden_states", "batch", "tokens", int(config["joint_attention_dim"])
+            ),
+            float_input("pooled_projections", "batch", int(config["pooled_projection_dim"])),
+        ),
+        outputs=(float_output("output", "batch", channels, "height", "width"),),
+        ranges=denoiser_ranges(frame, tokens=(1, usual, most)),
+        sizes=sizes,
+    )

@@ -1,0 +1,134 @@
+"""The text encoders: CLIP (Radford et al. 2021) and T5 (Raffel et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+)
+
+from eri_export.checkpoint import Component
+from eri_export.recipes.base import Input, Recipe, float_output, text_ids
+from eri_export.recipes.sizes import BATCH, short_texts, token_sizes
+from eri_runtime.spec import Precision, ShapeRange, TensorSpec
+
+PENULTIMATE = -2  # SDXL and SD3 take the input of CLIP's last layer
+
+
+class _Clip(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def encode(self, input_ids: Tensor) -> Any:
+        """The network's own output; positions are given because a buffer has no value here."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        return self.network(input_ids, position_ids=positions, output_hidden_states=True)
+
+
+class ClipHidden(_Clip):
+    """SDXL's first encoder: token ids to the penultimate layer."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, T, D) float32."""
+        return self.encode(input_ids).hidden_states[PENULTIMATE].float()
+
+
+class ClipHiddenPooled(_Clip):
+    """SDXL's second and SD3's encoders: the penultimate layer and the projected pooled state."""
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) int64 -> (B, T, D), (B, P) float32."""
+        output = self.encode(input_ids)
+        return output.hidden_states[PENULTIMATE].float(), output.text_embeds.float()
+
+
+class ClipPooled(_Clip):
+    """Flux's CLIP: only the pooled state, unprojected."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, D) float32."""
+        return self.encode(input_ids).pooler_output.float()
+
+
+class T5(nn.Module):
+    """T5's encoder without a mask, as diffusers runs it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, T, D) float32."""
+        return self.network(input_ids, return_dict=False)[0].float()
+
+
+def clip_recipe(
+    source: Component, precision: Precision, wrap: type[_Clip], max_length: int
+) -> Recipe:
+    """The recipe of a CLIP text encoder; its token count is fixed, as it was trained."""
+    config = CLIPTextConfig.from_dict(dict(source.config))
+    width, projected = config.hidden_size, config.projection_dim
+    hidden = float_output("hidden_states", "batch", max_length, width)
+    outputs: dict[type[_Clip], tuple[TensorSpec, ...]] = {
+        ClipHidden: (hidden,),
+        ClipHiddenPooled: (hidden, float_output("pooled", "batch", projected)),
+        ClipPooled: (float_output("pooled", "batch", width),),
+    }
+    classes: dict[str, Callable[[CLIPTextConfig], nn.Module]] = {
+        "CLIPTextModel": CLIPTextModel,
+        "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
+    }
+    sizes = token_sizes()
+    return Recipe(
+        name=source.name,
+        source=source,
+        precision=precision,
+        build=lambda: classes[source.class_name](config),
+        wrap=lambda network, _: wrap(network),
+        inputs=(_ids("batch", max_length, vocabulary=config.vocab_size, end=_end_of_text(config)),),
+        outputs=outputs[wrap],
+        ranges={"batch": BATCH},
+        sizes=sizes,
+    )
+
+
+def t5_recipe(source: Component, precision: Precision, tokens: tuple[int, int]) -> Recipe:
+    """The recipe of T5's encoder for the `tokens` it sees by default and at most.
+
+    Its `wo` stays float32 under float16, as transformers keeps it: the residual stream then is
+    float32 too, and the activations that overflow float16 never meet it.
+    """
+    config = T5Config.from_dict(dict(source.config))
+    usual, most = tokens
+    sizes = token_sizes(*short_texts(most))
+    return Recipe(
+        name=source.name,
+        source=source,
+        precision=precision,
+        build=lambda: T5EncoderModel(config),
+        wrap=lambda network, _: T5(network),
+        inputs=(_ids("batch", "tokens", vocabulary=config.vocab_size, end=config.eos_token_id),),
+        outputs=(float_output("hidden_states", "batch", "tokens", config.d_model),),
+        ranges={"batch": BATCH, "tokens": ShapeRange(min=1, opt=usual, max=most)},
+        sizes=sizes,
+        keep_float32=("wo",),
+    )
+
+
+def _end_of_text(config: CLIPTextConfig) -> int:
+    """The id that ends a prompt; the 2 of published configs means the highest id."""
+    return config.vocab_size - 1 if config.eos_token_id == 2 else config.eos_token_id
+
+
+def _ids(*shape: int | str, vocabulary: int, end: int) -> Input:
+    spec = TensorSpec(name="input_ids", dtype="int64", shape=shape)
+    return Input(spec, text_ids(vocabulary, end))

@@ -1,0 +1,75 @@
+"""SDXL's UNet (Podell et al. 2023, arXiv 2307.01952)."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from eri_export.checkpoint import Component
+from eri_export.recipes.base import Recipe, float_input, float_output, pixel_counts, uniform
+from eri_export.recipes.sizes import Frame, denoiser_ranges, latent_sizes
+from eri_runtime.errors import CheckpointError
+from eri_runtime.spec import Precision
+
+
+class UNet(nn.Module):
+    """The contract's inputs and outputs around diffusers' UNet."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor,
+        time_ids: Tensor,
+    ) -> Tensor:
+        """(B, C, h, w) float32 -> the same; `timestep` (B,) in training steps."""
+        # text_embeds stay float32: the network joins them to float32 sinusoids and casts the
+        # whole, and ONNX has no Concat of two types.
+        output = self.network(
+            sample.to(self.dtype),
+            timestep,
+            encoder_hidden_states.to(self.dtype),
+            added_cond_kwargs={"text_embeds": text_embeds, "time_ids": time_ids},
+            return_dict=False,
+        )[0]
+        return output.float()
+
+
+def unet_recipe(source: Component, precision: Precision, frame: Frame, tokens: int) -> Recipe:
+    """The recipe of an SDXL UNet; `CheckpointError` for one without size conditions."""
+    config = source.config
+    if config.get("addition_embed_type") != "text_time":
+        raise CheckpointError(
+            f"{source.folder}: addition_embed_type",
+            got=config.get("addition_embed_type"),
+            expected="text_time, as every SDXL UNet has",
+        )
+    channels = int(config["in_channels"])
+    pooled = int(config["projection_class_embeddings_input_dim"])
+    pooled -= 6 * int(config["addition_time_embed_dim"])
+    width = int(config["cross_attention_dim"])
+    sizes = latent_sizes(frame, (tokens, tokens, 2 * tokens))
+    return Recipe(
+        name="denoiser",
+        source=source,
+        precision=precision,
+        build=lambda: UNet2DConditionModel.from_config(dict(config)),
+        wrap=UNet,
+        inputs=(
+            float_input("sample", "batch", channels, "height", "width"),
+            float_input("timestep", "batch", draw=uniform(0, 1000)),
+            float_input("encoder_hidden_states", "batch", "tokens", width),
+            float_input("text_embeds", "batch", pooled),
+            float_input("time_ids", "batch", 6, draw=pixel_counts),
+        ),
+        outputs=(float_output("output", "batch", channels, "height", "width"),),
+        ranges=denoiser_ranges(frame, tokens=(1, tokens, 4 * tokens)),
+        sizes=sizes,
+    )

@@ -1,0 +1,90 @@
+"""The VAE's two halves (Rombach et al. 2022, arXiv 2112.10752)."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from eri_export.checkpoint import Component
+from eri_export.recipes.base import Recipe, float_input, float_output, uniform
+from eri_export.recipes.sizes import (
+    BATCH,
+    Frame,
+    image_ranges,
+    image_sizes,
+    latent_ranges,
+    latent_sizes,
+)
+from eri_runtime.spec import LatentSpec, Precision
+
+
+class Decoder(nn.Module):
+    """Latents, already unscaled, to an image in about [-1, 1]."""
+
+    def __init__(self, network: AutoencoderKL, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) float32 -> (B, 3, fh, fw) float32."""
+        z = latents.to(self.dtype)
+        if self.network.post_quant_conv is not None:
+            z = self.network.post_quant_conv(z)
+        return self.network.decoder(z).float()
+
+
+class Encoder(nn.Module):
+    """An image in [-1, 1] to the mean and log-variance of its latents."""
+
+    def __init__(self, network: AutoencoderKL, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, fh, fw) float32 -> two of (B, C, h, w) float32; `logvar` in [-30, 20]."""
+        moments = self.network.encoder(image.to(self.dtype))
+        if self.network.quant_conv is not None:
+            moments = self.network.quant_conv(moments)
+        mean, logvar = moments.float().chunk(2, dim=1)
+        return mean, logvar.clamp(-30.0, 20.0)
+
+
+def decoder_recipe(
+    source: Component, precision: Precision, frame: Frame, latents: LatentSpec
+) -> Recipe:
+    """The recipe of the decoding half."""
+    sizes = latent_sizes(frame)
+    return Recipe(
+        name="vae_decoder",
+        source=source,
+        precision=precision,
+        build=lambda: AutoencoderKL.from_config(dict(source.config)),
+        wrap=Decoder,
+        inputs=(float_input("latents", "batch", latents.channels, "height", "width"),),
+        outputs=(float_output("image", "batch", 3, "image_height", "image_width"),),
+        ranges={"batch": BATCH, **latent_ranges(frame)},
+        sizes=sizes,
+    )
+
+
+def encoder_recipe(
+    source: Component, precision: Precision, frame: Frame, latents: LatentSpec
+) -> Recipe:
+    """The recipe of the encoding half."""
+    sizes = image_sizes(frame, latents.factor)
+    shape = ("batch", latents.channels, "height", "width")
+    pixels = ("batch", 3, "image_height", "image_width")
+    return Recipe(
+        name="vae_encoder",
+        source=source,
+        precision=precision,
+        build=lambda: AutoencoderKL.from_config(dict(source.config)),
+        wrap=Encoder,
+        inputs=(float_input("image", *pixels, draw=uniform(-1, 1)),),
+        outputs=(float_output("mean", *shape), float_output("logvar", *shape)),
+        ranges={"batch": BATCH, **image_ranges(frame, latents.factor)},
+        sizes=sizes,
+    )

@@ -1,0 +1,109 @@
+"""A recipe to an ONNX graph, with no weight in memory.
+
+The network is built under `FakeTensorMode`, where tensors have shapes and types but no bytes, so
+the memory a trace takes does not depend on the size of the model. The graph's weights are
+initialisers without values, under the checkpoint's names; `weights.bind` points them at a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import cast
+
+import onnx_ir as ir
+import torch
+from onnxscript.optimizer import optimize_ir
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.onnx import ONNXProgram
+
+from eri_export.names import file_names
+from eri_export.passes.einsum_transpose import transpose_einsums
+from eri_export.passes.hidden_weights import hide_weights, restore_weights
+from eri_export.passes.interface import name_interface
+from eri_export.passes.strip_metadata import strip_metadata
+from eri_export.recipes.base import Recipe, resolved
+from eri_runtime.errors import ExportError
+
+OPSET = 23  # the first with Attention; torch writes a wrong number above 25
+PREFIX = "network."  # where a recipe's wrapper keeps the network
+
+
+def trace(recipe: Recipe) -> ir.Model:
+    """The optimised graph of `recipe`, its weights named as in the checkpoint and without values.
+
+    Raises `DamagedWeightsError` where the checkpoint does not fit its config and `ExportError`
+    where the network cannot be traced.
+    """
+    with FakeTensorMode(), torch.no_grad(), _quiet():
+        network = recipe.build().eval()
+        names = file_names(network, recipe.source)
+        _set_types(network, recipe)
+        model = _onnx(recipe, network)
+    hidden = hide_weights(model)
+    optimize_ir(model)
+    restore_weights(model, hidden, {PREFIX + name: stored for name, stored in names.items()})
+    transpose_einsums(model)
+    name_interface(model, [each.spec for each in recipe.inputs], recipe.outputs)
+    strip_metadata(model)
+    return model
+
+
+def _onnx(recipe: Recipe, network: nn.Module) -> ir.Model:
+    dtypes = {"float32": torch.float32, "int64": torch.int64}
+    specs = [each.spec for each in recipe.inputs]
+    example = tuple(
+        torch.zeros(resolved(spec.shape, recipe.sizes[0]), dtype=dtypes[spec.dtype])
+        for spec in specs
+    )
+    dynamic = tuple(
+        {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if _named(size)}
+        for spec in specs
+    )
+    try:
+        wrapper = recipe.wrap(network, recipe.dtype)
+        program = torch.export.export(wrapper, example, dynamic_shapes=dynamic, strict=False)
+        exported = torch.onnx.export(
+            program, dynamo=True, optimize=False, opset_version=OPSET, verbose=False
+        )
+    except Exception as error:  # torch raises many kinds here, none of them public
+        raise ExportError(
+            f"{recipe.name} ({recipe.source.class_name})",
+            got=f"{type(error).__name__}: {error}",
+            expected="a network that torch.export can trace",
+        ) from error
+    return cast(ONNXProgram, exported).model
+
+
+def _named(size: int | str) -> bool:
+    return isinstance(size, str)
+
+
+def _set_types(network: nn.Module, recipe: Recipe) -> None:
+    """Gives every floating-point tensor its exported type; `.to` cannot, under fake tensors."""
+    for path, module in network.named_modules():
+        for name, value in [*module._parameters.items(), *module._buffers.items()]:
+            if value is None or not value.is_floating_point():
+                continue
+            dtype = recipe.weight_dtype(f"{path}.{name}")
+            typed = torch.empty(value.shape, dtype=dtype)
+            if name in module._parameters:
+                typed = nn.Parameter(typed, requires_grad=False)
+            setattr(module, name, typed)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says about itself: its own deprecations, operators of torchvision."""
+    exporter = logging.getLogger("torch.onnx._internal.exporter")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*LeafSpec.*", FutureWarning)
+            yield
+    finally:
+        exporter.setLevel(level)

@@ -1,0 +1,68 @@
+"""Tiny checkpoints and their float32 bundles, made once for the whole run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import tiny_flux, tiny_sd35, tiny_sdxl
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory) -> Path:
+    """Where the session's checkpoints and bundles lie."""
+    return tmp_path_factory.mktemp("workshop")
+
+
+def _checkpoint(name: str, make: Callable[[Path], Path]):
+    def checkpoint(workshop: Path) -> Path:
+        return make(workshop / "checkpoints" / name)
+
+    return pytest.fixture(scope="session", name=f"{name}_checkpoint")(checkpoint)
+
+
+def _bundle(name: str):
+    def bundle(request: pytest.FixtureRequest, workshop: Path) -> Path:
+        from eri_export import export
+
+        return export(
+            request.getfixturevalue(f"{name}_checkpoint"), workshop / "engines" / name
+        ).root
+
+    return pytest.fixture(scope="session", name=f"{name}_bundle")(bundle)
+
+
+sdxl_checkpoint = _checkpoint("sdxl", tiny_sdxl)
+sdxl_v_checkpoint = _checkpoint("sdxl_v", lambda root: tiny_sdxl(root, "v_prediction"))
+sd35_checkpoint = _checkpoint("sd35", tiny_sd35)
+flux_checkpoint = _checkpoint("flux", tiny_flux)
+flux_schnell_checkpoint = _checkpoint("flux_schnell", lambda root: tiny_flux(root, False))
+
+sdxl_bundle = _bundle("sdxl")
+sdxl_v_bundle = _bundle("sdxl_v")
+sd35_bundle = _bundle("sd35")
+flux_bundle = _bundle("flux")
+flux_schnell_bundle = _bundle("flux_schnell")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_traces():
+    """Traces each network once a session: its graph depends on nothing but what the key holds."""
+    module = importlib.import_module("eri_export.export")
+    trace, traced = module.trace, {}
+
+    def shared(recipe):
+        config = json.dumps(dict(recipe.source.config), sort_keys=True)
+        specs = (*(each.spec for each in recipe.inputs), *recipe.outputs)
+        key = (recipe.name, recipe.source.class_name, config, recipe.precision, specs)
+        if key not in traced:
+            traced[key] = trace(recipe)
+        return traced[key].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "trace", shared)
+        yield

@@ -1,0 +1,127 @@
+"""16-bit exports: what is 16-bit, what stays float32, and how far from PyTorch they are."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import T5EncoderModel
+
+from eri_export import export, open_checkpoint
+from eri_export.parity import TOLERANCES, Report
+from eri_export.recipes.text import t5_recipe
+from eri_runtime import manifest
+from eri_runtime.errors import BackendError
+from eri_runtime.executors.ort import OrtExecutor
+
+exporter = importlib.import_module("eri_export.export")
+TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CASES = [
+    (family, precision) for family in ("sdxl", "sd35", "flux") for precision in ("fp16", "bf16")
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def exported(request, workshop):
+    """A bundle, its precision and its family; sd35's VAE is left out, being flux's with a block."""
+    family, precision = request.param
+    all_recipes = exporter.recipes_for
+
+    def fewer(*arguments):
+        recipes = all_recipes(*arguments)
+        return [each for each in recipes if family != "sd35" or "vae" not in each.name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "recipes_for", fewer)
+        checkpoint = request.getfixturevalue(f"{family}_checkpoint")
+        export(checkpoint, workshop / "engines" / f"{family}-{precision}", precision=precision)
+    return manifest.read(workshop / "engines" / f"{family}-{precision}"), family, precision
+
+
+def test_weights_have_the_precision_of_their_component(exported):
+    bundle, family, precision = exported
+    for name, spec in bundle.components.items():
+        upcast = (family, precision) == ("sdxl", "fp16") and name.startswith("vae")
+        assert spec.precision == ("fp32" if upcast else precision), name
+        for key, value in load_file(bundle.path(spec.weights)).items():
+            kept = precision == "fp16" and ".wo." in key
+            assert value.dtype == (torch.float32 if kept else TORCH[spec.precision]), key
+
+
+def test_weights_are_the_checkpoints_rounded(exported, request):
+    bundle, family, _ = exported
+    checkpoint = open_checkpoint(request.getfixturevalue(f"{family}_checkpoint"))
+    (file,) = {tensor.file for tensor in checkpoint.denoiser.tensors.values()}
+    source = load_file(file)
+    for key, value in load_file(bundle.path(bundle.components["denoiser"].weights)).items():
+        assert torch.equal(value, source[key].to(value.dtype)), key
+
+
+def test_graphs_are_valid_and_take_and_give_float32(exported):
+    bundle, _, _ = exported
+    for spec in bundle.components.values():
+        onnx.checker.check_model(str(bundle.path(spec.graph)), full_check=True)
+        graph = onnx.load(bundle.path(spec.graph), load_external_data=False).graph
+        types = {each.type.tensor_type.elem_type for each in graph.output}
+        assert types == {onnx.TensorProto.FLOAT}
+
+
+def test_the_report_says_what_was_compared(exported):
+    bundle, _, _ = exported
+    metrics = json.loads(bundle.path("parity.json").read_text())["metrics"]
+    subjects = {
+        "fp32": {"graph"},
+        "fp16": {"graph", "float32 twin"},
+        "bf16": {"float32 twin"},
+    }
+    for name, spec in bundle.components.items():
+        mine = [each for each in metrics if each["component"] == name]
+        assert {each["subject"] for each in mine} == subjects[spec.precision]
+        for each in mine:
+            assert each["max_rel"] <= TOLERANCES[spec.precision, each["subject"]]
+
+
+def test_float16_graphs_run_and_bfloat16_graphs_are_refused_by_the_cpu(exported):
+    bundle, _, precision = exported
+    spec = bundle.components["text_encoder"]
+    if precision == "bf16":
+        with pytest.raises(BackendError, match="bfloat16"):
+            OrtExecutor(bundle.path(spec.graph), spec)
+        return
+    ids = np.full((2, 16), 634)
+    ids[:, 0] = 633
+    with OrtExecutor(bundle.path(spec.graph), spec) as executor:
+        outputs = executor.run({"input_ids": ids})
+    assert all(each.dtype == np.float32 and np.isfinite(each).all() for each in outputs.values())
+
+
+def test_t5_does_not_overflow_float16(sd35_checkpoint, tmp_path):
+    """As T5-XXL's, a residual stream beyond 65504 must go through a float16 export unharmed."""
+    root = shutil.copytree(sd35_checkpoint, tmp_path / "checkpoint")
+    file = root / "text_encoder_3" / "model.safetensors"
+    tensors = load_file(file)
+    tensors = {key: value * 3e4 if ".wo." in key else value for key, value in tensors.items()}
+    save_file(tensors, file)
+    source = open_checkpoint(root).components["text_encoder_3"]
+    recipe = t5_recipe(source, "fp16", (24, 24))
+    (tmp_path / "bundle").mkdir()
+    exported = exporter._component(recipe, tmp_path / "bundle", exporter.silent)
+    assert Report.of(exported.metrics)
+    wrapper = recipe.wrap(_loaded(recipe), torch.float32)
+    peaks = []
+    wrapper.network.encoder.block[1].register_forward_hook(
+        lambda _, given, output: peaks.append(output[0].abs().max())
+    )
+    with torch.no_grad():
+        wrapper(torch.zeros(1, 5, dtype=torch.int64))
+    assert peaks[0] > 65504, "the test must reach what it is about"
+
+
+def _loaded(recipe):
+    return T5EncoderModel.from_pretrained(recipe.source.folder).eval()
