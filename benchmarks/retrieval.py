@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from PIL.Image import Image
 
 import eri_runtime as eri
 from eri_export.embedded.data import find_samples, load_pixels
@@ -84,7 +85,9 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def generate(pipe: eri.Pipeline, captions: list[str], options: argparse.Namespace):
+def generate(
+    pipe: eri.Pipeline, captions: list[str], options: argparse.Namespace
+) -> tuple[list[Image], np.ndarray]:
     """One image a caption, seed i for caption i: PIL images and latents in the VAE's own scale."""
     images, latents = [], []
     for start in range(0, len(captions), 5):

@@ -1,9 +1,32 @@
-"""Checkpoints of diffusion models to bundles that `eri_runtime` runs."""
+"""Checkpoints of diffusion models to bundles that `eri_runtime` runs.
+
+The names are loaded when first asked for: the command line reads this package to register its
+commands, and must not wait for torch, nor fail where there is none.
+"""
 
 from __future__ import annotations
 
-from eri_export.checkpoint import Checkpoint, open_checkpoint
-from eri_export.export import Progress, export
-from eri_export.parity import Metric, Report
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eri_export.bundle import Progress, export
+    from eri_export.checkpoint import Checkpoint, open_checkpoint
+    from eri_export.parity import Metric, Report
 
 __all__ = ["Checkpoint", "Metric", "Progress", "Report", "export", "open_checkpoint"]
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "Metric": "parity",
+    "Progress": "bundle",
+    "Report": "parity",
+    "export": "bundle",
+    "open_checkpoint": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

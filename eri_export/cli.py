@@ -67,7 +67,7 @@ def run_export(source: Path, output: Path, precision: Precision) -> Bundle:
     if missing:
         fix = "pip install 'eri-diffusion[export]'"
         raise BackendError("eri export", got=f"no {', '.join(missing)}", expected="them", fix=fix)
-    from eri_export.export import export as export_checkpoint
+    from eri_export.bundle import export as export_checkpoint
     from eri_runtime.progress import progress_bars
 
     with progress_bars() as advance:

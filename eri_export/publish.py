@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import hashlib
 import os
 import secrets
 import shutil
@@ -19,9 +18,9 @@ from pathlib import Path
 
 from eri_runtime import manifest
 from eri_runtime.errors import UsageError
+from eri_runtime.integrity import record
 from eri_runtime.spec import MANIFEST, Bundle, FileRecord
 
-BLOCK = 1 << 20
 AT_FDCWD = -100  # linux/fcntl.h
 RENAME_EXCHANGE = 2  # linux/fs.h
 
@@ -53,7 +52,7 @@ def staging(target: Path) -> Iterator[Path]:
 def records(folder: Path) -> dict[str, FileRecord]:
     """Size and sha256 of every file below `folder`, by POSIX path relative to it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _record(path) for path in files}
+    return {path.relative_to(folder).as_posix(): record(path) for path in files}
 
 
 def write_manifest(bundle: Bundle) -> None:
@@ -61,14 +60,6 @@ def write_manifest(bundle: Bundle) -> None:
     (bundle.root / MANIFEST).write_text(manifest.dump(bundle), encoding="utf-8")
     for path in [*bundle.root.rglob("*"), bundle.root]:
         _flush(path)
-
-
-def _record(path: Path) -> FileRecord:
-    sha = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            sha.update(block)
-    return FileRecord(size=path.stat().st_size, sha256=sha.hexdigest())
 
 
 def _flush(path: Path) -> None:

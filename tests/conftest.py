@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +51,8 @@ flux_schnell_bundle = _bundle("flux_schnell")
 @pytest.fixture(scope="session", autouse=True)
 def shared_traces():
     """Traces each network once a session: its graph depends on nothing but what the key holds."""
-    module = importlib.import_module("eri_export.export")
+    from eri_export import bundle as module
+
     trace, traced = module.trace, {}
 
     def shared(recipe):

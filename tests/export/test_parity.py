@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 
 import numpy as np
 import pytest
 
-from eri_export import Metric, Report, export
+from eri_export import Metric, Report, export, parity
+from eri_export import bundle as exporter
 from eri_export.parity import TOLERANCES
 from eri_runtime import manifest
 from eri_runtime.errors import ParityError
 
 FAMILIES = ["sdxl", "sd35", "flux", "flux_schnell"]
-exporter = importlib.import_module("eri_export.export")
 
 
 def metric(error, **changes):
@@ -71,7 +70,6 @@ def test_a_corrupted_weight_fails_and_nothing_is_published(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_output_that_is_not_finite_fails(sd35_checkpoint, tmp_path, monkeypatch, value):
-    parity = importlib.import_module("eri_export.parity")
     run = parity.OrtExecutor.run
 
     def broken(self, inputs):

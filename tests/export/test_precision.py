@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
+from eri_export import bundle as exporter
 from eri_export import export, open_checkpoint
 from eri_export.parity import TOLERANCES, Report
 from eri_export.recipes.text import t5_recipe
@@ -20,7 +20,6 @@ from eri_runtime import manifest
 from eri_runtime.errors import BackendError
 from eri_runtime.executors.ort import OrtExecutor
 
-exporter = importlib.import_module("eri_export.export")
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CASES = [
     (family, precision) for family in ("sdxl", "sd35", "flux") for precision in ("fp16", "bf16")
