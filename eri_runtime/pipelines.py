@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Self, Unpack
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from eri_runtime import executors, manifest
 from eri_runtime.conditioning import Condition, TextEncoders, sdxl_inputs, transformer_inputs
 from eri_runtime.denoise import Array, Network, Step, denoise
 from eri_runtime.errors import UsageError
-from eri_runtime.executors.base import Executor, check_finite
+from eri_runtime.executors.base import Closeable, Executor, check_finite
 from eri_runtime.guidance import cfg_mix, mix_predictions, no_mix
 from eri_runtime.images import to_pil, to_unit
 from eri_runtime.integrity import verify_on_load
@@ -46,7 +45,7 @@ def load(bundle: str | Path, backend: str = "auto", *, threads: int | None = Non
     return Pipeline(contents, executors.choose(contents, backend, threads=threads))
 
 
-class Pipeline:
+class Pipeline(Closeable):
     """A bundle and its open components; each is opened when first needed and kept."""
 
     def __init__(self, bundle: Bundle, open_component: executors.OpenComponent) -> None:
@@ -140,17 +139,6 @@ class Pipeline:
         """Close every open component."""
         self._components.clear()
         self._resources.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _network(self, request: Request) -> Network:
         """The guided denoiser x, t -> F of a request, conditions bound."""

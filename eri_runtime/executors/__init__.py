@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from eri_runtime.errors import BackendError, UnknownNameError
+from eri_runtime.errors import BackendError, UnknownNameError, UsageError
 from eri_runtime.executors import ort
 from eri_runtime.executors.base import Executor
 from eri_runtime.spec import Bundle
@@ -28,6 +28,8 @@ def choose(bundle: Bundle, backend: str = "auto", *, threads: int | None = None)
     if backend not in ("auto", *BACKENDS):
         expected = f"auto or one of {', '.join(BACKENDS)}"
         raise UnknownNameError("backend", got=repr(backend), expected=expected)
+    if threads is not None and threads < 1:
+        raise UsageError("threads", got=threads, expected="1 or more")
     chosen = next(iter(BACKENDS)) if backend == "auto" else backend
     if reasons := refusals(bundle, chosen):
         raise BackendError(f"backend {chosen}", got=reasons[0], expected="a bundle it can run")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.errors import NonFiniteError, SizeError
@@ -14,27 +15,31 @@ from eri_runtime.spec import ComponentSpec
 Arrays = Mapping[str, NDArray]
 
 
-class Executor(Protocol):
-    """An open component; a context manager that owns the engine's resources."""
+class Closeable(ABC):
+    """A context manager that closes itself at the end."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what is held; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Executor(Closeable):
+    """An open component, which owns the engine's resources."""
 
     spec: ComponentSpec
 
+    @abstractmethod
     def run(self, inputs: Arrays) -> dict[str, NDArray]:
-        """Outputs by name for inputs by name, in the shapes and dtypes of `spec`."""
-        ...
+        """Outputs by name for inputs by name, in the shapes and dtypes of `spec`.
 
-    def close(self) -> None:
-        """Free the engine's resources; a second call does nothing."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+        Raises `SizeError` for inputs that are not.
+        """
 
 
 def check_inputs(name: str, spec: ComponentSpec, inputs: Arrays) -> None:
@@ -70,8 +75,6 @@ def _check_dimension(
 
 def check_finite(where: str, array: NDArray) -> NDArray:
     """`array`, or `NonFiniteError` where it holds NaN or Inf."""
-    import numpy as np
-
     if not np.isfinite(array).all():
         bad = int(array.size - np.isfinite(array).sum())
         fix = "export with --precision fp32, or lower the guidance"

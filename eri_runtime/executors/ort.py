@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from eri_runtime.errors import BackendError
-from eri_runtime.executors.base import Arrays, check_inputs
+from eri_runtime.executors.base import Arrays, Executor, check_inputs
 from eri_runtime.spec import ComponentSpec
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def refusal(spec: ComponentSpec) -> str | None:
     return None
 
 
-class OrtExecutor:
+class OrtExecutor(Executor):
     """One `InferenceSession`; the graph's external weights are read from beside it."""
 
     def __init__(self, graph: Path, spec: ComponentSpec, *, threads: int | None = None) -> None:
@@ -50,22 +49,9 @@ class OrtExecutor:
             raise BackendError(graph, got=error, expected=expected) from error
 
     def run(self, inputs: Arrays) -> dict[str, NDArray]:
-        """Outputs by name; raises `SizeError` for inputs outside the component's spec."""
         check_inputs(self.name, self.spec, inputs)
         names = [output.name for output in self.spec.outputs]
         return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
 
     def close(self) -> None:
-        """Drop the session and the weights it holds."""
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
