@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failure, 2 bad use. An error is one line that says the wa
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -87,7 +88,13 @@ def generate_command(commands: Subparsers) -> None:
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="number of images")
     parser.add_argument("--backend", default="auto", metavar="auto|cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine")
-    parser.add_argument("-o", "--output", type=Path, default=Path("out.png"), metavar="FILE.png")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE.png",
+        help="eri-SEED.png, never overwriting, if left",
+    )
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -95,7 +102,7 @@ def generate(options: argparse.Namespace) -> None:
     from eri_runtime.pipelines import load
     from eri_runtime.progress import progress_bars
 
-    if options.output.suffix.lower() != ".png":
+    if options.output is not None and options.output.suffix.lower() != ".png":
         raise UsageError("--output", got=options.output, expected="a name that ends in .png")
     width, height = options.size or (None, None)
     with (
@@ -116,8 +123,16 @@ def generate(options: argparse.Namespace) -> None:
             eta=options.eta,
             on_step=lambda step: advance("denoising", step.index + 1, step.total),
         )
-    for path, seed in zip(result.save(options.output), result.seeds, strict=True):
+    output = options.output or _unused(f"eri-{result.seeds[0]}")
+    for path, seed in zip(result.save(output), result.seeds, strict=True):
         say(f"{path}  seed {seed}")
+
+
+def _unused(stem: str) -> Path:
+    """`STEM.png` here, or the first `STEM_2.png`, `STEM_3.png`, … of which nothing exists yet."""
+    stems = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
+    free = next(name for name in stems if not any(Path().glob(f"{name}[.-]*")))
+    return Path(f"{free}.png")
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from eri_runtime.errors import SizeError
 from eri_runtime.executors.base import check_finite
+from eri_runtime.latents import image_ids, latent_shape
 from eri_runtime.spec import Bundle
 from eri_runtime.text import PromptTokenizer
 
@@ -85,22 +86,33 @@ class TextEncoders:
         return Condition(t5, self._encode("", prompts)["pooled"])
 
 
-def sdxl_inputs(condition: Condition, height: int, width: int) -> dict[str, Array]:
-    """Micro-conditioning (Podell et al. 2023, arXiv 2307.01952): original, crop, target size."""
+def denoiser_inputs(
+    bundle: Bundle, condition: Condition, height: int, width: int, guidance_scale: float
+) -> dict[str, Array]:
+    """Everything the denoiser takes beside the sample and the timestep.
+
+    `guidance_scale` is for a denoiser that embeds it (Meng et al. 2023, arXiv 2210.03142).
+    """
+    if bundle.family == "sdxl":
+        return {
+            "encoder_hidden_states": condition.embeds,
+            "text_embeds": condition.pooled,
+            "time_ids": _time_ids(len(condition.pooled), height, width),
+        }
+    inputs = {"encoder_hidden_states": condition.embeds, "pooled_projections": condition.pooled}
+    if bundle.family == "flux":
+        _, h, w = latent_shape(bundle.latents, height, width)
+        inputs["img_ids"] = image_ids(h, w, bundle.latents.patch)
+        inputs["txt_ids"] = np.zeros((condition.embeds.shape[1], 3), dtype=np.float32)
+    if bundle.guidance_embedding:
+        inputs["guidance"] = np.full(len(condition.embeds), guidance_scale, dtype=np.float32)
+    return inputs
+
+
+def _time_ids(batch: int, height: int, width: int) -> Array:
+    """(B, 6) micro-conditioning (Podell et al. 2023, arXiv 2307.01952): original, crop, target."""
     time_ids = np.array([height, width, 0, 0, height, width], dtype=np.float32)
-    return {
-        "encoder_hidden_states": condition.embeds,
-        "text_embeds": condition.pooled,
-        "time_ids": np.tile(time_ids, (len(condition.pooled), 1)),
-    }
-
-
-def transformer_inputs(condition: Condition) -> dict[str, Array]:
-    """What MMDiT and Flux share."""
-    return {
-        "encoder_hidden_states": condition.embeds,
-        "pooled_projections": condition.pooled,
-    }
+    return np.tile(time_ids, (batch, 1))
 
 
 def given_condition(name: str, embeds: NDArray | None, pooled: NDArray | None) -> Condition | None:

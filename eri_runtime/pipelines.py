@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime import executors, manifest
-from eri_runtime.conditioning import Condition, TextEncoders, sdxl_inputs, transformer_inputs
+from eri_runtime.conditioning import Condition, TextEncoders, denoiser_inputs
 from eri_runtime.denoise import Array, Network, Step, denoise
 from eri_runtime.errors import UsageError
 from eri_runtime.executors.base import Closeable, Executor, check_finite
@@ -19,7 +19,6 @@ from eri_runtime.guidance import cfg_mix, mix_predictions, no_mix
 from eri_runtime.images import to_pil, to_unit
 from eri_runtime.integrity import verify_on_load
 from eri_runtime.latents import (
-    image_ids,
     latent_shape,
     patchify,
     to_vae,
@@ -143,14 +142,15 @@ class Pipeline(Closeable):
     def _network(self, request: Request) -> Network:
         """The guided denoiser x, t -> F of a request, conditions bound."""
         conditions, mix = self._conditions(request)
-        inputs = self._denoiser_inputs(request, conditions)
+        size = (request.height, request.width)
+        inputs = denoiser_inputs(self.bundle, conditions, *size, request.guidance_scale)
         count = len(mix)
 
         def network(x: Array, t: float) -> Array:
             sample = np.concatenate([x] * count)
             timestep = np.full(len(sample), t, dtype=np.float32)
-            inputs_now = {"sample": sample, "timestep": timestep, **inputs}
-            return mix_predictions(mix, self.run("denoiser", inputs_now)["output"])
+            outputs = self.run("denoiser", {"sample": sample, "timestep": timestep, **inputs})
+            return mix_predictions(mix, outputs["output"])
 
         return network
 
@@ -182,17 +182,3 @@ class Pipeline(Closeable):
             return request.guidance_scale
         has_negative = request.negative_prompts is not None or request.negative is not None
         return request.true_cfg_scale if has_negative else 1.0
-
-    def _denoiser_inputs(self, request: Request, condition: Condition) -> dict[str, Array]:
-        """Everything the denoiser takes beside the sample and the timestep."""
-        if self.bundle.family == "sdxl":
-            return sdxl_inputs(condition, request.height, request.width)
-        inputs = transformer_inputs(condition)
-        if self.bundle.family == "flux":
-            _, h, w = latent_shape(self.bundle.latents, request.height, request.width)
-            inputs["img_ids"] = image_ids(h, w, self.bundle.latents.patch)
-            inputs["txt_ids"] = np.zeros((condition.embeds.shape[1], 3), dtype=np.float32)
-        if self.bundle.guidance_embedding:
-            scale = np.float32(request.guidance_scale)
-            inputs["guidance"] = np.full(len(condition.embeds), scale, dtype=np.float32)
-        return inputs

@@ -40,6 +40,14 @@ def test_generate_writes_pngs_that_say_how_they_were_made(sd35_bundle, tmp_path,
         assert settings.startswith(start)
 
 
+def test_without_a_name_nothing_is_overwritten(sd35_bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for batch in ("1", "2", "1"):
+        assert main(["generate", str(sd35_bundle), "x", *FAST, "--batch", batch]) == 0
+    names = ["eri-0.png", "eri-0_2-0.png", "eri-0_2-1.png", "eri-0_3.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
 def test_the_same_seed_gives_the_same_file(sd35_bundle, tmp_path):
     pixels = []
     for name in ("a.png", "b.png"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,15 @@ TORCH_PRECISION: Mapping[Precision, torch.dtype] = {
 }
 MAX_BATCH = 8
 CONDITIONS = 2  # guidance runs the denoiser on two conditions at once
+
+
+class Wrapper(nn.Module):
+    """The contract's float32 inputs and outputs around `network`, which computes in `dtype`."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.dtype = dtype
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Recipe:
     source: Component
     precision: Precision
     build: Callable[[], nn.Module]
-    wrap: Callable[[nn.Module, torch.dtype], nn.Module]
+    wrap: type[Wrapper]
     inputs: tuple[Input, ...]
     outputs: tuple[TensorSpec, ...]
     ranges: Mapping[str, ShapeRange]

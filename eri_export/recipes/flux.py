@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import torch
 from diffusers import FluxTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from eri_export.checkpoint import Component
-from eri_export.recipes.base import Recipe, float_input, float_output, patch_ids, uniform, zeros
+from eri_export.recipes.base import (
+    Recipe,
+    Wrapper,
+    float_input,
+    float_output,
+    patch_ids,
+    uniform,
+    zeros,
+)
 from eri_export.recipes.sizes import Frame, guided_batch, short_texts, token_sizes
 from eri_runtime.spec import Precision, ShapeRange
 
 CLOCK = 1000  # diffusers' Flux multiplies its timestep by this
 
 
-class Flux(nn.Module):
+class Flux(Wrapper):
     """The contract's inputs and outputs around diffusers' Flux transformer."""
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.network = network
-        self.dtype = dtype
 
     def forward(
         self,

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from diffusers import SD3Transformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from eri_export.checkpoint import Component
-from eri_export.recipes.base import Recipe, float_input, float_output, uniform
+from eri_export.recipes.base import Recipe, Wrapper, float_input, float_output, uniform
 from eri_export.recipes.sizes import Frame, denoiser_ranges, latent_sizes, short_texts
 from eri_runtime.spec import Precision
 
 
-class MMDiT(nn.Module):
+class MMDiT(Wrapper):
     """The contract's inputs and outputs around diffusers' SD3 transformer."""
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.network = network
-        self.dtype = dtype
 
     def forward(
         self,

@@ -16,18 +16,14 @@ from transformers import (
 )
 
 from eri_export.checkpoint import Component
-from eri_export.recipes.base import Input, Recipe, float_output, text_ids
+from eri_export.recipes.base import Input, Recipe, Wrapper, float_output, text_ids
 from eri_export.recipes.sizes import BATCH, short_texts, token_sizes
 from eri_runtime.spec import Precision, ShapeRange, TensorSpec
 
 PENULTIMATE = -2  # SDXL and SD3 take the input of CLIP's last layer
 
 
-class _Clip(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
+class _Clip(Wrapper):
     def encode(self, input_ids: Tensor) -> Any:
         """The network's own output; positions are given because a buffer has no value here."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
@@ -59,12 +55,8 @@ class ClipPooled(_Clip):
         return self.encode(input_ids).pooler_output.float()
 
 
-class T5(nn.Module):
+class T5(Wrapper):
     """T5's encoder without a mask, as diffusers runs it."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """(B, T) int64 -> (B, T, D) float32."""
@@ -93,7 +85,7 @@ def clip_recipe(
         source=source,
         precision=precision,
         build=lambda: classes[source.class_name](config),
-        wrap=lambda network, _: wrap(network),
+        wrap=wrap,
         inputs=(_ids("batch", max_length, vocabulary=config.vocab_size, end=_end_of_text(config)),),
         outputs=outputs[wrap],
         ranges={"batch": BATCH},
@@ -115,7 +107,7 @@ def t5_recipe(source: Component, precision: Precision, tokens: tuple[int, int]) 
         source=source,
         precision=precision,
         build=lambda: T5EncoderModel(config),
-        wrap=lambda network, _: T5(network),
+        wrap=T5,
         inputs=(_ids("batch", "tokens", vocabulary=config.vocab_size, end=config.eos_token_id),),
         outputs=(float_output("hidden_states", "batch", "tokens", config.d_model),),
         ranges={"batch": BATCH, "tokens": ShapeRange(min=1, opt=usual, max=most)},

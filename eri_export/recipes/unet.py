@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from eri_export.checkpoint import Component
-from eri_export.recipes.base import Recipe, float_input, float_output, pixel_counts, uniform
+from eri_export.recipes.base import (
+    Recipe,
+    Wrapper,
+    float_input,
+    float_output,
+    pixel_counts,
+    uniform,
+)
 from eri_export.recipes.sizes import Frame, denoiser_ranges, latent_sizes
 from eri_runtime.errors import CheckpointError
 from eri_runtime.spec import Precision
 
 
-class UNet(nn.Module):
+class UNet(Wrapper):
     """The contract's inputs and outputs around diffusers' UNet."""
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.network = network
-        self.dtype = dtype
 
     def forward(
         self,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from eri_export.checkpoint import Component
-from eri_export.recipes.base import Recipe, float_input, float_output, uniform
+from eri_export.recipes.base import Recipe, Wrapper, float_input, float_output, uniform
 from eri_export.recipes.sizes import (
     BATCH,
     Frame,
@@ -19,13 +18,8 @@ from eri_export.recipes.sizes import (
 from eri_runtime.spec import LatentSpec, Precision
 
 
-class Decoder(nn.Module):
+class Decoder(Wrapper):
     """Latents, already unscaled, to an image in about [-1, 1]."""
-
-    def __init__(self, network: AutoencoderKL, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.network = network
-        self.dtype = dtype
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) float32 -> (B, 3, fh, fw) float32."""
@@ -35,13 +29,8 @@ class Decoder(nn.Module):
         return self.network.decoder(z).float()
 
 
-class Encoder(nn.Module):
+class Encoder(Wrapper):
     """An image in [-1, 1] to the mean and log-variance of its latents."""
-
-    def __init__(self, network: AutoencoderKL, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.network = network
-        self.dtype = dtype
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, fh, fw) float32 -> two of (B, C, h, w) float32; `logvar` in [-30, 20]."""
