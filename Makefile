@@ -44,7 +44,7 @@ train: $(INSTALLED) $(NAMES)
 	$(BIN)/python -m eri_export.embedded.train --emoji $(FLUENT) --names $(NAMES) --work build/train
 
 retrieval: demo $(NAMES)
-	$(BIN)/python benchmarks/retrieval.py engines/demo --emoji $(FLUENT) --names $(NAMES)
+	$(BIN)/python benchmarks/retrieval.py engines/demo --guidance 4 --emoji $(FLUENT) --names $(NAMES)
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

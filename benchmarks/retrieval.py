@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL.Image import Image
+from PIL import Image
 
 import eri_runtime as eri
 from eri_export.embedded.data import find_samples, load_pixels
@@ -71,6 +71,8 @@ def main() -> None:
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
     if options.sheet:
         contact_sheet(images, columns=10).save(options.sheet)
+    if options.thumbnails:
+        thumbnails(training).save(options.thumbnails, optimize=True)
 
 
 def parse() -> argparse.Namespace:
@@ -82,12 +84,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--sheet", type=Path, help="write all images as one picture")
+    parser.add_argument("--thumbnails", type=Path, help="write the training images, 24 px high")
     return parser.parse_args()
 
 
 def generate(
     pipe: eri.Pipeline, captions: list[str], options: argparse.Namespace
-) -> tuple[list[Image], np.ndarray]:
+) -> tuple[list[Image.Image], np.ndarray]:
     """One image a caption, seed i for caption i: PIL images and latents in the VAE's own scale."""
     images, latents = [], []
     for start in range(0, len(captions), 5):
@@ -101,6 +104,13 @@ def generate(
         latents.append(result.latents)
     spec = pipe.bundle.latents
     return images, np.concatenate(latents) / spec.scale + spec.shift
+
+
+def thumbnails(training: np.ndarray) -> Image.Image:
+    """All training images below one another, each the mean of its 4 x 4 squares."""
+    count, height, width, _ = training.shape
+    squares = training.reshape(count, height // 4, 4, width // 4, 4, 3).mean(axis=(2, 4))
+    return Image.fromarray(np.round(squares).astype(np.uint8).reshape(-1, width // 4, 3))
 
 
 def encode(pipe: eri.Pipeline, pixels: np.ndarray) -> np.ndarray:

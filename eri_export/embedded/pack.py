@@ -1,0 +1,76 @@
+"""Write trained modules as a diffusers folder with fp16 safetensors weights."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from eri_export.embedded import denoiser_stage, models, text, vae_stage
+
+KEPT = ("README.md", "LICENSE")
+
+
+def pack(work: pathlib.Path, target: pathlib.Path) -> None:
+    """Replace the checkpoint folder `target` by the state of the runs in `work`."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    build_pipeline(work).to(torch.float16).save_pretrained(partial)
+    _write_tokenizers(partial)
+    for name in KEPT:
+        if (target / name).is_file():
+            shutil.copy2(target / name, partial / name)
+    for path in partial.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    _swap(partial, target)
+
+
+def build_pipeline(work: pathlib.Path) -> StableDiffusion3Pipeline:
+    """The moving averages of the runs as one float32 pipeline."""
+    vae = vae_stage.trained_vae(work)
+    tokenizers = text.build_tokenizers()
+    denoiser = denoiser_stage.trained_denoiser(work / "denoiser.pt", tokenizers)
+    return StableDiffusion3Pipeline(
+        transformer=denoiser.transformer,
+        scheduler=models.build_scheduler(),
+        vae=vae,
+        text_encoder=denoiser.clip_l,
+        text_encoder_2=denoiser.clip_g,
+        text_encoder_3=denoiser.t5,
+        **tokenizer_folders(tokenizers),
+    )
+
+
+def tokenizer_folders(
+    tokenizers: text.Tokenizers,
+) -> dict[str, text.CLIPTokenizer | text.T5Tokenizer]:
+    """The tokenizers under the names that diffusers gives them."""
+    return {
+        "tokenizer": tokenizers.clip_l,
+        "tokenizer_2": tokenizers.clip_g,
+        "tokenizer_3": tokenizers.t5,
+    }
+
+
+def _write_tokenizers(folder: pathlib.Path) -> None:
+    """Write fresh tokenizers, which carry no padding or truncation, under names old and new."""
+    for name, tokenizer in tokenizer_folders(text.build_tokenizers()).items():
+        tokenizer.save_pretrained(folder / name)
+        if isinstance(tokenizer, text.CLIPTokenizer):
+            tokenizer.backend_tokenizer.model.save(str(folder / name))
+    index = folder / "model_index.json"
+    entries = json.loads(index.read_text(encoding="utf-8"))
+    entries["tokenizer_3"] = ["transformers", "T5TokenizerFast"]
+    index.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _swap(partial: pathlib.Path, target: pathlib.Path) -> None:
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

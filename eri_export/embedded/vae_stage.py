@@ -1,0 +1,112 @@
+"""Training of the autoencoder on latents whose meaning is fixed beforehand.
+
+The latents are the 16 leading principal components of the 8x8 patches of the drawings, so that
+decoder, encoder and denoiser can each be trained alone: the decoder learns to invert them, with
+noise on the latents, and the encoder learns to predict them.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKL
+
+from eri_export.embedded import models
+from eri_export.embedded.loop import Run, train
+
+BATCH = 4  # of each worker
+PATCH = 8
+WHITENING = 0.25  # component k is scaled by its variance to the power of -WHITENING
+NOISE = 0.08  # standard deviation of the noise on latents of unit deviation
+LOGVAR = -6.0  # what the encoder reports as the log-variance of its posterior
+
+
+def patch_components(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Filters (16, 3, 8, 8) and offsets (16,) that give latents of unit deviation."""
+    patches = torch.nn.functional.unfold(images, PATCH, stride=PATCH)  # (N, 192, L)
+    rows = patches.transpose(1, 2).reshape(-1, patches.shape[1]).double()
+    mean = rows.mean(dim=0)
+    variances, vectors = torch.linalg.eigh(torch.cov(rows.T))
+    leading = range(len(variances) - 1, len(variances) - 1 - models.LATENT_CHANNELS, -1)
+    basis = vectors[:, list(leading)].T
+    basis = basis * basis.sum(dim=1, keepdim=True).sign()  # eigh leaves the signs open
+    basis = basis * variances[list(leading), None] ** -WHITENING
+    basis = basis / ((rows - mean) @ basis.T).std()
+    filters = basis.reshape(-1, 3, PATCH, PATCH)
+    return filters.float(), (-basis @ mean).float()
+
+
+def target_latents(images: torch.Tensor) -> torch.Tensor:
+    """The latents of the images, (N, 16, H/8, W/8), with zero mean and unit deviation."""
+    filters, offsets = patch_components(images)
+    return torch.nn.functional.conv2d(images, filters, offsets, stride=PATCH)
+
+
+def unscaled(latents: torch.Tensor) -> torch.Tensor:
+    """Latents as the autoencoder knows them."""
+    return latents / models.SCALING_FACTOR + models.SHIFT_FACTOR
+
+
+def train_decoder(work: pathlib.Path, images: torch.Tensor, *, minutes: float) -> None:
+    """Fit the decoder to invert the latents: L1, squared error and image gradients."""
+    torch.manual_seed(0)
+    latents = unscaled(target_latents(images))
+    spread = NOISE / models.SCALING_FACTOR
+    run = Run(work / "decoder.pt", models.build_vae().decoder, lr=2e-3, seed=0)
+
+    def loss_function(
+        decoder: torch.nn.Module, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        index = torch.randperm(len(images), generator=generator)[:BATCH]
+        noise = torch.randn(latents[index].shape, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = decoder(latents[index] + spread * noise).float()
+        return reconstruction_losses(output, images[index])
+
+    train(run, loss_function, minutes=minutes)
+
+
+def train_encoder(work: pathlib.Path, images: torch.Tensor, *, minutes: float) -> None:
+    """Fit the encoder to predict the latents, and a constant log-variance."""
+    torch.manual_seed(1)
+    latents = unscaled(target_latents(images))
+    run = Run(work / "encoder.pt", models.build_vae().encoder, lr=2e-3, seed=1)
+
+    def loss_function(
+        encoder: torch.nn.Module, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        index = torch.randperm(len(images), generator=generator)[:BATCH]
+        with torch.autocast("cpu", torch.bfloat16):
+            mean, logvar = encoder(images[index]).float().chunk(2, dim=1)
+        error = (mean - latents[index]).square().mean()
+        return {"loss": error + 0.01 * (logvar - LOGVAR).square().mean(), "error": error}
+
+    train(run, loss_function, minutes=minutes)
+
+
+def reconstruction_losses(output: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+    """L1 + squared error + L1 of the image gradients."""
+    error = output - target
+    l1, mse = error.abs().mean(), error.square().mean()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return {"loss": l1 + mse + 0.25 * edges, "l1": l1, "mse": mse}
+
+
+def trained_vae(work: pathlib.Path) -> AutoencoderKL:
+    """The moving averages of the runs in a folder; a part that has no run yet stays random."""
+    torch.manual_seed(0)
+    vae = models.build_vae()
+    for name in ("encoder", "decoder"):
+        path = work / f"{name}.pt"
+        if path.is_file():
+            part = cast(torch.nn.Module, getattr(vae, name))
+            part.load_state_dict(cast(Any, torch.load(path, weights_only=True)["ema"]))
+    return vae.eval()
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Images of latents, (N, 3, H, W) in [-1, 1]."""
+    return torch.cat([vae.decode(batch).sample for batch in latents.split(16)]).clamp(-1, 1)

@@ -1,0 +1,80 @@
+"""The embedded checkpoint: what `eri demo` draws is what it was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+
+import eri_runtime as eri
+from eri_export.cli import GUIDANCE, PROMPTS
+from eri_export.embedded import checkpoint
+from eri_export.embedded.data import captions, chosen_names
+from eri_export.embedded.retrieval import nearest_vectors
+from eri_runtime.cli import main
+from eri_runtime.errors import EriError
+
+THUMBNAILS = Path(__file__).parent / "data" / "emoji-24px.png"
+CAPTIONS = [captions(name)[0] for name in chosen_names()]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The folder in which `eri demo` was run."""
+    folder = tmp_path_factory.mktemp("demo")
+    words = ["demo", "--bundle", str(folder / "bundle"), "-o", str(folder / "out")]
+    assert main(words) == 0
+    return folder
+
+
+def nearest_captions(images):
+    """The caption of the training image nearest to each (N, 96, 96, 3) uint8 image."""
+    training = np.asarray(Image.open(THUMBNAILS), dtype=np.float64).reshape(-1, 24, 24, 3)
+    assert len(training) == len(CAPTIONS)
+    shrunk = np.asarray(images, dtype=np.float64).reshape(-1, 24, 4, 24, 4, 3).mean(axis=(2, 4))
+    return [CAPTIONS[i] for i in nearest_vectors(shrunk, training).nearest]
+
+
+def test_the_checkpoint_is_small_enough_to_ship():
+    assert sum(path.stat().st_size for path in checkpoint().rglob("*")) <= 12_000_000
+
+
+def test_a_family_without_a_checkpoint_is_named():
+    with pytest.raises(EriError, match=r"'sdxl'.*sd35"):
+        checkpoint("sdxl")
+
+
+def test_the_contact_sheet_shows_the_prompts(demo):
+    assert set(PROMPTS) <= set(CAPTIONS)
+    with Image.open(demo / "out" / "demo.png") as sheet:
+        assert sheet.text["parameters"].startswith(", ".join(PROMPTS))
+        assert sheet.size == (4 * 200 + 8, 2 * 200 + 8)
+        half = np.asarray(sheet.resize((404, 204), Image.Resampling.BOX))
+    images = [
+        half[4 + row * 100 : 100 + row * 100, 4 + column * 100 : 100 + column * 100]
+        for row in range(2)
+        for column in range(4)
+    ]
+    assert nearest_captions(images) == list(PROMPTS)
+
+
+def test_other_captions_other_seeds_and_few_steps_are_right_too(demo):
+    prompts = CAPTIONS[5:236:33]
+    with eri.load(demo / "bundle") as pipe:
+        result = pipe(prompts, seed=100, num_inference_steps=12, guidance_scale=GUIDANCE)
+    assert nearest_captions(result.images) == prompts
+
+
+def test_the_images_are_diffusers_images(demo):
+    theirs = StableDiffusion3Pipeline.from_pretrained(checkpoint(), dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    words = {"num_inference_steps": 8, "guidance_scale": GUIDANCE, "max_sequence_length": 16}
+    words |= {"prompt": ["a pizza", "an octopus"], "height": 96, "width": 96, "output_type": "np"}
+    x = np.random.default_rng(0).standard_normal((2, 16, 12, 12), dtype=np.float32)
+    theirs_pixels = theirs(**words, latents=torch.from_numpy(x)).images
+    with eri.load(demo / "bundle") as ours:
+        assert np.abs(ours(**words, latents=x).images - theirs_pixels).max() <= 1 / 255
