@@ -18,7 +18,12 @@ from typing import Any
 import diffusers
 
 from eri_export.stored import StoredTensor, read_header, read_headers
-from eri_runtime.errors import CheckpointError, NotACheckpointError, PickleError
+from eri_runtime.errors import (
+    CheckpointError,
+    DamagedWeightsError,
+    NotACheckpointError,
+    PickleError,
+)
 from eri_runtime.spec import Family
 
 INDEX = "model_index.json"
@@ -218,13 +223,20 @@ def _existing(path: Path, what: str) -> Path:
     return path
 
 
+def _shard(index: Path, name: str) -> Path:
+    """A shard beside its index; `DamagedWeightsError` for one that would lie elsewhere."""
+    if Path(name).name != name:
+        raise DamagedWeightsError(index, got=name, expected="the name of a file beside the index")
+    return _existing(index.parent / name, "a shard that the index names")
+
+
 def _weight_files(folder: Path) -> list[Path]:
     """The shards an index names, or the single file; diffusers' and transformers' names."""
     for stem in ("diffusion_pytorch_model", "model"):
         index = folder / f"{stem}.safetensors.index.json"
         if index.is_file():
             shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-            return [_existing(folder / shard, "a shard that the index names") for shard in shards]
+            return [_shard(index, shard) for shard in shards]
         single = folder / f"{stem}.safetensors"
         if single.is_file():
             return [single]

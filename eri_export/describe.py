@@ -110,7 +110,7 @@ def _refuse_unheard(where: Path, config: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{where}: {key}", got=config[key], expected="unset")
     for key in PREFERENCES:
         if config.get(key):
-            log.warning("%s: %s is not taken over: choose it with `sigmas=`", where, key)
+            log.warning("%s: %s is not taken over; steps are spaced as without it", where, key)
 
 
 def _one_of(where: object, config: Mapping[str, Any], key: str, known: Any) -> str:

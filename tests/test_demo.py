@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,9 @@ CAPTIONS = [captions(name)[0] for name in chosen_names()]
 def demo(tmp_path_factory):
     """The folder in which `eri demo` was run."""
     folder = tmp_path_factory.mktemp("demo")
-    words = ["demo", "--bundle", str(folder / "bundle"), "-o", str(folder / "out")]
-    assert main(words) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["demo"]) == 0
     return folder
 
 
@@ -64,9 +66,22 @@ def test_the_contact_sheet_shows_the_prompts(demo):
 
 def test_other_captions_other_seeds_and_few_steps_are_right_too(demo):
     prompts = CAPTIONS[5:236:33]
-    with eri.load(demo / "bundle") as pipe:
+    with eri.load(demo / "engines" / "demo") as pipe:
         result = pipe(prompts, seed=100, num_inference_steps=12, guidance_scale=GUIDANCE)
     assert nearest_captions(result.images) == prompts
+
+
+def test_the_readmes_examples_run(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(first, names)  # noqa: S102 our own text
+    with Image.open("heart.png") as image:
+        assert nearest_captions([np.asarray(image)]) == ["a red heart"]
+        assert "Steps: 20" in image.text["parameters"]
+    with eri.load("engines/demo") as names["pipe"]:
+        exec(second, names)  # noqa: S102
 
 
 def test_the_images_are_diffusers_images(demo):
@@ -76,5 +91,5 @@ def test_the_images_are_diffusers_images(demo):
     words |= {"prompt": ["a pizza", "an octopus"], "height": 96, "width": 96, "output_type": "np"}
     x = np.random.default_rng(0).standard_normal((2, 16, 12, 12), dtype=np.float32)
     theirs_pixels = theirs(**words, latents=torch.from_numpy(x)).images
-    with eri.load(demo / "bundle") as ours:
+    with eri.load(demo / "engines" / "demo") as ours:
         assert np.abs(ours(**words, latents=x).images - theirs_pixels).max() <= 1 / 255

@@ -199,6 +199,13 @@ def test_shards_are_read_as_one(sd35_checkpoint, broken):
         assert torch.equal(torch.cat([*split[name].chunks()]), torch.cat([*whole[name].chunks()]))
 
 
+@pytest.mark.parametrize("shard", ["../vae/" + WEIGHTS, "/etc/passwd"])
+def test_an_index_that_points_outside_its_folder(broken, shard):
+    index = broken / "transformer" / f"{WEIGHTS}.index.json"
+    index.write_text(json.dumps({"weight_map": {"proj_out.bias": shard}}))
+    refused(broken, DamagedWeightsError, index.name, shard, "beside the index")
+
+
 def test_digest_follows_config_and_shapes(sd35_checkpoint, broken):
     sound = open_checkpoint(sd35_checkpoint).digest()
     assert open_checkpoint(broken).digest() == sound
