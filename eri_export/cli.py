@@ -68,7 +68,9 @@ def run_export(source: Path, output: Path, precision: Precision) -> Bundle:
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         fix = "pip install 'eri-diffusion[export]'"
-        raise BackendError("eri export", got=f"no {', '.join(missing)}", expected="the export extra", fix=fix)
+        raise BackendError(
+            "eri export", got=f"no {', '.join(missing)}", expected="the export extra", fix=fix
+        )
     from eri_export.bundle import export as export_checkpoint
     from eri_runtime.progress import progress_bars
 

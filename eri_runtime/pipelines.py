@@ -135,7 +135,7 @@ class Pipeline(Closeable):
         return self._components[name].run(inputs)
 
     def close(self) -> None:
-        """Close every open component."""
+        """Close every open component; a later call opens them anew."""
         self._components.clear()
         self._resources.close()
 
