@@ -53,7 +53,7 @@ def export(
     precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> Bundle:
-    """Exports every component of a diffusers folder into the bundle `output`, and publishes it.
+    """Export every component of a diffusers folder into the bundle `output`, and publish it.
 
     Raises `CheckpointError` for what cannot be exported, `ParityError` for a graph that does not
     agree with PyTorch, `UsageError` for a bad argument; nothing is published then.

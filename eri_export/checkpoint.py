@@ -125,7 +125,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Opens a diffusers folder without reading a weight.
+    """Open a diffusers folder without reading a weight.
 
     Raises `NotACheckpointError`, `PickleError` or `CheckpointError`, each naming the offender.
     """

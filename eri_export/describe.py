@@ -104,7 +104,7 @@ def _flow(config: Mapping[str, Any], spacing: Spacing) -> ScheduleSpec:
 
 
 def _refuse_unheard(where: Path, config: Mapping[str, Any]) -> None:
-    """Raises `CheckpointError` for a setting that changes the schedule in a way we do not know."""
+    """Raise `CheckpointError` for a setting that changes the schedule in a way we do not know."""
     for key in UNHEARD:
         if config.get(key):
             raise CheckpointError(f"{where}: {key}", got=config[key], expected="unset")

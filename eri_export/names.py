@@ -33,7 +33,7 @@ SHOWN = 5  # names listed in an error
 
 
 def check_names(recipe: Recipe) -> None:
-    """Raises `DamagedWeightsError` where a checkpoint does not hold the weights of its config."""
+    """Raise `DamagedWeightsError` where a checkpoint does not hold the weights of its config."""
     with torch.device("meta"):
         file_names(recipe.build(), recipe.source)
 

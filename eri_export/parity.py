@@ -87,7 +87,7 @@ class Report:
         return max(metric.max_rel for metric in ran or own)
 
     def check(self) -> None:
-        """Raises `ParityError` naming the worst output, unless everything passed."""
+        """Raise `ParityError` naming the worst output, unless everything passed."""
         if self:
             return
         worst = max(self.metrics, key=lambda metric: metric.max_rel / metric.tolerance)
@@ -111,7 +111,7 @@ class Report:
 
 
 def compare(recipe: Recipe, graph: Path, spec: ComponentSpec) -> tuple[Metric, ...]:
-    """Runs the published `graph` and PyTorch at every parity size of `recipe`."""
+    """Run the published `graph` and PyTorch at every parity size of `recipe`."""
     with tempfile.TemporaryDirectory(dir=graph.parent.parent, prefix=".parity-") as scratch:
         cases = tuple(_cases(recipe, Path(scratch)))
         metrics: list[Metric] = []
@@ -131,7 +131,7 @@ def _subjects(recipe: Recipe, graph: Path, scratch: Path) -> Iterator[tuple[Subj
 
 
 def _twin(graph: Path, scratch: Path) -> Path:
-    """Writes the float32 twin of `graph`, with the bundle's own weights widened."""
+    """Write the float32 twin of `graph`, with the bundle's own weights widened."""
     model = ir.load(graph)
     widen(model)
     stored = read_headers([graph.parent / _location(model)])

@@ -56,7 +56,7 @@ def records(folder: Path) -> dict[str, FileRecord]:
 
 
 def write_manifest(bundle: Bundle) -> None:
-    """Writes the manifest into `bundle.root` and flushes every file and folder to the disk."""
+    """Write the manifest into `bundle.root` and flush every file and folder to the disk."""
     (bundle.root / MANIFEST).write_text(manifest.dump(bundle), encoding="utf-8")
     for path in [*bundle.root.rglob("*"), bundle.root]:
         _flush(path)
@@ -71,7 +71,7 @@ def _flush(path: Path) -> None:
 
 
 def _put(folder: Path, target: Path) -> None:
-    """Moves `folder` to `target`; what was there is left under the name of `folder`."""
+    """Move `folder` to `target`; what was there is left under the name of `folder`."""
     if not target.exists():
         folder.rename(target)
     elif not _exchange(folder, target):
@@ -80,7 +80,7 @@ def _put(folder: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two names in one step; False where the system cannot (renameat2 is Linux's)."""
+    """Exchange two names in one step; False where the system cannot (renameat2 is Linux's)."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False

@@ -16,7 +16,7 @@ UNLIMITED = 512  # tokens where neither tokenizer nor encoder sets a limit; T5's
 
 
 def write_tokenizers(checkpoint: Checkpoint, folder: Path) -> dict[str, TokenizerSpec]:
-    """Writes `folder/NAME/tokenizer.json` for each tokenizer, with truncation and padding off.
+    """Write `folder/NAME/tokenizer.json` for each tokenizer, with truncation and padding off.
 
     Raises `CheckpointError` for one that transformers cannot read.
     """

@@ -83,7 +83,7 @@ def _named(size: int | str) -> bool:
 
 
 def _set_types(network: nn.Module, recipe: Recipe) -> None:
-    """Gives every floating-point tensor its exported type; `.to` cannot, under fake tensors."""
+    """Give every floating-point tensor its exported type; `.to` cannot, under fake tensors."""
     for path, module in network.named_modules():
         for name, value in [*module._parameters.items(), *module._buffers.items()]:
             if value is None or not value.is_floating_point():

@@ -64,7 +64,7 @@ def conversions(model: ir.Model, tensors: Mapping[str, StoredTensor]) -> list[Co
 
 
 def write_weights(file: Path, items: Sequence[Conversion]) -> dict[str, StoredTensor]:
-    """Writes `items` to a new safetensors file and returns its tensors by name.
+    """Write `items` to a new safetensors file and return its tensors by name.
 
     The format allows no gaps, so the tensors are in order of the power of two that divides their
     size: each starts at a multiple of its own, and all whose size is one at a multiple of 256.
@@ -79,7 +79,7 @@ def write_weights(file: Path, items: Sequence[Conversion]) -> dict[str, StoredTe
 
 
 def bind(model: ir.Model, tensors: Mapping[str, StoredTensor]) -> None:
-    """Points every weight of `model` at its bytes, in a file beside the graph."""
+    """Point every weight of `model` at its bytes, in a file beside the graph."""
     for value in weights_of(model):
         tensor = tensors[name_of(value)]
         value.const_value = ir.ExternalTensor(

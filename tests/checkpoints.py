@@ -46,7 +46,7 @@ WIDTH = 32  # of every text encoder
 
 
 def tiny_sdxl(root: Path, prediction_type: str = "epsilon") -> Path:
-    """Saves an SDXL pipeline: UNet, VAE that wants float32, two CLIPs."""
+    """Save an SDXL pipeline: UNet, VAE that wants float32, two CLIPs."""
     unet = UNet2DConditionModel(
         sample_size=32,
         in_channels=4,
@@ -88,7 +88,7 @@ def tiny_sdxl(root: Path, prediction_type: str = "epsilon") -> Path:
 
 
 def tiny_sd35(root: Path) -> Path:
-    """Saves a Stable Diffusion 3.5 pipeline: MMDiT with dual attention, two CLIPs, T5."""
+    """Save a Stable Diffusion 3.5 pipeline: MMDiT with dual attention, two CLIPs, T5."""
     transformer = SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
@@ -120,7 +120,7 @@ def tiny_sd35(root: Path) -> Path:
 
 
 def tiny_flux(root: Path, guidance_embeds: bool = True) -> Path:
-    """Saves a Flux pipeline: double and single stream blocks, CLIP, T5."""
+    """Save a Flux pipeline: double and single stream blocks, CLIP, T5."""
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=64,

@@ -55,7 +55,7 @@ flux_schnell_bundle = _bundle("flux_schnell")
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_traces():
-    """Traces each network once a session: its graph depends on nothing but what the key holds."""
+    """Trace each network once a session: its graph depends on nothing but what the key holds."""
     from eri_export import bundle as module
 
     trace, traced = module.trace, {}

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 
 def transpose_einsums(model: ir.Model) -> None:
-    """Replaces every such Einsum; others stay."""
+    """Replace every such Einsum; others stay."""
     for node in list(model.graph.all_nodes()):
         if node.op_type == "Einsum" and (perm := _permutation(node)) is not None:
             transpose = ir.node("Transpose", node.inputs, {"perm": perm}, name=node.name)

@@ -16,7 +16,7 @@ from eri_runtime.errors import ExportError
 
 
 def hide_weights(model: ir.Model) -> frozenset[str]:
-    """Turns every initialiser without bytes into a graph input; their names."""
+    """Turn every initialiser without bytes into a graph input; their names."""
     graph, hidden = model.graph, []
     for name, value in list(graph.initializers.items()):
         if isinstance(getattr(value.const_value, "raw", None), FakeTensor):
@@ -28,7 +28,7 @@ def hide_weights(model: ir.Model) -> frozenset[str]:
 
 
 def restore_weights(model: ir.Model, hidden: Set[str], names: Mapping[str, str]) -> None:
-    """Turns hidden weights back into initialisers, renamed by `names`; unused ones are dropped.
+    """Turn hidden weights back into initialisers, renamed by `names`; unused ones are dropped.
 
     Two weights with one new name are one: tied in the file, and so in the graph. Raises
     `ExportError` for a used one that `names` lacks: a buffer that no file holds.

@@ -15,7 +15,7 @@ DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
 def name_interface(
     model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> None:
-    """Renames in order; `ExportError` for a value that has not the specified type and rank."""
+    """Rename in order; `ExportError` for a value that has not the specified type and rank."""
     given = [*inputs, *outputs]
     values = [*model.graph.inputs, *model.graph.outputs]
     _free_names(model, values, {spec.name for spec in given})
@@ -36,7 +36,7 @@ def _check(value: ir.Value, spec: TensorSpec) -> None:
 
 
 def _free_names(model: ir.Model, interface: Iterable[ir.Value], taken: set[str]) -> None:
-    """Renames inner values that bear a name the interface is about to take."""
+    """Rename inner values that bear a name the interface is about to take."""
     for value in (output for node in model.graph for output in node.outputs):
         if value.name in taken and not any(value is each for each in interface):
             value.name = f"{value.name}_inner"

@@ -7,7 +7,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 
 def strip_metadata(model: ir.Model) -> None:
-    """Clears metadata, doc strings and the types of inner values, which engines infer anyway.
+    """Clear metadata, doc strings and the types of inner values, which engines infer anyway.
 
     The inferred shapes would also be stale: they name dimensions as the tracer did.
     """

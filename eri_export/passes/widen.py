@@ -13,7 +13,7 @@ NARROW = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 def widen(model: ir.Model) -> None:
-    """Turns every 16-bit type into float32, but for weights, which `weights.bind` must follow."""
+    """Turn every 16-bit type into float32, but for weights, which `weights.bind` must follow."""
     for value in model.graph.initializers.values():
         if value.dtype not in NARROW:
             continue

@@ -72,7 +72,7 @@ def _denoiser(
 
 
 def _check_channels(denoiser: Component, latents: LatentSpec) -> None:
-    """Raises `CheckpointError` for a denoiser that reads more than latents, as inpainting's."""
+    """Raise `CheckpointError` for a denoiser that reads more than latents, as inpainting's."""
     packed = latents.patch**2 if denoiser.class_name == "FluxTransformer2DModel" else 1
     expected, got = packed * latents.channels, denoiser.config["in_channels"]
     if got != expected:

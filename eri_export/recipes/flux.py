@@ -52,7 +52,7 @@ class Flux(Wrapper):
         return output.float()
 
     def _exact(self, clocks: list[Tensor]) -> RemovableHandle:
-        """Hands the network's embedding float32 clocks while the handle is open.
+        """Hand the network's embedding float32 clocks while the handle is open.
 
         diffusers rounds them to the network's type first, and a step of float16 near 1000 turns
         the fastest sinusoid by half a radian.

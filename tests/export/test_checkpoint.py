@@ -30,7 +30,7 @@ def broken(sd35_checkpoint, tmp_path):
 
 
 def refused(checkpoint, error, *words):
-    """Asserts that `export` raises exactly `error`, says `words`, and leaves no file."""
+    """Assert that `export` raises exactly `error`, says `words`, and leaves no file."""
     shop = checkpoint.parent / "engines"
     with pytest.raises(error) as caught:
         export(checkpoint, shop / "bundle")

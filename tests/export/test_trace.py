@@ -45,7 +45,7 @@ def rand(*shape):
 
 @pytest.fixture
 def run(request):
-    """Runs a component of a family's bundle on torch tensors."""
+    """Run a component of a family's bundle on torch tensors."""
 
     def call(family, name, **inputs):
         bundle = manifest.read(request.getfixturevalue(f"{family}_bundle"))
