@@ -44,14 +44,18 @@ class UNet(Wrapper):
 
 
 def unet_recipe(source: Component, precision: Precision, frame: Frame, tokens: int) -> Recipe:
-    """The recipe of an SDXL UNet; `CheckpointError` for one without size conditions."""
+    """The recipe of an SDXL UNet; `CheckpointError` for one that is conditioned on other things.
+
+    `time_cond_proj_dim` is a guidance embedding, which LCM-distilled UNets have.
+    """
     config = source.config
-    if config.get("addition_embed_type") != "text_time":
-        raise CheckpointError(
-            f"{source.folder}: addition_embed_type",
-            got=config.get("addition_embed_type"),
-            expected="text_time, as every SDXL UNet has",
-        )
+    for key, expected in (("addition_embed_type", "text_time"), ("time_cond_proj_dim", None)):
+        if config.get(key) != expected:
+            raise CheckpointError(
+                f"{source.folder}: {key}",
+                got=config.get(key),
+                expected=f"{expected or 'none'}, as SDXL's own UNet has",
+            )
     channels = int(config["in_channels"])
     pooled = int(config["projection_class_embeddings_input_dim"])
     pooled -= 6 * int(config["addition_time_embed_dim"])

@@ -199,6 +199,15 @@ def test_shards_are_read_as_one(sd35_checkpoint, broken):
         assert torch.equal(torch.cat([*split[name].chunks()]), torch.cat([*whole[name].chunks()]))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("addition_embed_type", "text"), ("time_cond_proj_dim", 256)]
+)
+def test_a_unet_conditioned_on_other_things(sdxl_checkpoint, tmp_path, key, value):
+    root = shutil.copytree(sdxl_checkpoint, tmp_path / "checkpoint")
+    edit_json(root / "unet" / "config.json", **{key: value})
+    refused(root, CheckpointError, key, str(value), "SDXL's own UNet")
+
+
 @pytest.mark.parametrize("shard", ["../vae/" + WEIGHTS, "/etc/passwd"])
 def test_an_index_that_points_outside_its_folder(broken, shard):
     index = broken / "transformer" / f"{WEIGHTS}.index.json"
