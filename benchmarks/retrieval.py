@@ -23,7 +23,7 @@ from PIL import Image
 
 import eri_runtime as eri
 from eri_export.embedded.data import find_samples, load_pixels
-from eri_export.embedded.retrieval import nearest_images, nearest_vectors
+from eri_export.embedded.retrieval import nearest_images, nearest_vectors, shrink
 from eri_runtime.images import contact_sheet
 from eri_runtime.result import eri_version
 
@@ -41,7 +41,7 @@ def main() -> None:
         images, latents = generate(pipe, [samples[i].caption for i in chosen], options)
         training = np.stack([load_pixels(sample.path, height) for sample in samples])
         encoded = encode(pipe, training)
-        table = pipe.bundle
+        bundle = pipe.bundle
     pixel = nearest_images(np.stack([np.asarray(image) for image in images]), training)
     latent = nearest_vectors(latents, encoded)
     report = {
@@ -55,14 +55,14 @@ def main() -> None:
             if i != j
         ],
         "settings": {
-            "steps": options.steps or table.defaults.num_inference_steps,
-            "guidance": options.guidance or table.defaults.guidance_scale,
-            "sampler": table.defaults.sampler,
+            "steps": options.steps or bundle.defaults.num_inference_steps,
+            "guidance": options.guidance or bundle.defaults.guidance_scale,
+            "sampler": bundle.defaults.sampler,
             "size": f"{width}x{height}",
             "seeds": f"0 to {COUNT - 1}",
         },
-        "source_digest": table.source_digest,
-        "precision": table.components["denoiser"].precision,
+        "source_digest": bundle.source_digest,
+        "precision": bundle.components["denoiser"].precision,
         "machine": f"{platform.machine()}, ONNX Runtime CPU",
         "eri": eri_version(),
     }
@@ -108,9 +108,8 @@ def generate(
 
 def thumbnails(training: np.ndarray) -> Image.Image:
     """All training images below one another, each the mean of its 4 x 4 squares."""
-    count, height, width, _ = training.shape
-    squares = training.reshape(count, height // 4, 4, width // 4, 4, 3).mean(axis=(2, 4))
-    return Image.fromarray(np.round(squares).astype(np.uint8).reshape(-1, width // 4, 3))
+    squares = np.round(shrink("training", training, 4)).astype(np.uint8)
+    return Image.fromarray(squares.reshape(-1, squares.shape[2], 3))
 
 
 def encode(pipe: eri.Pipeline, pixels: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import onnx_ir as ir
 
@@ -26,7 +27,7 @@ from eri_runtime.spec import Bundle, ComponentSpec, Precision
 
 log = logging.getLogger(__name__)
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 REPORT = "parity.json"
 STAGES = 3  # of every component: trace, write, compare
 

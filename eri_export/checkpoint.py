@@ -17,7 +17,7 @@ from typing import Any
 
 import diffusers
 
-from eri_export.stored import StoredTensor, read_header, read_headers
+from eri_export.stored import StoredTensor, read_headers
 from eri_runtime.errors import (
     CheckpointError,
     DamagedWeightsError,
@@ -119,8 +119,8 @@ class Checkpoint:
             config = read_json(component.folder / CONFIG)
             yield json.dumps([component.name, config], sort_keys=True).encode()
             for file in sorted({tensor.file for tensor in component.tensors.values()}):
-                header = read_header(file)
-                tensors = {t.name: [t.dtype, t.shape, t.start] for t in header}
+                mine = (t for t in component.tensors.values() if t.file == file)
+                tensors = {t.name: [t.dtype, t.shape, t.start] for t in mine}
                 yield json.dumps([file.name, file.stat().st_size, tensors]).encode()
 
 

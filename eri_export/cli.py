@@ -11,6 +11,7 @@ from typing import get_args
 from eri_export.embedded import FAMILIES, checkpoint
 from eri_runtime.cli import Subparsers, add_command, say
 from eri_runtime.errors import BackendError
+from eri_runtime.inspection import megabytes
 from eri_runtime.spec import Bundle, Precision
 
 NEEDS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -97,9 +98,9 @@ def draw_sheet(bundle: Path, folder: Path, seed: int) -> Path:
 
 def summary(bundle: Bundle) -> str:
     """One line: where, what, how large, how close to PyTorch."""
-    size = sum(record.size for record in bundle.files.values()) / 1e6
     worst = max(component.parity for component in bundle.components.values())
     return (
-        f"{bundle.root}  {bundle.family}, {len(bundle.components)} components, {size:,.1f} MB, "
+        f"{bundle.root}  {bundle.family}, {len(bundle.components)} components, "
+        f"{megabytes(bundle.size)}, "
         f"worst error against PyTorch {worst:.1e}"
     )

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -115,7 +115,7 @@ def compare(recipe: Recipe, graph: Path, spec: ComponentSpec) -> tuple[Metric, .
     with tempfile.TemporaryDirectory(dir=graph.parent.parent, prefix=".parity-") as scratch:
         cases = tuple(_cases(recipe, Path(scratch)))
         metrics: list[Metric] = []
-        for subject, path in _subjects(recipe, graph, Path(scratch)):
+        for subject, path in _subjects(graph, spec, Path(scratch)):
             with OrtExecutor(path, dataclasses.replace(spec, precision="fp32")) as executor:
                 for sizes, inputs, expected in cases:
                     outputs = executor.run(inputs)
@@ -123,27 +123,22 @@ def compare(recipe: Recipe, graph: Path, spec: ComponentSpec) -> tuple[Metric, .
     return tuple(metrics)
 
 
-def _subjects(recipe: Recipe, graph: Path, scratch: Path) -> Iterator[tuple[Subject, Path]]:
-    if recipe.precision != "bf16":
+def _subjects(graph: Path, spec: ComponentSpec, scratch: Path) -> Iterator[tuple[Subject, Path]]:
+    if spec.precision != "bf16":
         yield "graph", graph
-    if recipe.precision != "fp32":
-        yield "float32 twin", _twin(graph, scratch)
+    if spec.precision != "fp32":
+        yield "float32 twin", _twin(graph, graph.with_name(Path(spec.weights).name), scratch)
 
 
-def _twin(graph: Path, scratch: Path) -> Path:
+def _twin(graph: Path, weights: Path, scratch: Path) -> Path:
     """Write the float32 twin of `graph`, with the bundle's own weights widened."""
     model = ir.load(graph)
     widen(model)
-    stored = read_headers([graph.parent / _location(model)])
+    stored = read_headers([weights])
     wide = [Conversion(stored[str(value.name)], torch.float32) for value in weights_of(model)]
     bind(model, write_weights(scratch / "twin.safetensors", wide))
     ir.save(model, scratch / "twin.onnx")
     return scratch / "twin.onnx"
-
-
-def _location(model: ir.Model) -> str:
-    tensor = weights_of(model)[0].const_value
-    return str(cast(ir.ExternalTensor, tensor).location)
 
 
 def _cases(recipe: Recipe, scratch: Path) -> Iterator[tuple[Sizes, Arrays, Arrays]]:

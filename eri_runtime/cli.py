@@ -157,19 +157,17 @@ def inspect(options: argparse.Namespace) -> None:
     """Verify every hash, then print components, shapes, sizes and backends."""
     from eri_runtime import manifest
     from eri_runtime.inspection import describe_bundle
-    from eri_runtime.integrity import verify_all, verify_sizes
+    from eri_runtime.integrity import verify_all
     from eri_runtime.progress import progress_bars
 
     bundle = manifest.read(options.bundle)
-    verify_sizes(bundle)
-    total = sum(record.size for record in bundle.files.values())
     done = 0
     with progress_bars() as advance:
 
         def on_bytes(count: int) -> None:
             nonlocal done
             done += count
-            advance("verifying", done, total)
+            advance("verifying", done, bundle.size)
 
         verify_all(bundle, on_bytes)
     for line in describe_bundle(bundle):

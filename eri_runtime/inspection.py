@@ -10,7 +10,8 @@ from eri_runtime.spec import Bundle, ComponentSpec, TensorSpec
 
 def describe_bundle(bundle: Bundle) -> Iterator[str]:
     """Lines: the whole, each component with its shapes, the files, what can run it here."""
-    yield f"{bundle.root.resolve().name}: {bundle.family}, {_size(bundle)} in {_files(bundle)}"
+    name, size = bundle.root.resolve().name, megabytes(bundle.size)
+    yield f"{name}: {bundle.family}, {size} in {len(bundle.files)} files, all verified"
     yield _schedule(bundle)
     yield _defaults(bundle)
     for name, component in bundle.components.items():
@@ -27,14 +28,6 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
 def megabytes(size: int) -> str:
     """1 MB is 10⁶ bytes; small files in kB."""
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
-
-
-def _size(bundle: Bundle) -> str:
-    return megabytes(sum(record.size for record in bundle.files.values()))
-
-
-def _files(bundle: Bundle) -> str:
-    return f"{len(bundle.files)} files, all verified"
 
 
 def _schedule(bundle: Bundle) -> str:

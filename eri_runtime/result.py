@@ -46,6 +46,7 @@ def describe(bundle: Bundle, request: Request) -> tuple[str, ...]:
     """AUTOMATIC1111's `parameters` text of each image of a request."""
     negatives = request.negative_prompts or ("",) * len(request.prompts)
     weights = bundle.files[bundle.components["denoiser"].weights]
+    version_text = f"eri {eri_version()}"
     texts = []
     for i, seed in enumerate(request.seeds):
         settings = {
@@ -56,7 +57,7 @@ def describe(bundle: Bundle, request: Request) -> tuple[str, ...]:
             "Size": f"{request.width}x{request.height}",
             "Model hash": weights.sha256[:10],
             "Model": bundle.root.resolve().name,
-            "Version": f"eri {eri_version()}",
+            "Version": version_text,
         }
         which = i // request.images_per_prompt
         texts.append(parameters_text(request.prompts[which], negatives[which], settings))

@@ -176,6 +176,11 @@ class Bundle:
     source_digest: str = ""
     built_with: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(record.size for record in self.files.values())
+
     def path(self, relative: str) -> Path:
         """The absolute path of a file the manifest names."""
         return self.root / relative

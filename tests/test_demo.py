@@ -15,7 +15,7 @@ import eri_runtime as eri
 from eri_export.cli import GUIDANCE, PROMPTS
 from eri_export.embedded import checkpoint
 from eri_export.embedded.data import captions, chosen_names
-from eri_export.embedded.retrieval import nearest_vectors
+from eri_export.embedded.retrieval import nearest_vectors, shrink
 from eri_runtime.cli import main
 from eri_runtime.errors import EriError
 
@@ -37,7 +37,7 @@ def nearest_captions(images):
     """The caption of the training image nearest to each (N, 96, 96, 3) uint8 image."""
     training = np.asarray(Image.open(THUMBNAILS), dtype=np.float64).reshape(-1, 24, 24, 3)
     assert len(training) == len(CAPTIONS)
-    shrunk = np.asarray(images, dtype=np.float64).reshape(-1, 24, 4, 24, 4, 3).mean(axis=(2, 4))
+    shrunk = shrink("generated", np.stack([np.asarray(image) for image in images]), 4)
     return [CAPTIONS[i] for i in nearest_vectors(shrunk, training).nearest]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from transformers import (
     CLIPTextConfig,
@@ -104,8 +103,3 @@ def build_t5(*, vocab_size: int, eos: int, pad: int) -> T5EncoderModel:
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
     """The flow-matching Euler scheduler with SD3's static shift."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT)
-
-
-def parameter_count(module: torch.nn.Module) -> int:
-    """How many weights a module holds."""
-    return sum(parameter.numel() for parameter in module.parameters())

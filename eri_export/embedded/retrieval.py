@@ -30,7 +30,7 @@ class Retrieval:
 def nearest_images(generated: Images, training: Images, *, block: int = 4) -> Retrieval:
     """Nearest by root-mean-square of pixels in [0, 1], averaged over `block` x `block` squares."""
     return nearest_vectors(
-        _shrink("generated", generated, block), _shrink("training", training, block)
+        shrink("generated", generated, block) / 255, shrink("training", training, block) / 255
     )
 
 
@@ -51,11 +51,12 @@ def nearest_vectors(
     return Retrieval(nearest=nearest, distance=np.sqrt(np.maximum(best, 0) / queries.shape[1]))
 
 
-def _shrink(name: str, images: Images, block: int) -> npt.NDArray[np.float64]:
+def shrink(name: str, images: Images, block: int) -> npt.NDArray[np.float64]:
+    """Means of `block` x `block` squares in [0, 255]; `name` is what an error calls the images."""
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise ValueError(f"{name}: got {images.dtype} {images.shape}, expected uint8 (N, H, W, 3)")
     count, height, width, channels = images.shape
     if height % block or width % block:
         raise ValueError(f"{name}: {height}x{width} is not a multiple of block {block}")
     squares = images.reshape(count, height // block, block, width // block, block, channels)
-    return squares.mean(axis=(2, 4)) / 255.0
+    return squares.mean(axis=(2, 4))

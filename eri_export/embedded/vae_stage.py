@@ -104,9 +104,3 @@ def trained_vae(work: pathlib.Path) -> AutoencoderKL:
             part = cast(torch.nn.Module, getattr(vae, name))
             part.load_state_dict(cast(Any, torch.load(path, weights_only=True)["ema"]))
     return vae.eval()
-
-
-@torch.no_grad()
-def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """Images of latents, (N, 3, H, W) in [-1, 1]."""
-    return torch.cat([vae.decode(batch).sample for batch in latents.split(16)]).clamp(-1, 1)
