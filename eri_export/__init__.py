@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from eri_export.bundle import Progress, export
-    from eri_export.checkpoint import Checkpoint, open_checkpoint
+    from eri_export.checkpoint import Checkpoint
     from eri_export.parity import Metric, Report
+    from eri_export.sources import open_checkpoint
 
 __all__ = ["Checkpoint", "Metric", "Progress", "Report", "export", "open_checkpoint"]
 
@@ -22,7 +23,7 @@ _HOMES = {
     "Progress": "bundle",
     "Report": "parity",
     "export": "bundle",
-    "open_checkpoint": "checkpoint",
+    "open_checkpoint": "sources",
 }
 
 

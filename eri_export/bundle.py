@@ -13,12 +13,13 @@ from typing import get_args
 import onnx_ir as ir
 
 from eri_export import describe
-from eri_export.checkpoint import Checkpoint, open_checkpoint
+from eri_export.checkpoint import Checkpoint
 from eri_export.names import check_names
 from eri_export.parity import Metric, Report, compare
 from eri_export.publish import records, staging, write_manifest
 from eri_export.recipes import recipes_for
 from eri_export.recipes.base import Recipe
+from eri_export.sources import open_checkpoint
 from eri_export.tokenizers import write_tokenizers
 from eri_export.trace import trace
 from eri_export.weights import bind, conversions, write_weights

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import diffusers
 
-from eri_export.checkpoint import Checkpoint, with_defaults
+from eri_export.checkpoint import Checkpoint
+from eri_export.sources.found import with_defaults
 from eri_runtime.errors import CheckpointError
 from eri_runtime.spec import (
     BetaCurve,
@@ -58,7 +59,7 @@ def schedule_spec(checkpoint: Checkpoint) -> ScheduleSpec:
     if not hasattr(diffusers, name) or flow != (checkpoint.family != "sdxl"):
         expected = "a flow-matching scheduler" if checkpoint.family != "sdxl" else "a DDPM-like one"
         raise CheckpointError(where, got=f"class {name!r}", expected=expected)
-    config = with_defaults(getattr(diffusers, name), checkpoint.scheduler)
+    config = with_defaults(name, checkpoint.scheduler)
     _refuse_unheard(where, config)
     if not flow:
         return _vp(where, config)
@@ -122,7 +123,7 @@ def _one_of(where: object, config: Mapping[str, Any], key: str, known: Any) -> s
 
 def latent_spec(checkpoint: Checkpoint) -> LatentSpec:
     """The latents of the VAE, and the square of them that one denoiser token covers."""
-    vae = checkpoint.components["vae"].config
+    vae = checkpoint.configs["vae"]
     return LatentSpec(
         channels=int(vae["latent_channels"]),
         factor=2 ** (len(vae["block_out_channels"]) - 1),

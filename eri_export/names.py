@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from eri_export.checkpoint import CONFIG, Component
+from eri_export.checkpoint import Component
 from eri_export.recipes.base import Recipe
 from eri_export.stored import StoredTensor
 from eri_runtime.errors import DamagedWeightsError
@@ -74,7 +74,7 @@ def _check_shape(source: Component, tensor: StoredTensor, shape: tuple[int, ...]
         raise DamagedWeightsError(
             f"{tensor.file}: {tensor.name!r}",
             got=f"shape {list(tensor.shape)}",
-            expected=f"{list(shape)}, by {source.folder / CONFIG}",
+            expected=f"{list(shape)}, by the config of {source.origin}",
         )
 
 
@@ -84,7 +84,7 @@ def _check_complete(source: Component, missing: list[str], unread: set[str]) -> 
     for what, names in (("no", missing), ("unknown", sorted(unread))):
         if names:
             raise DamagedWeightsError(
-                source.folder,
+                source.origin,
                 got=f"{what} {', '.join(names[:SHOWN])}" + (", ..." if names[SHOWN:] else ""),
-                expected=f"exactly the weights of a {source.class_name} with this {CONFIG}",
+                expected=f"exactly the weights of a {source.class_name} with this config",
             )

@@ -6,6 +6,7 @@ https://huggingface.co/docs/safetensors/index#format
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,26 +37,60 @@ SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file: `nbytes` bytes from absolute position `start`."""
+class Span:
+    """`nbytes` bytes of a file from absolute position `start`."""
 
-    name: str
     file: Path
-    dtype: str
-    shape: tuple[int, ...]
     start: int
     nbytes: int
 
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as bytes of files: its spans one after the other, row-major.
+
+    Most tensors are one span. A layout that fuses rows gives a part of one, a layout that reorders
+    them gives several; `transposed`: the spans hold the transpose of a matrix of this `shape`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    spans: tuple[Span, ...]
+    transposed: bool = False
+
+    @property
+    def file(self) -> Path:
+        """Where it begins."""
+        return self.spans[0].file
+
+    @property
+    def start(self) -> int:
+        """Position of its first byte in `file`."""
+        return self.spans[0].start
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all spans."""
+        return sum(span.nbytes for span in self.spans)
+
     def chunks(self) -> Iterator[torch.Tensor]:
-        """The values in order, as flat tensors of at most `CHUNK` bytes."""
+        """The values in order, as flat tensors of at most `CHUNK` bytes; transposed ones as one."""
+        chunks = itertools.chain.from_iterable(map(self._chunks, self.spans))
+        if not self.transposed:
+            return chunks
+        rows, columns = self.shape
+        return iter([torch.cat([*chunks]).view(columns, rows).T.contiguous().view(-1)])
+
+    def _chunks(self, span: Span) -> Iterator[torch.Tensor]:
         dtype = TORCH_DTYPES[self.dtype]
-        with self.file.open("rb") as stream:
-            stream.seek(self.start)
-            left = self.nbytes
+        with span.file.open("rb") as stream:
+            stream.seek(span.start)
+            left = span.nbytes
             while left:
                 block = bytearray(stream.read(min(left, CHUNK)))
                 if not block:
-                    raise _damaged(self.file, f"end of file inside {self.name!r}", "all its bytes")
+                    raise _damaged(span.file, f"end of file inside {self.name!r}", "all its bytes")
                 left -= len(block)
                 yield torch.frombuffer(block, dtype=dtype)
 
@@ -102,7 +137,7 @@ def _tensor(file: Path, data: int, name: str, entry: Mapping[str, Any]) -> Store
         raise _damaged(file, f"{name!r} of type {dtype}", f"one of {', '.join(TORCH_DTYPES)}")
     if end - begin != math.prod(shape) * TORCH_DTYPES[dtype].itemsize:
         raise _damaged(file, f"{name!r} of {end - begin} bytes", f"{dtype} {list(shape)}")
-    return StoredTensor(name, file, dtype, shape, data + begin, end - begin)
+    return StoredTensor(name, dtype, shape, (Span(file, data + begin, end - begin),))
 
 
 def _check_ranges(file: Path, data: int, size: int, tensors: Iterable[StoredTensor]) -> None:

@@ -77,7 +77,7 @@ def _check_channels(denoiser: Component, latents: LatentSpec) -> None:
     expected, got = packed * latents.channels, denoiser.config["in_channels"]
     if got != expected:
         raise CheckpointError(
-            f"{denoiser.folder}: in_channels", got=got, expected=f"{expected}, latents and no more"
+            f"{denoiser.origin}: in_channels", got=got, expected=f"{expected}, latents and no more"
         )
 
 

@@ -52,7 +52,7 @@ def unet_recipe(source: Component, precision: Precision, frame: Frame, tokens: i
     for key, expected in (("addition_embed_type", "text_time"), ("time_cond_proj_dim", None)):
         if config.get(key) != expected:
             raise CheckpointError(
-                f"{source.folder}: {key}",
+                f"{source.origin}: {key}",
                 got=config.get(key),
                 expected=f"{expected or 'none'}, as SDXL's own UNet has",
             )

@@ -224,7 +224,7 @@ def test_digest_follows_config_and_shapes(sd35_checkpoint, broken):
 
 def renamed(component, change):
     """The component with its file's tensors renamed, and the network that reads it."""
-    file = component.folder / "model.safetensors"
+    file = component.origin / "model.safetensors"
     save_file({change(name): value for name, value in load_file(file).items()}, file)
 
 

@@ -123,4 +123,4 @@ def test_t5_does_not_overflow_float16(sd35_checkpoint, tmp_path):
 
 
 def _loaded(recipe):
-    return T5EncoderModel.from_pretrained(recipe.source.folder).eval()
+    return T5EncoderModel.from_pretrained(recipe.source.origin).eval()

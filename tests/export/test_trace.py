@@ -19,9 +19,9 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from eri_export.checkpoint import Component
 from eri_export.passes.hidden_weights import weights_of
 from eri_export.recipes.text import ClipPooled, clip_recipe, t5_recipe
+from eri_export.sources.folder import open_part
 from eri_export.stored import StoredTensor
 from eri_export.trace import trace
 from eri_export.weights import bind
@@ -192,9 +192,7 @@ def test_no_weight_is_read_while_tracing(flux_checkpoint, monkeypatch):
     def reading(self):
         raise AssertionError(f"{self.name} was read")
 
-    folder = flux_checkpoint / "text_encoder"
-    config = json.loads((folder / "config.json").read_text())
-    source = Component("text_encoder", "CLIPTextModel", folder, config)
+    source = open_part(flux_checkpoint / "text_encoder", "text_encoder", "CLIPTextModel")
     monkeypatch.setattr(StoredTensor, "chunks", reading)
     model = trace(clip_recipe(source, "fp32", ClipPooled, 16))
     assert {value.name for value in weights_of(model)} == set(source.tensors)
@@ -202,9 +200,7 @@ def test_no_weight_is_read_while_tracing(flux_checkpoint, monkeypatch):
 
 
 def test_tracing_twice_gives_the_same_bytes(flux_checkpoint):
-    folder = flux_checkpoint / "text_encoder"
-    config = json.loads((folder / "config.json").read_text())
-    source = Component("text_encoder", "CLIPTextModel", folder, config)
+    source = open_part(flux_checkpoint / "text_encoder", "text_encoder", "CLIPTextModel")
     recipe = clip_recipe(source, "fp32", ClipPooled, 16)
     first, second = (_bound(trace(recipe), source) for _ in range(2))
     assert first == second
@@ -235,7 +231,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
     del shapes["encoder.embed_tokens.weight"]
     size = _write_sparse(tmp_path / "model.safetensors", shapes)
     assert size > 1900 * MEGABYTE
-    source = Component("text_encoder_2", "T5EncoderModel", tmp_path, config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    source = open_part(tmp_path, "text_encoder_2", "T5EncoderModel")
     before = _peak()
     model = trace(t5_recipe(source, "fp16", (32, 32)))
     assert sum(math.prod(value.shape.numpy()) for value in weights_of(model)) * 4 == size

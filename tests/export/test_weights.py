@@ -30,7 +30,7 @@ def opened(request, family):
 
 def source_tensors(component):
     return {
-        k: v for file in component.folder.glob("*.safetensors") for k, v in load_file(file).items()
+        k: v for file in component.origin.glob("*.safetensors") for k, v in load_file(file).items()
     }
 
 
