@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import logging
 import platform
 from collections.abc import Mapping
@@ -83,10 +84,14 @@ def _vp(where: Path, config: Mapping[str, Any]) -> ScheduleSpec:
 
 
 def _final(config: Mapping[str, Any]) -> FinalSigma:
-    """What follows the last step: DDIM and Euler each have a word for it."""
-    ends_clean = config.get("set_alpha_to_one", True)
-    ends_clean = ends_clean and config.get("final_sigmas_type", "zero") == "zero"
-    return "zero" if ends_clean else "sigma_min"
+    """What follows the last step: DDIM and Euler each have a word for it.
+
+    Published SDXL configs hold DDIM's word for their Euler, which does not hear it.
+    """
+    heard = inspect.signature(getattr(diffusers, config["_class_name"])).parameters
+    if "set_alpha_to_one" in heard:
+        return "zero" if config["set_alpha_to_one"] else "sigma_min"
+    return "zero" if config.get("final_sigmas_type", "zero") == "zero" else "sigma_min"
 
 
 def _flow(config: Mapping[str, Any], spacing: Spacing) -> ScheduleSpec:
