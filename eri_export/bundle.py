@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from eri_export import describe
 from eri_export.checkpoint import Checkpoint
+from eri_export.disk import require_space
 from eri_export.names import check_names
 from eri_export.parity import Metric, Report, compare
 from eri_export.publish import records, staging, write_manifest
@@ -22,9 +23,9 @@ from eri_export.recipes.base import Recipe
 from eri_export.sources import open_checkpoint
 from eri_export.tokenizers import write_tokenizers
 from eri_export.trace import trace
-from eri_export.weights import bind, conversions, write_weights
+from eri_export.weights import bind, conversions, size_of, write_weights
 from eri_runtime.errors import UnknownNameError
-from eri_runtime.spec import Bundle, ComponentSpec, Precision
+from eri_runtime.spec import Bundle, ComponentSpec, FileRecord, Precision
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Exported:
     """A component in the bundle, and how it compared."""
 
     spec: ComponentSpec
+    weights: FileRecord
     metrics: tuple[Metric, ...]
 
 
@@ -81,6 +83,7 @@ def _build(
     recipes = recipes_for(checkpoint, precision, latents, defaults, tokenizers)
     for recipe in recipes:
         check_names(recipe)  # here, and not after the minutes that tracing the first may take
+    require_space(folder.parent, size_of(recipes))
     exported = {recipe.name: _component(recipe, folder, progress) for recipe in recipes}
     progress("publish", 0, 1)
     metrics = tuple(metric for each in exported.values() for metric in each.metrics)
@@ -93,7 +96,7 @@ def _build(
         schedule=schedule,
         latents=latents,
         defaults=defaults,
-        files=records(folder),
+        files=records(folder, {each.spec.weights: each.weights for each in exported.values()}),
         guidance_embedding=describe.guidance_embedding(checkpoint),
         zero_empty_negative=describe.zero_empty_negative(checkpoint),
         source_digest=digest,
@@ -110,8 +113,8 @@ def _component(recipe: Recipe, folder: Path, progress: Progress) -> Exported:
     progress(recipe.name, 0, STAGES)
     model = trace(recipe)
     progress(recipe.name, 1, STAGES)
-    stored = write_weights(home / "weights.safetensors", conversions(model, recipe.source.tensors))
-    bind(model, stored)
+    written = write_weights(home / "weights.safetensors", conversions(model, recipe.source.tensors))
+    bind(model, written.tensors)
     ir.save(model, home / "model.onnx")
     progress(recipe.name, 2, STAGES)
     spec = ComponentSpec(
@@ -121,7 +124,7 @@ def _component(recipe: Recipe, folder: Path, progress: Progress) -> Exported:
         inputs=tuple(each.spec for each in recipe.inputs),
         outputs=recipe.outputs,
         ranges=recipe.ranges,
-        parameters=sum(math.prod(tensor.shape) for tensor in stored.values()),
+        parameters=sum(math.prod(tensor.shape) for tensor in written.tensors.values()),
         parity=0.0,
     )
     report = Report.of(compare(recipe, home / "model.onnx", spec))
@@ -129,4 +132,4 @@ def _component(recipe: Recipe, folder: Path, progress: Progress) -> Exported:
     progress(recipe.name, STAGES, STAGES)
     worst = report.worst(recipe.name)
     log.info("%s: relative error %.2g against PyTorch", recipe.name, worst)
-    return Exported(dataclasses.replace(spec, parity=worst), report.metrics)
+    return Exported(dataclasses.replace(spec, parity=worst), written.record, report.metrics)

@@ -136,7 +136,7 @@ def _twin(graph: Path, weights: Path, scratch: Path) -> Path:
     widen(model)
     stored = read_headers([weights])
     wide = [Conversion(stored[str(value.name)], torch.float32) for value in weights_of(model)]
-    bind(model, write_weights(scratch / "twin.safetensors", wide))
+    bind(model, write_weights(scratch / "twin.safetensors", wide).tensors)
     ir.save(model, scratch / "twin.onnx")
     return scratch / "twin.onnx"
 

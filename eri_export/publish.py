@@ -1,8 +1,9 @@
-"""A bundle appears complete or not at all.
+"""A bundle appears complete or not at all, whatever stops its export.
 
 It is built in a hidden sibling folder, every file is hashed and flushed, the manifest is written
 last, and a rename puts it in place. Where a bundle is already there, one exchange of the two names
-does it, so that a reader finds the old one or the new one.
+does it, so that a reader finds the old one or the new one. The sibling is locked as long as its
+export lives; the kernel drops the lock of one that was killed, and the next export removes it.
 """
 
 from __future__ import annotations
@@ -10,49 +11,64 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
+import logging
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
+from typing import Literal
 
+from eri_export.disk import disk_faults
 from eri_runtime import manifest
-from eri_runtime.errors import UsageError
+from eri_runtime.errors import ExportError, UsageError
 from eri_runtime.integrity import record
 from eri_runtime.spec import MANIFEST, Bundle, FileRecord
 
+log = logging.getLogger(__name__)
+
 AT_FDCWD = -100  # linux/fcntl.h
 RENAME_EXCHANGE = 2  # linux/fs.h
+NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # NFS: EBADF
+RACES = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)  # another export moved the target first
+ATTEMPTS = 100
+
+Lock = Literal["held", "taken", "unsupported"]
 
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
     """A new folder beside `target` that takes its place when the block ends without an exception.
 
-    Raises `UsageError` where something is in the way that is not a bundle.
+    What killed exports to `target` left behind is removed first. SIGTERM unwinds like Ctrl-C.
+    Raises `UsageError` where something is in the way that is not a bundle, `DiskError` for a disk
+    that is full or fails, and `ExportError` if other exports keep replacing `target`.
     """
-    target = target.absolute()
-    if target.exists() and not (target / MANIFEST).is_file():
-        raise UsageError(
-            target,
-            got="something that is not a bundle",
-            expected="a new name or an old bundle",
-            fix="choose another output folder",
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    folder.mkdir()
-    try:
-        yield folder
-        _put(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    target = Path(os.path.realpath(target))  # a link stays, and leads to the new bundle
+    if os.path.lexists(target) and not _is_bundle(target):
+        raise _in_the_way(target)
+    with terminated_as_interrupt(), disk_faults(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _reclaim(target)
+        with _sibling(target) as folder, disk_faults(target):  # again: what is free before removal
+            yield folder
+            _put(folder, target)
 
 
-def records(folder: Path) -> dict[str, FileRecord]:
-    """Size and sha256 of every file below `folder`, by POSIX path relative to it."""
+def records(folder: Path, known: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
+    """Size and sha256 of every file below `folder`, by POSIX path relative to it.
+
+    Those in `known` were hashed when they were written, and are not read again.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): record(path) for path in files}
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: known.get(name) or record(path) for name, path in names.items()}
 
 
 def write_manifest(bundle: Bundle) -> None:
@@ -60,6 +76,31 @@ def write_manifest(bundle: Bundle) -> None:
     (bundle.root / MANIFEST).write_text(manifest.dump(bundle), encoding="utf-8")
     for path in [*bundle.root.rglob("*"), bundle.root]:
         _flush(path)
+
+
+@contextlib.contextmanager
+def terminated_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM raise `KeyboardInterrupt` in the block, so that what it began is undone.
+
+    Only in the main thread, where signals arrive, and not over a handler that is already there.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _is_bundle(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
 
 
 def _flush(path: Path) -> None:
@@ -70,13 +111,101 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+# Siblings: `.NAME.0123abcd.partial` is a bundle in the making, or one to be deleted; `.old` is one
+# that was moved away, where two names cannot be exchanged, and has nothing in its place yet.
+
+
+@contextlib.contextmanager
+def _sibling(target: Path) -> Iterator[Path]:
+    """A new locked folder, removed at the end if it still has that name."""
+    for _ in range(ATTEMPTS):
+        folder = _new_name(target)
+        folder.mkdir()
+        with _locked(folder) as lock:
+            if lock == "taken":  # reclaimed by another export before it was locked
+                continue
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
+    raise _contended(target)
+
+
+def _new_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[Lock]:
+    """Try to lock the folder of this name: `taken` if another process has it, or it is gone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        yield "taken"
+        return
+    try:
+        yield _lock(descriptor, folder)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> Lock:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        same = os.path.samestat(os.fstat(descriptor), folder.lstat())
+    except (BlockingIOError, FileNotFoundError):
+        return "taken"
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return "unsupported"
+    return "held" if same else "taken"
+
+
+def _reclaim(target: Path) -> None:
+    """Remove what killed exports to `target` left, and undo a replacement that was cut in two."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(partial|old)")
+    siblings = [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
+    for folder in sorted(siblings):  # .old is put back or becomes .partial, whose turn is next time
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        if folder.suffix == ".old":
+            _settle(folder, target)
+            continue
+        with _locked(folder) as lock:
+            if lock == "held":
+                log.info("%s: removed, its export was killed", folder)
+                shutil.rmtree(folder, ignore_errors=True)
+            elif lock == "unsupported":
+                log.warning("%s: left, as this file system cannot tell if it is in use", folder)
+
+
+# Putting in place
+
+
 def _put(folder: Path, target: Path) -> None:
-    """Move `folder` to `target`; what was there is left under the name of `folder`."""
-    if not target.exists():
+    """Move `folder` to `target`; what was there is left under the name of `folder`, or gone."""
+    for _ in range(ATTEMPTS):
+        try:
+            _place(folder, target)
+        except OSError as error:
+            if error.errno not in RACES:
+                raise
+        else:
+            _flush(target.parent)
+            return
+    raise _contended(target) if _is_bundle(target) else _in_the_way(target)
+
+
+def _place(folder: Path, target: Path) -> None:
+    """One attempt; an `OSError` of `RACES` where the target came or went meanwhile."""
+    if not os.path.lexists(target):
         folder.rename(target)
+    elif not _is_bundle(target):  # or it was moved away just now
+        raise FileExistsError(errno.EEXIST, "not a bundle", str(target))
     elif not _exchange(folder, target):
         _swap(folder, target)
-    _flush(target.parent)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -88,7 +217,7 @@ def _exchange(one: Path, other: Path) -> bool:
     if renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
         return True
     code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+    if code in NO_EXCHANGE:
         return False
     raise OSError(code, os.strerror(code), str(other))
 
@@ -96,10 +225,40 @@ def _exchange(one: Path, other: Path) -> bool:
 def _swap(folder: Path, target: Path) -> None:
     """Two renames, undone if the second fails: for a moment there is no `target`."""
     old = folder.with_suffix(".old")
-    target.rename(old)
     try:
+        target.rename(old)
         folder.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    old.rename(folder)
+    finally:
+        _settle(old, target)
+
+
+def _settle(old: Path, target: Path) -> None:
+    """Put `old` back if nothing took its place; delete it if something did.
+
+    Needs no lock: each step is a rename that fails where another export has done it. Deleted under
+    another name, because what is half deleted must not be put back.
+    """
+    with contextlib.suppress(OSError):
+        if not target.exists():
+            old.rename(target)
+        else:
+            condemned = old.rename(_new_name(target))
+            shutil.rmtree(condemned, ignore_errors=True)
+
+
+def _contended(target: Path) -> ExportError:
+    return ExportError(
+        target,
+        got="other exports that keep replacing it",
+        expected="one export to a name at a time",
+        fix="wait for the others, or choose another output folder",
+    )
+
+
+def _in_the_way(target: Path) -> UsageError:
+    return UsageError(
+        target,
+        got="something that is not a bundle",
+        expected="a new name or an old bundle",
+        fix="choose another output folder",
+    )

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,8 +20,11 @@ import torch
 
 from eri_export.passes.hidden_weights import weights_of
 from eri_export.passes.values import dtype_of, name_of
+from eri_export.recipes.base import Recipe
 from eri_export.stored import SAFETENSORS_DTYPES, StoredTensor, read_headers
 from eri_runtime.errors import DamagedWeightsError
+from eri_runtime.integrity import Listener, ignore
+from eri_runtime.spec import FileRecord
 
 ALIGNMENT = 256  # bytes; below this, GPU libraries reading in place have failed
 
@@ -55,6 +60,14 @@ class Conversion:
             yield converted
 
 
+@dataclass(frozen=True)
+class Written:
+    """The tensors of a file by name, and what the manifest says of it."""
+
+    tensors: Mapping[str, StoredTensor]
+    record: FileRecord
+
+
 def conversions(model: ir.Model, tensors: Mapping[str, StoredTensor]) -> list[Conversion]:
     """What the weights of `model` need from the checkpoint: exactly those, in the graph's types."""
     return [
@@ -63,19 +76,33 @@ def conversions(model: ir.Model, tensors: Mapping[str, StoredTensor]) -> list[Co
     ]
 
 
-def write_weights(file: Path, items: Sequence[Conversion]) -> dict[str, StoredTensor]:
-    """Write `items` to a new safetensors file and return its tensors by name.
+def size_of(recipes: Iterable[Recipe]) -> int:
+    """Bytes of all the weights that an export by `recipes` will write, or slightly more."""
+    by_source = {recipe.source.name: recipe for recipe in recipes}  # a VAE has two
+    return sum(
+        math.prod(tensor.shape) * recipe.weight_dtype(tensor.name).itemsize
+        for recipe in by_source.values()
+        for tensor in recipe.source.tensors.values()
+    )
+
+
+def write_weights(file: Path, items: Sequence[Conversion], on_bytes: Listener = ignore) -> Written:
+    """Write `items` to a new safetensors file, hashed on the way; `on_bytes` hears of each chunk.
 
     The format allows no gaps, so the tensors are in order of the power of two that divides their
     size: each starts at a multiple of its own, and all whose size is one at a multiple of 256.
+    Raises `DamagedWeightsError` for a tensor that is not finite, or too large for its type.
     """
     ordered = sorted(items, key=lambda item: (-_alignment(item.nbytes), item.source.name))
-    with file.open("xb") as stream:
-        stream.write(_header(ordered))
-        for item in ordered:
-            for chunk in item.chunks():
-                stream.write(chunk.view(torch.uint8).numpy().data)
-    return read_headers([file])
+    digest, size = sha256(), 0
+    with file.open("xb") as stream, ThreadPoolExecutor(1) as hasher:
+        hashed = hasher.submit(digest.update, b"")
+        for part in _parts(ordered):
+            hashed.result()  # one part is hashed while it is written and the next is read
+            hashed = hasher.submit(digest.update, part)
+            size += stream.write(part)
+            on_bytes(len(part))
+    return Written(read_headers([file]), FileRecord(size=size, sha256=digest.hexdigest()))
 
 
 def bind(model: ir.Model, tensors: Mapping[str, StoredTensor]) -> None:
@@ -90,6 +117,14 @@ def bind(model: ir.Model, tensors: Mapping[str, StoredTensor]) -> None:
             shape=ir.Shape(tensor.shape),
             name=tensor.name,
         )
+
+
+def _parts(ordered: Sequence[Conversion]) -> Iterator[bytes | memoryview]:
+    """The file in order: its header, then the converted bytes of each tensor in chunks."""
+    yield _header(ordered)
+    for item in ordered:
+        for chunk in item.chunks():
+            yield chunk.view(torch.uint8).numpy().data
 
 
 def _header(ordered: Sequence[Conversion]) -> bytes:
@@ -112,10 +147,18 @@ def _alignment(nbytes: int) -> int:
     return min(nbytes & -nbytes, ALIGNMENT) if nbytes else 1
 
 
+def _is_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or Inf: the extremes of a tensor are then finite, and not NaN."""
+    if not values.is_floating_point() or not values.numel():
+        return True
+    low, high = torch.aminmax(values)  # one pass, and unlike `isfinite` nothing of its size
+    return math.isfinite(low) and math.isfinite(high)
+
+
 def _check_finite(source: StoredTensor, before: torch.Tensor, after: torch.Tensor) -> None:
-    if not after.is_floating_point() or bool(torch.isfinite(after).all()):
+    if _is_finite(after):
         return
-    overflow = bool(torch.isfinite(before).all())
+    overflow = _is_finite(before)
     peak = float(before.abs().max()) if overflow else float("nan")
     raise DamagedWeightsError(
         f"{source.file}: {source.name!r}",

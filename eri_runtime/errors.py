@@ -7,9 +7,11 @@ EriError                     exit status 1 on the command line
 ├── CheckpointError          what `eri export` was pointed at; also a ValueError
 │   ├── NotACheckpointError  a path that is missing, or a file or folder that is none
 │   ├── PickleError          a .ckpt, .pt or .bin: refused unread
-│   └── DamagedWeightsError  truncated, overlapping or non-finite weights
+│   ├── DamagedWeightsError  truncated, overlapping or non-finite weights
+│   └── HubError             a Hub repository that is missing, closed or out of reach
 ├── ExportError              tracing, comparing or publishing went wrong
-│   └── ParityError          the exported graph does not agree with PyTorch
+│   ├── ParityError          the exported graph does not agree with PyTorch
+│   └── DiskError            a disk that is full, or fails
 ├── BundleError              what `eri.load` was pointed at; also a ValueError
 │   ├── NotABundleError      no folder, or no manifest in it
 │   ├── ManifestError        a manifest that does not say what it must
@@ -19,6 +21,14 @@ EriError                     exit status 1 on the command line
 """
 
 from __future__ import annotations
+
+SHOWN = 160  # characters of what was found that a message repeats
+
+
+def short(value: object) -> str:
+    """The `repr` of what a file or a caller gave, cut where it would fill the screen."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}...{text[-SHOWN // 2 :]}"
 
 
 class EriError(Exception):
@@ -63,12 +73,20 @@ class DamagedWeightsError(CheckpointError):
     """A weights file that is truncated, inconsistent or not finite."""
 
 
+class HubError(CheckpointError):
+    """A repository of the Hugging Face Hub that cannot be had."""
+
+
 class ExportError(EriError):
     """An export that did not finish."""
 
 
 class ParityError(ExportError):
     """A graph whose outputs are not PyTorch's."""
+
+
+class DiskError(ExportError):
+    """A disk that has no room for a bundle, or fails while one is written."""
 
 
 class BundleError(EriError, ValueError):

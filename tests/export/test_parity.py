@@ -56,11 +56,11 @@ def test_a_corrupted_weight_fails_and_nothing_is_published(
     write = exporter.write_weights
 
     def corrupting(file, items):
-        tensors = write(file, items)
+        written = write(file, items)
         with file.open("r+b") as stream:
-            stream.seek(tensors["proj_out.weight"].start)
+            stream.seek(written.tensors["proj_out.weight"].start)
             stream.write(b"\0" * 16)
-        return tensors
+        return written
 
     monkeypatch.setattr(exporter, "write_weights", corrupting)
     with pytest.raises(ParityError, match=r"denoiser\.output"):

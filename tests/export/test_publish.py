@@ -37,7 +37,7 @@ def make_bundle(folder, text):
                 width=8,
                 max_sequence_length=1,
             ),
-            files=records(folder),
+            files=records(folder, {}),
         )
     )
 

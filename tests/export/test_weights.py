@@ -90,9 +90,8 @@ def test_what_is_written_is_what_safetensors_reads(tmp_path, described):
     source, copy = tmp_path / "source.safetensors", tmp_path / "copy.safetensors"
     save_file(tensors, source)
     copy.unlink(missing_ok=True)
-    written = write_weights(
-        copy, [Conversion(t, tensors[t.name].dtype) for t in read_header(source)]
-    )
+    items = [Conversion(t, tensors[t.name].dtype) for t in read_header(source)]
+    written = write_weights(copy, items).tensors
     again = load_file(copy)
     assert set(again) == set(written) == set(tensors)
     for name, value in tensors.items():
