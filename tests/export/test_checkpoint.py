@@ -113,8 +113,8 @@ def test_settings_left_out_are_diffusers_own(broken):
 
 
 def test_missing_component(broken):
-    edit_json(broken / "model_index.json", text_encoder_3=[None, None])
-    refused(broken, CheckpointError, "text_encoder_3", "T5EncoderModel")
+    edit_json(broken / "model_index.json", transformer=[None, None])
+    refused(broken, CheckpointError, "transformer", "SD3Transformer2DModel")
 
 
 def test_missing_component_folder(broken):
