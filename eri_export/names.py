@@ -10,8 +10,8 @@ from torch import nn
 
 from eri_export.checkpoint import Component
 from eri_export.recipes.base import Recipe
-from eri_export.stored import StoredTensor
-from eri_runtime.errors import DamagedWeightsError
+from eri_export.stored import TORCH_DTYPES, StoredTensor
+from eri_runtime.errors import DamagedWeightsError, short
 
 # What published files carry beside the weights of the network that reads them.
 IGNORED = re.compile(
@@ -22,6 +22,8 @@ IGNORED = re.compile(
 )
 IGNORED_IN = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"})
 
+WORD = re.compile(r"[\w.-]{1,150}", re.ASCII)
+
 # The VAE's attention before diffusers 0.18 -> since then.
 LEGACY_VAE = {
     ".to_q.": ".query.",
@@ -29,6 +31,7 @@ LEGACY_VAE = {
     ".to_v.": ".value.",
     ".to_out.0.": ".proj_attn.",
 }
+FLOATS = [name for name, dtype in TORCH_DTYPES.items() if dtype.is_floating_point]
 SHOWN = 5  # names listed in an error
 
 
@@ -50,6 +53,7 @@ def file_names(network: nn.Module, source: Component) -> dict[str, str]:
             missing.append(name)
             continue
         _check_shape(source, stored[found], tuple(value.shape))
+        _check_type(stored[found], value.dtype)
         names[name] = found
     _check_complete(source, missing, set(stored) - set(names.values()))
     return names
@@ -72,9 +76,20 @@ def _aliases(name: str, network: nn.Module) -> Iterator[str]:
 def _check_shape(source: Component, tensor: StoredTensor, shape: tuple[int, ...]) -> None:
     if tensor.shape != shape:
         raise DamagedWeightsError(
-            f"{tensor.file}: {tensor.name!r}",
-            got=f"shape {list(tensor.shape)}",
+            f"{tensor.file}: {short(tensor.name)}",
+            got=f"shape {short(list(tensor.shape))}",
             expected=f"{list(shape)}, by the config of {source.origin}",
+        )
+
+
+def _check_type(tensor: StoredTensor, dtype: torch.dtype) -> None:
+    """A weight of real numbers is stored as such: anything else is quantised, its scale apart."""
+    if dtype.is_floating_point and tensor.dtype not in FLOATS:
+        raise DamagedWeightsError(
+            f"{tensor.file}: {short(tensor.name)}",
+            got=f"type {tensor.dtype}",
+            expected=f"one of {', '.join(FLOATS)}",
+            fix="export a checkpoint that is not quantised",
         )
 
 
@@ -85,6 +100,12 @@ def _check_complete(source: Component, missing: list[str], unread: set[str]) -> 
         if names:
             raise DamagedWeightsError(
                 source.origin,
-                got=f"{what} {', '.join(names[:SHOWN])}" + (", ..." if names[SHOWN:] else ""),
+                got=f"{what} {_listed(names)}",
                 expected=f"exactly the weights of a {source.class_name} with this config",
             )
+
+
+def _listed(names: list[str]) -> str:
+    """A few of them; a hostile one, which may be anything but a word of a network, quoted."""
+    shown = [name if WORD.fullmatch(name) else short(name) for name in names[:SHOWN]]
+    return ", ".join(shown) + (", ..." if names[SHOWN:] else "")

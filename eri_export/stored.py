@@ -6,26 +6,32 @@ https://huggingface.co/docs/safetensors/index#format
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import json
-import math
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from eri_runtime.errors import DamagedWeightsError
+from eri_export.foreign import LOOKED_AT, foreign_error
+from eri_export.header import Entry, parse_header
+from eri_runtime.errors import DamagedWeightsError, short
 
-MAX_HEADER = 100_000_000  # the limit of the safetensors library
-CHUNK = 1 << 24  # bytes read at a time; a multiple of every element size
+# A thousand times the longest header of these families. The library's limit is 100 MB, which
+# hostile JSON turns into gigabytes of empty lists.
+MAX_HEADER = 25_000_000
+CHUNK = 1 << 22  # bytes read at a time; more, and each buffer costs fresh pages
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -34,6 +40,9 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+# torch computes little in 8 bits; float16 holds every one of their values
+WIDENED = {torch.float8_e4m3fn: torch.float16, torch.float8_e5m2: torch.float16}
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,11 @@ class StoredTensor:
         return sum(span.nbytes for span in self.spans)
 
     def chunks(self) -> Iterator[torch.Tensor]:
-        """The values in order, as flat tensors of at most `CHUNK` bytes; transposed ones as one."""
+        """The values in order, as flat tensors of `CHUNK` bytes or less; transposed ones as one.
+
+        8-bit floats come as float16. Raises `DamagedWeightsError` for a type torch has not, and
+        where the file is gone or shorter than its header said.
+        """
         chunks = itertools.chain.from_iterable(map(self._chunks, self.spans))
         if not self.transposed:
             return chunks
@@ -83,16 +96,24 @@ class StoredTensor:
         return iter([torch.cat([*chunks]).view(columns, rows).T.contiguous().view(-1)])
 
     def _chunks(self, span: Span) -> Iterator[torch.Tensor]:
-        dtype = TORCH_DTYPES[self.dtype]
-        with span.file.open("rb") as stream:
+        dtype = self._torch_dtype()
+        with _opened(span.file) as (stream, _):
             stream.seek(span.start)
-            left = span.nbytes
-            while left:
-                block = bytearray(stream.read(min(left, CHUNK)))
-                if not block:
-                    raise _damaged(span.file, f"end of file inside {self.name!r}", "all its bytes")
-                left -= len(block)
-                yield torch.frombuffer(block, dtype=dtype)
+            for left in range(span.nbytes, 0, -CHUNK):
+                block = bytearray(min(left, CHUNK))
+                if stream.readinto(block) != len(block):
+                    got = f"end of file inside {short(self.name)}"
+                    raise _damaged(span.file, got, "all its bytes")
+                yield torch.frombuffer(block, dtype=dtype).to(WIDENED.get(dtype, dtype))
+
+    def _torch_dtype(self) -> torch.dtype:
+        if self.dtype not in TORCH_DTYPES:
+            raise DamagedWeightsError(
+                f"{self.file}: {short(self.name)}",
+                got=f"type {self.dtype}",
+                expected=f"one of {', '.join(TORCH_DTYPES)}",
+            )
+        return TORCH_DTYPES[self.dtype]
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
@@ -101,57 +122,56 @@ def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
     for file in files:
         for tensor in read_header(file):
             if tensor.name in tensors:
-                other = tensors[tensor.name].file.name
-                raise _damaged(file, f"{tensor.name!r}, also in {other}", "each name in one shard")
+                got = f"{short(tensor.name)}, also in {tensors[tensor.name].file.name}"
+                raise _damaged(file, got, "each name in one shard")
             tensors[tensor.name] = tensor
     return tensors
 
 
 def read_header(file: Path) -> tuple[StoredTensor, ...]:
-    """The tensors of one file, checked: known types, sizes that match, ranges inside the file.
+    """The tensors of one file: known types, sizes that match, ranges that fill the file.
 
-    Raises `DamagedWeightsError`.
+    Raises `DamagedWeightsError`, or `PickleError` for a pickle under a false name. Names are taken
+    as they are: they name weights, never files, and only those of a network are ever written.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
+    with _opened(file) as (stream, size):
+        head = stream.read(LOOKED_AT)
+        length = int.from_bytes(head[:8], "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):
-            raise _damaged(file, f"{size} bytes", f"a header of {length} bytes and the tensors")
+            expected = f"a header of {length} bytes, at most {MAX_HEADER}, and the tensors"
+            raise foreign_error(file, head) or _damaged(file, f"{size} bytes", expected)
+        stream.seek(8)
         raw = stream.read(length)
     try:
-        header = json.loads(raw)
-        entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-        tensors = tuple(_tensor(file, 8 + length, name, entry) for name, entry in entries)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, DamagedWeightsError):
-            raise
-        raise _damaged(file, f"an unreadable header ({error})", "a safetensors header") from error
-    _check_ranges(file, 8 + length, size, tensors)
-    return tensors
+        entries = parse_header(raw, size - 8 - length)
+    except (ValueError, RecursionError) as error:
+        got = f"an unreadable header ({error})"
+        raise foreign_error(file, head) or _damaged(file, got, "a safetensors header") from error
+    return tuple(_tensor(file, 8 + length, name, entry) for name, entry in entries.items())
 
 
-def _tensor(file: Path, data: int, name: str, entry: Mapping[str, Any]) -> StoredTensor:
-    dtype, shape = entry["dtype"], tuple(int(size) for size in entry["shape"])
-    begin, end = (int(offset) for offset in entry["data_offsets"])
-    if dtype not in TORCH_DTYPES:
-        raise _damaged(file, f"{name!r} of type {dtype}", f"one of {', '.join(TORCH_DTYPES)}")
-    if end - begin != math.prod(shape) * TORCH_DTYPES[dtype].itemsize:
-        raise _damaged(file, f"{name!r} of {end - begin} bytes", f"{dtype} {list(shape)}")
-    return StoredTensor(name, dtype, shape, (Span(file, data + begin, end - begin),))
+def _tensor(file: Path, data: int, name: str, entry: Entry) -> StoredTensor:
+    span = Span(file, data + entry.begin, entry.end - entry.begin)
+    return StoredTensor(name, entry.dtype, entry.shape, (span,))
 
 
-def _check_ranges(file: Path, data: int, size: int, tensors: Iterable[StoredTensor]) -> None:
-    """The format's own rule: the ranges follow one another and end where the file ends."""
-    position = data
-    for tensor in sorted(tensors, key=lambda t: (t.start, t.nbytes)):
-        if tensor.start != position:
-            raise _damaged(file, f"{tensor.name!r} at byte {tensor.start}", f"byte {position}")
-        position += tensor.nbytes
-    if position != size:
-        raise _damaged(file, f"{size} bytes", f"{position} bytes, by the header")
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[tuple[BufferedReader, int]]:
+    """A regular file and its size in bytes; `DamagedWeightsError` where it cannot be read.
+
+    What a path is comes first: to open a pipe would wait for who writes to it.
+    """
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _damaged(file, "something that is not a regular file", "a safetensors file")
+        with file.open("rb") as stream:
+            yield stream, status.st_size
+    except OSError as error:
+        raise _damaged(file, error.strerror or error, "a file that can be read") from error
 
 
-def _damaged(file: Path, got: str, expected: str) -> DamagedWeightsError:
+def _damaged(file: Path, got: object, expected: str) -> DamagedWeightsError:
     return DamagedWeightsError(
         file, got=got, expected=expected, fix="copy or download the file again"
     )
