@@ -11,8 +11,8 @@ from typing import Any
 
 from eri_export import shipped
 from eri_export.checkpoint import DENOISERS, PARTS, Checkpoint, Component, Config
-from eri_export.sources.found import PICKLES, existing, pickle_error, read_json, with_defaults
-from eri_export.sources.weight_files import choose, variants
+from eri_export.sources.found import existing, read_json, with_defaults
+from eri_export.sources.weight_files import check_variant, choose
 from eri_export.stored import StoredTensor, read_headers
 from eri_runtime.errors import CheckpointError, DamagedWeightsError, NotACheckpointError, short
 from eri_runtime.spec import Family
@@ -53,7 +53,7 @@ def open_folder(root: Path, *, variant: str | None = None) -> Checkpoint:
     index = read_json(root / INDEX)
     family = _family(root, index)
     components = _components(root, index, family, variant)
-    _check_variant(root, components, variant)
+    check_variant(root, (_names(each.origin) for each in components.values()), variant)
     return Checkpoint(
         root=root,
         layout=LAYOUT,
@@ -87,15 +87,6 @@ def _configs(family: Family, components: Mapping[str, Component]) -> dict[str, C
         published = shipped.configs(shipped.TYPICAL[family])["vae"]
         configs["vae"] = with_defaults(PARTS[family]["vae"], published)
     return configs
-
-
-def _check_variant(root: Path, components: Mapping[str, Component], variant: str | None) -> None:
-    """Raise `CheckpointError` where no component has the variant that was asked for."""
-    held = [variants(_names(component.origin)) for component in components.values()]
-    known = {name for each in held for name in each if name is not None}
-    if variant is not None and variant not in known:
-        got = f"no weights of it, only of {', '.join(sorted(known)) or 'none'}"
-        raise CheckpointError(f"{root}: variant {variant!r}", got=got, expected="one of those")
 
 
 def _family(root: Path, index: Mapping[str, Any]) -> Family:
@@ -139,10 +130,7 @@ def _tensors(folder: Path, variant: str | None) -> dict[str, StoredTensor]:
     Raises `PickleError` for a folder with pickled weights only, `DamagedWeightsError` for a file
     that is truncated or inconsistent, `NotACheckpointError` for no weights at all.
     """
-    found = variants(_names(folder))
-    if not found:
-        raise _no_weights(folder)
-    first, *_ = choose(folder, found, variant)
+    first, *_ = choose(folder, _names(folder), variant)
     if not first.endswith(".json"):
         return read_headers([_present(folder / first)])
     where = _weight_map(folder / first)
@@ -153,13 +141,6 @@ def _tensors(folder: Path, variant: str | None) -> dict[str, StoredTensor]:
 
 def _names(folder: Path) -> list[str]:
     return [child.name for child in folder.iterdir()]
-
-
-def _no_weights(folder: Path) -> CheckpointError:
-    pickles = [name for name in sorted(_names(folder)) if Path(name).suffix.lower() in PICKLES]
-    if pickles:
-        return pickle_error(folder / pickles[0])
-    return NotACheckpointError(folder, got="no weights", expected="a .safetensors file")
 
 
 def _present(file: Path) -> Path:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NoReturn
 
-from eri_runtime.errors import CheckpointError, DamagedWeightsError
+from eri_export.sources.found import PICKLES, pickle_error
+from eri_runtime.errors import CheckpointError, DamagedWeightsError, NotACheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -44,30 +46,32 @@ def variants(names: Iterable[str]) -> Variants:
     return {}
 
 
-def choose(where: object, found: Variants, wanted: str | None) -> list[str]:
-    """The files to read in the folder `where`: of the variant `wanted`, or else the plain ones.
+def choose(folder: Path, names: Iterable[str], wanted: str | None) -> list[str]:
+    """Those of `folder`'s file `names` to read: the variant `wanted`, or else the plain ones.
 
     An index comes first and its shards follow. With nothing wanted and nothing plain, it is the
-    only variant. Raises `CheckpointError` where that leaves no choice or several,
-    `DamagedWeightsError` for shards without their index.
+    only variant. Raises `CheckpointError` where that leaves several, `PickleError` for pickles
+    alone, `NotACheckpointError` for no weights, `DamagedWeightsError` for shards with no index.
     """
-    variant = _variant(where, found, wanted)
+    names = sorted(names)
+    found = variants(names)
+    variant = _variant(folder, found, wanted) if found else _refuse(folder, names)
     if variant != wanted:
-        log.warning("%s: weights are %s, for lack of %s", where, _said(variant), _said(wanted))
+        log.warning("%s: weights are %s, for lack of %s", folder, _said(variant), _said(wanted))
     files = found[variant]
     if "index" in files:
         return [*files["index"][:1], *files.get("shard", ())]
     if "whole" in files:
         return files["whole"]
     raise DamagedWeightsError(
-        where,
-        got=f"{', '.join(files['shard'])}",
+        folder,
+        got=", ".join(files["shard"]),
         expected="the index of these shards beside them",
         fix="copy or download the folder again",
     )
 
 
-def _variant(where: object, found: Variants, wanted: str | None) -> str | None:
+def _variant(folder: Path, found: Variants, wanted: str | None) -> str | None:
     if wanted in found:
         return wanted
     if None in found:
@@ -75,7 +79,22 @@ def _variant(where: object, found: Variants, wanted: str | None) -> str | None:
     if wanted is None and len(found) == 1:
         return next(iter(found))
     got = f"weights of the variants {', '.join(map(_said, found))}"
-    raise CheckpointError(where, got=got, expected=_said(wanted), fix="choose one of the variants")
+    raise CheckpointError(folder, got=got, expected=_said(wanted), fix="choose one of the variants")
+
+
+def _refuse(folder: Path, names: Iterable[str]) -> NoReturn:
+    for name in names:
+        if Path(name).suffix.lower() in PICKLES:
+            raise pickle_error(folder / name)
+    raise NotACheckpointError(folder, got="no weights", expected="a .safetensors file")
+
+
+def check_variant(root: object, folders: Iterable[Iterable[str]], wanted: str | None) -> None:
+    """Raise `CheckpointError` where none of the folders, by their file names, has the variant."""
+    known = {each for names in folders for each in variants(names) if each is not None}
+    if wanted is not None and wanted not in known:
+        got = f"no weights of it, only of {', '.join(sorted(known)) or 'none'}"
+        raise CheckpointError(f"{root}: variant {wanted!r}", got=got, expected="one of those")
 
 
 def _said(variant: str | None) -> str:

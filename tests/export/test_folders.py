@@ -122,7 +122,7 @@ def test_the_files_of_a_variant_are_those_diffusers_takes(variant):
         names = [name.partition("/")[2] for name in PUBLISHED if name.startswith(f"{folder}/")]
         found = variants(names)
         if variant in found or None in found:
-            got |= {f"{folder}/{name}" for name in choose(folder, found, variant)}
+            got |= {f"{folder}/{name}" for name in choose(Path(folder), names, variant)}
     assert got == {name for name in expected if not name.endswith((".bin", ".msgpack"))}
 
 
