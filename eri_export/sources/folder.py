@@ -23,6 +23,7 @@ LAYOUT = "diffusers folder"
 INDEX = "model_index.json"
 CONFIG = "config.json"
 SHARD = re.compile(r"[\w.+-]{1,200}\.safetensors", re.ASCII)
+REFINER = "requires_aesthetics_score"
 ABSENT = [None, None]  # the index's entry for a component the pipeline was saved without
 
 # A pipeline class fixes the family; others of the same networks (ControlNet, Fill, ...) give the
@@ -96,6 +97,12 @@ def _family(root: Path, index: Mapping[str, Any]) -> Family:
             root / INDEX,
             got=f"pipeline class {name!r}",
             expected=f"one of {', '.join(FAMILY_OF_PIPELINE)}",
+        )
+    if index.get(REFINER):
+        raise CheckpointError(
+            f"{root / INDEX}: {REFINER}",
+            got="an SDXL refiner, which reads a score where SDXL reads a target size",
+            expected="a base model",
         )
     return FAMILY_OF_PIPELINE[name]
 

@@ -282,3 +282,11 @@ def test_an_index_that_does_not_speak_of_a_component(copied):
     (root / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="'text_encoder_3': got none"):
         open_folder(root)
+
+
+def test_a_refiner_is_no_sdxl_without_a_text_encoder(sdxl_checkpoint, tmp_path):
+    root = without(shutil.copytree(sdxl_checkpoint, tmp_path / "checkpoint"), "text_encoder")
+    assert "text_encoder" not in open_folder(root).components
+    edit_json(root / "model_index.json", requires_aesthetics_score=True)
+    with pytest.raises(CheckpointError, match="requires_aesthetics_score: got an SDXL refiner"):
+        open_folder(root)
