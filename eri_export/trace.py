@@ -11,40 +11,50 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, Literal, cast
 
 import onnx_ir as ir
 import torch
 from onnxscript.optimizer import optimize_ir
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.onnx import ONNXProgram
 
+from eri_export.blocks import BlockCall, Kind, stand_ins
 from eri_export.names import file_names
 from eri_export.passes.einsum_transpose import transpose_einsums
 from eri_export.passes.hidden_weights import hide_weights, restore_weights
 from eri_export.passes.interface import name_interface
+from eri_export.passes.stamp import inline, stamp
 from eri_export.passes.strip_metadata import strip_metadata
 from eri_export.recipes.base import Recipe, resolved
 from eri_runtime.errors import ExportError
 
 OPSET = 23  # the first with Attention; torch writes a wrong number above 25
+Dynamic = tuple[Any, ...]
 PREFIX = "network."  # where a recipe's wrapper keeps the network
 
 
-def trace(recipe: Recipe) -> ir.Model:
+def trace(recipe: Recipe, *, blocks: Literal["stamped", "unrolled"] = "stamped") -> ir.Model:
     """The optimised graph of `recipe`, its weights named as in the checkpoint and without values.
 
-    Raises `DamagedWeightsError` where the checkpoint does not fit its config and `ExportError`
-    where the network cannot be traced.
+    `stamped` traces one block of each kind that the network repeats; `unrolled` traces them all
+    and gives the same graph, later. Raises `DamagedWeightsError` where the checkpoint does not fit
+    its config and `ExportError` where the network cannot be traced.
     """
     with FakeTensorMode(), torch.no_grad(), _quiet():
         network = recipe.build().eval()
         names = file_names(network, recipe.source)
         _set_types(network, recipe)
-        model = _onnx(recipe, network)
-    hidden = hide_weights(model)
-    optimize_ir(model)
+        repeated = recipe.repeated if blocks == "stamped" else ()
+        with stand_ins(network, repeated) as kinds:
+            wrapper = recipe.wrap(network, recipe.dtype)
+            model = _onnx(recipe, wrapper, _example(recipe), _dynamic(recipe))
+        traced = [(kind, _block(recipe, kind)) for kind in kinds.values()]
+    hidden = _optimise(model)
+    for kind, block in traced:
+        hidden |= stamp(model, block, kind.paths, _optimise(block), PREFIX)
+    inline(model)
     restore_weights(model, hidden, {PREFIX + name: stored for name, stored in names.items()})
     transpose_einsums(model)
     name_interface(model, [each.spec for each in recipe.inputs], recipe.outputs)
@@ -52,20 +62,40 @@ def trace(recipe: Recipe) -> ir.Model:
     return model
 
 
-def _onnx(recipe: Recipe, network: nn.Module) -> ir.Model:
+def _optimise(model: ir.Model) -> frozenset[str]:
+    """Optimise in place; the names of the weights, which are hidden from the optimiser and stay."""
+    hidden = hide_weights(model)
+    optimize_ir(model)
+    return hidden
+
+
+def _block(recipe: Recipe, kind: Kind) -> ir.Model:
+    """The graph of one block; its arguments are variadic, so their axes are one nested tuple."""
+    return _onnx(recipe, BlockCall(kind), kind.example(), (kind.dynamic,))
+
+
+def _example(recipe: Recipe) -> tuple[Tensor, ...]:
     dtypes = {"float32": torch.float32, "int64": torch.int64}
-    specs = [each.spec for each in recipe.inputs]
-    example = tuple(
+    specs = (each.spec for each in recipe.inputs)
+    return tuple(
         torch.zeros(resolved(spec.shape, recipe.sizes[0]), dtype=dtypes[spec.dtype])
         for spec in specs
     )
-    dynamic = tuple(
-        {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if _named(size)}
-        for spec in specs
+
+
+def _dynamic(recipe: Recipe) -> Dynamic:
+    shapes = (each.spec.shape for each in recipe.inputs)
+    return tuple(
+        {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(shape) if _named(size)}
+        for shape in shapes
     )
+
+
+def _onnx(
+    recipe: Recipe, module: nn.Module, example: tuple[Tensor, ...], dynamic: Dynamic
+) -> ir.Model:
     try:
-        wrapper = recipe.wrap(network, recipe.dtype)
-        program = torch.export.export(wrapper, example, dynamic_shapes=dynamic, strict=False)
+        program = torch.export.export(module, example, dynamic_shapes=dynamic, strict=False)
         exported = torch.onnx.export(
             program, dynamo=True, optimize=False, opset_version=OPSET, verbose=False
         )

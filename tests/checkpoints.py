@@ -66,10 +66,10 @@ def tiny_sdxl(root: Path, prediction_type: str = "epsilon") -> Path:
     )
     first, second = clip_tokenizer(16, "<|endoftext|>"), clip_tokenizer(16, "!")
     pipeline = StableDiffusionXLPipeline(
-        unet=_randomised(unet, 0),
+        unet=randomised(unet, 0),
         vae=_vae(blocks=2, channels=4, scale=0.13025, shift=None, force_upcast=True),
-        text_encoder=_randomised(CLIPTextModel(_clip_config(first)), 2),
-        text_encoder_2=_randomised(CLIPTextModelWithProjection(_legacy_config(second)), 3),
+        text_encoder=randomised(CLIPTextModel(_clip_config(first)), 2),
+        text_encoder_2=randomised(CLIPTextModelWithProjection(_legacy_config(second)), 3),
         tokenizer=first,
         tokenizer_2=second,
         scheduler=EulerDiscreteScheduler(
@@ -106,11 +106,11 @@ def tiny_sd35(root: Path) -> Path:
     )
     first, second = clip_tokenizer(16, "<|endoftext|>"), clip_tokenizer(16, "!")
     pipeline = StableDiffusion3Pipeline(
-        transformer=_randomised(transformer, 10),
+        transformer=randomised(transformer, 10),
         vae=_vae(blocks=3, channels=16, scale=1.5305, shift=0.0609),
-        text_encoder=_randomised(CLIPTextModelWithProjection(_legacy_config(first)), 12),
-        text_encoder_2=_randomised(CLIPTextModelWithProjection(_clip_config(second)), 13),
-        text_encoder_3=_randomised(T5EncoderModel(_t5_config(2 * WIDTH)), 14),
+        text_encoder=randomised(CLIPTextModelWithProjection(_legacy_config(first)), 12),
+        text_encoder_2=randomised(CLIPTextModelWithProjection(_clip_config(second)), 13),
+        text_encoder_3=randomised(T5EncoderModel(_t5_config(2 * WIDTH)), 14),
         tokenizer=first,
         tokenizer_2=second,
         tokenizer_3=t5_tokenizer(24),
@@ -135,10 +135,10 @@ def tiny_flux(root: Path, guidance_embeds: bool = True) -> Path:
     )
     tokenizer = clip_tokenizer(16, "<|endoftext|>")
     pipeline = FluxPipeline(
-        transformer=_randomised(transformer, 20),
+        transformer=randomised(transformer, 20),
         vae=_vae(blocks=2, channels=16, scale=0.3611, shift=0.1159),
-        text_encoder=_randomised(CLIPTextModel(_clip_config(tokenizer)), 22),
-        text_encoder_2=_randomised(T5EncoderModel(_t5_config(2 * WIDTH)), 23),
+        text_encoder=randomised(CLIPTextModel(_clip_config(tokenizer)), 22),
+        text_encoder_2=randomised(T5EncoderModel(_t5_config(2 * WIDTH)), 23),
         tokenizer=tokenizer,
         tokenizer_2=t5_tokenizer(32),
         scheduler=FlowMatchEulerDiscreteScheduler(
@@ -192,7 +192,7 @@ def _saved(pipeline: DiffusionPipeline, root: Path) -> Path:
     return root
 
 
-def _randomised(module: nn.Module, seed: int) -> nn.Module:
+def randomised(module: nn.Module, seed: int) -> nn.Module:
     """Weights of unit gain, scales near 1, biases near 0, so that no input is drowned."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
@@ -225,7 +225,7 @@ def _vae(
         use_post_quant_conv=shift is None,
         sample_size=32,
     )
-    return _randomised(vae, 100 + channels)
+    return randomised(vae, 100 + channels)
 
 
 def _clip_config(tokenizer: CLIPTokenizer, eos_token_id: int | None = None) -> CLIPTextConfig:

@@ -48,7 +48,8 @@ class Input:
 class Recipe:
     """One component of a bundle: `wrap(build(), dtype)` computes `outputs` from `inputs`.
 
-    `keep_float32` names weights (by their last modules) that stay float32 in a float16 export.
+    `keep_float32` names weights (by their last modules) that stay float32 in a float16 export;
+    `repeated` are the classes of the blocks that the network is mostly made of.
     Each of `sizes` gives every dynamic dimension of the inputs a size: the first is for tracing,
     the others for comparing.
     """
@@ -63,6 +64,7 @@ class Recipe:
     ranges: Mapping[str, ShapeRange]
     sizes: tuple[Sizes, ...]
     keep_float32: tuple[str, ...] = ()
+    repeated: tuple[type[nn.Module], ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from diffusers import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux import (
+    FluxSingleTransformerBlock,
+    FluxTransformerBlock,
+)
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -98,4 +102,5 @@ def flux_recipe(
             "tokens": ShapeRange(min=1, opt=usual, max=most),
         },
         sizes=sizes,
+        repeated=(FluxTransformerBlock, FluxSingleTransformerBlock),
     )

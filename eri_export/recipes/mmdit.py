@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusers import SD3Transformer2DModel
+from diffusers.models.attention import JointTransformerBlock
 from torch import Tensor
 
 from eri_export.checkpoint import Component
@@ -57,4 +58,5 @@ def mmdit_recipe(
         outputs=(float_output("output", "batch", channels, "height", "width"),),
         ranges=denoiser_ranges(frame, tokens=(1, usual, most)),
         sizes=sizes,
+        repeated=(JointTransformerBlock,),
     )

@@ -14,6 +14,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
 )
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.t5.modeling_t5 import T5Block
 
 from eri_export.checkpoint import Component
 from eri_export.recipes.base import Input, Recipe, Wrapper, float_output, text_ids
@@ -90,6 +92,7 @@ def clip_recipe(
         outputs=outputs[wrap],
         ranges={"batch": BATCH},
         sizes=sizes,
+        repeated=(CLIPEncoderLayer,),
     )
 
 
@@ -113,6 +116,7 @@ def t5_recipe(source: Component, precision: Precision, tokens: tuple[int, int]) 
         ranges={"batch": BATCH, "tokens": ShapeRange(min=1, opt=usual, max=most)},
         sizes=sizes,
         keep_float32=("wo",),
+        repeated=(T5Block,),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor
 
 from eri_export.checkpoint import Component
@@ -77,4 +78,5 @@ def unet_recipe(source: Component, precision: Precision, frame: Frame, tokens: i
         outputs=(float_output("output", "batch", channels, "height", "width"),),
         ranges=denoiser_ranges(frame, tokens=(1, tokens, 4 * tokens)),
         sizes=sizes,
+        repeated=(BasicTransformerBlock,),
     )
