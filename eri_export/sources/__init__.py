@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from eri_export.checkpoint import Checkpoint
-from eri_export.sources.folder import open_folder
+from eri_export.sources.extras import with_extras, with_tokenizers
+from eri_export.sources.folder import INDEX, open_folder
 from eri_export.sources.found import PICKLES, pickle_error
-from eri_runtime.errors import NotACheckpointError
+from eri_export.sources.hub import resolve
+from eri_export.sources.single import open_file
+from eri_runtime.errors import NotACheckpointError, UsageError
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a checkpoint without reading a weight.
+def open_checkpoint(
+    path: str | Path,
+    *,
+    config: Path | None = None,
+    vae: Path | None = None,
+    text_encoders: Sequence[Path] = (),
+    variant: str | None = None,
+    revision: str | None = None,
+) -> Checkpoint:
+    """Open a checkpoint without reading a weight: a folder, a single file, or an id of the Hub.
 
-    Raises `NotACheckpointError`, `PickleError` or `CheckpointError`, each naming the offender.
+    `config` is a folder of configs and tokenizers in diffusers' layout for a single file; `vae`
+    and `text_encoders` are files or folders that replace or supply what the checkpoint has or
+    lacks; `variant` and `revision` choose among what a folder or the Hub holds. Raises
+    `NotACheckpointError`, `PickleError` or `CheckpointError`, each naming the offender, and
+    `UsageError` for an argument that does not go with the layout.
     """
-    root = Path(path)
-    if root.suffix.lower() in PICKLES:
-        raise pickle_error(root)
-    if not root.exists():
-        raise NotACheckpointError(root, got="no such path", expected="a diffusers folder")
-    if root.is_file():
+    if Path(path).suffix.lower() in PICKLES:
+        raise pickle_error(Path(path))
+    root = resolve(path, revision=revision, variant=variant)
+    file = _single_file(root)
+    if file is None:
+        if config is not None:
+            got = f"{config}, with a folder that has configs of its own"
+            raise UsageError("config", got=got, expected="a single file to go with it")
+        opened = open_folder(root, variant=variant)
+    else:
+        if variant is not None:
+            raise UsageError("variant", got=variant, expected="a folder, which may have variants")
+        opened = open_file(file, config=config)
+    return with_tokenizers(with_extras(opened, vae=vae, text_encoders=text_encoders))
+
+
+def _single_file(root: Path) -> Path | None:
+    """`root`, or the only safetensors file of a folder that is no pipeline."""
+    if not root.is_dir():
+        return root
+    if (root / INDEX).is_file():
+        return None
+    files = sorted(root.glob("*.safetensors"))
+    if len(files) > 1:
         raise NotACheckpointError(
             root,
-            got="a single file",
-            expected="a diffusers folder",
-            fix="save it with `pipeline.save_pretrained`; single files come in a later version",
+            got=f"a folder holding {[file.name for file in files[:8]]}",
+            expected=f"a diffusers folder with {INDEX}, or one safetensors file",
+            fix="name one of the files",
         )
-    return open_folder(root)
+    return files[0] if files else None

@@ -60,9 +60,9 @@ def test_folder_without_index(tmp_path):
     refused(tmp_path / "photos", NotACheckpointError, "cat.png", "model_index.json")
 
 
-def test_single_file(tmp_path):
+def test_a_file_of_no_known_network(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
-    refused(tmp_path / "model.safetensors", NotACheckpointError, "single file", "later version")
+    refused(tmp_path / "model.safetensors", CheckpointError, "'x'", "no known network")
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ".PTH"])

@@ -1,0 +1,1 @@
+"""How published files name the weights that diffusers and transformers name otherwise."""

@@ -1,0 +1,117 @@
+"""The text encoders: CLIP in OpenCLIP's names or transformers', T5 in transformers'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from eri_export.checkpoint import Config, Tensors
+from eri_export.sources.keys.parts import (
+    Entry,
+    Table,
+    count,
+    expand,
+    known,
+    quotient,
+    rows,
+    size,
+    transposed,
+)
+from eri_export.stored import Span, StoredTensor
+
+OPEN_CLIP_ENDS: Table = {
+    "text_model.embeddings.token_embedding": "token_embedding",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm": "ln_final",
+    "text_projection.weight": ("text_projection", transposed),
+}
+OPEN_CLIP_LAYER: Table = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+    **{
+        f"self_attn.{name}_proj.{suffix}": (f"attn.in_proj_{suffix}", rows(i, i + 1, of=3))
+        for i, name in enumerate("qkv")
+        for suffix in ("weight", "bias")
+    },
+}
+
+TOKENS = "embeddings.token_embedding.weight"
+
+
+def open_clip_entries(keys: Tensors) -> Iterator[Entry]:
+    """CLIP-G in an SDXL file."""
+    yield from expand(OPEN_CLIP_ENDS)
+    for i in range(count(keys, "transformer.resblocks")):
+        home, block = f"text_model.encoder.layers.{i}.", f"transformer.resblocks.{i}."
+        yield from expand(OPEN_CLIP_LAYER, home, block)
+
+
+@dataclass(frozen=True)
+class Identity(StoredTensor):
+    """A square float32 identity that no file holds; its empty span names the one it goes with."""
+
+    def chunks(self) -> Iterator[torch.Tensor]:
+        """Its rows, flat, as one."""
+        yield torch.eye(self.shape[0]).view(-1)
+
+
+def unprojected(tensors: Tensors) -> Tensors:
+    """A CLIP whose projection is the identity, as SD3 uses CLIP-L.
+
+    Its own code leaves CLIP-L's pooled state as it is, whether or not the file holds OpenAI's
+    projection; diffusers' folders say the same with an identity.
+    """
+    name, width = "text_projection.weight", clip_width(tensors)
+    file = next(iter(tensors.values())).file
+    return {**tensors, name: Identity(name, "F32", (width, width), (Span(file, 0, 0),))}
+
+
+def clip_width(tensors: Tensors) -> int:
+    """The width of a CLIP text encoder, which tells CLIP-L from CLIP-G."""
+    return size(tensors, _clip_stem(tensors) + TOKENS, 1)
+
+
+def clip_config(tensors: Tensors, base: Config) -> dict[str, Any]:
+    """What the shapes of a CLIP say of its config; `base` how wide a head is, and what ends."""
+    stem = _clip_stem(tensors)
+    head = known(base, "hidden_size") // known(base, "num_attention_heads")
+    projection = "text_projection.weight"
+    return {
+        "vocab_size": size(tensors, stem + TOKENS, 0),
+        "hidden_size": clip_width(tensors),
+        "max_position_embeddings": size(tensors, f"{stem}embeddings.position_embedding.weight", 0),
+        "num_hidden_layers": count(tensors, f"{stem}encoder.layers"),
+        "intermediate_size": size(tensors, f"{stem}encoder.layers.0.mlp.fc1.weight", 0),
+        "num_attention_heads": quotient(tensors, stem + TOKENS, 1, head, "head size"),
+        "projection_dim": size(tensors, projection, 0)
+        if projection in tensors
+        else known(base, "projection_dim"),
+    }
+
+
+def _clip_stem(tensors: Tensors) -> str:
+    """Older transformers wrap the text model once more."""
+    return "text_model." if f"text_model.{TOKENS}" in tensors else ""
+
+
+def t5_config(tensors: Tensors, _base: Config) -> dict[str, Any]:
+    """What the shapes of a T5 encoder say of its config: all but its activation."""
+    attention = "encoder.block.0.layer.0.SelfAttention"
+    bias = f"{attention}.relative_attention_bias.weight"
+    tokens = "shared.weight" if "shared.weight" in tensors else "encoder.embed_tokens.weight"
+    heads = size(tensors, bias, 1)
+    return {
+        "vocab_size": size(tensors, tokens, 0),
+        "d_model": size(tensors, tokens, 1),
+        "num_layers": count(tensors, "encoder.block"),
+        "num_heads": heads,
+        "d_kv": quotient(tensors, f"{attention}.q.weight", 0, heads, "number of heads"),
+        "relative_attention_num_buckets": size(tensors, bias, 0),
+        "d_ff": size(tensors, "encoder.block.0.layer.1.DenseReluDense.wo.weight", 1),
+    }
