@@ -43,7 +43,13 @@ CALLS: Mapping[Family, tuple[int, float]] = {
     "flux": (28, 3.5),
 }
 UNDISTILLED_FLUX = (4, 0.0)  # no guidance embedding: distilled to few steps, as schnell is
+
+# Prompt lengths: what diffusers' pipelines use and take, where no tokenizer says otherwise.
+CLIP_TOKENS = 77
 T5_TOKENS: Mapping[Family, int] = {"sd35": 256, "flux": 512}
+MOST_T5_TOKENS = 512
+T5_TOKENIZERS: Mapping[Family, str] = {"sd35": "tokenizer_3", "flux": "tokenizer_2"}
+
 FLUX_SAMPLE_SIZE = 128  # latents; Flux's config names none
 FLUX_PATCH = 2  # packed by the pipeline; the config's own patch_size is 1
 
@@ -127,7 +133,14 @@ def _one_of(where: object, config: Mapping[str, Any], key: str, known: Any) -> s
 
 
 def latent_spec(checkpoint: Checkpoint) -> LatentSpec:
-    """The latents of the VAE, and the square of them that one denoiser token covers."""
+    """The latents of the VAE, and the square of them that one denoiser token covers.
+
+    Raises `CheckpointError` where there is neither a VAE nor the config of one.
+    """
+    if "vae" not in checkpoint.configs:
+        raise CheckpointError(
+            checkpoint.root, got="no VAE", expected="one, or its config", fix="name one with --vae"
+        )
     vae = checkpoint.configs["vae"]
     return LatentSpec(
         channels=int(vae["latent_channels"]),
@@ -166,9 +179,20 @@ def defaults(
 
 
 def max_sequence_length(family: Family, tokenizers: Mapping[str, TokenizerSpec]) -> int:
-    """T5's usual prompt length where there is a T5, CLIP's where there is none."""
-    last = tokenizers[max(tokenizers)]  # the names sort in the order of the encoders
-    return min(T5_TOKENS.get(family, last.max_length), last.max_length)
+    """T5's usual prompt length in a family that has a T5, CLIP's in one that has none."""
+    return t5_tokens(family, tokenizers)[0] if family in T5_TOKENS else clip_tokens(tokenizers)
+
+
+def clip_tokens(tokenizers: Mapping[str, TokenizerSpec]) -> int:
+    """The length CLIP's prompts are filled to."""
+    return tokenizers["tokenizer"].max_length if "tokenizer" in tokenizers else CLIP_TOKENS
+
+
+def t5_tokens(family: Family, tokenizers: Mapping[str, TokenizerSpec]) -> tuple[int, int]:
+    """The lengths T5's prompts are filled to, usually and at most."""
+    name = T5_TOKENIZERS[family]
+    most = tokenizers[name].max_length if name in tokenizers else MOST_T5_TOKENS
+    return min(T5_TOKENS[family], most), most
 
 
 def guidance_embedding(checkpoint: Checkpoint) -> bool:

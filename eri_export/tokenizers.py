@@ -16,16 +16,20 @@ UNLIMITED = 512  # tokens where neither tokenizer nor encoder sets a limit; T5's
 
 
 def write_tokenizers(checkpoint: Checkpoint, folder: Path) -> dict[str, TokenizerSpec]:
-    """Write `folder/NAME/tokenizer.json` for each tokenizer, with truncation and padding off.
+    """Write `folder/NAME/tokenizer.json` for each text encoder, with truncation and padding off.
 
-    Raises `CheckpointError` for one that transformers cannot read.
+    Raises `CheckpointError` for one that is missing or that transformers cannot read.
     """
     specs = {}
-    for name, source in checkpoint.tokenizers.items():
+    for encoder, component in checkpoint.components.items():
+        if not encoder.startswith("text_encoder"):
+            continue
+        name = encoder.replace("text_encoder", "tokenizer")
+        if name not in checkpoint.tokenizers:
+            raise CheckpointError(checkpoint.root, got=f"no {name}", expected=f"one for {encoder}")
         (folder / name).mkdir()
-        config = checkpoint.components[name.replace("tokenizer", "text_encoder")].config
-        limit = int(config.get("max_position_embeddings", UNLIMITED))
-        specs[name] = _write(source, folder / name / FILE, limit)
+        limit = int(component.config.get("max_position_embeddings", UNLIMITED))
+        specs[name] = _write(checkpoint.tokenizers[name], folder / name / FILE, limit)
     return specs
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.errors import SizeError
+from eri_runtime.errors import SizeError, UsageError
 from eri_runtime.executors.base import check_finite
 from eri_runtime.latents import image_ids, latent_shape
 from eri_runtime.spec import Bundle
@@ -43,17 +43,40 @@ class Condition:
         return Condition(np.concatenate(embeds), np.concatenate(pooled))
 
 
+# No family has prompts without these two. SD3.5's third, a T5, may be absent, as in diffusers.
+NEEDED = ("text_encoder", "text_encoder_2")
+
+
+def check_encoders(bundle: Bundle, prompt: str = "prompt") -> None:
+    """Raise `UsageError` where the argument `prompt` has to be encoded and the bundle cannot."""
+    missing = [name for name in NEEDED if name not in bundle.components]
+    if missing:
+        prefix = prompt.removesuffix("prompt")
+        embeds = f"`{prefix}prompt_embeds` and `{prefix}pooled_prompt_embeds`"
+        raise UsageError(
+            prompt,
+            got=f"a bundle without {' and '.join(missing)}",
+            expected="the text encoders",
+            fix=f"pass {embeds}, or export again with `--text-encoders`",
+        )
+
+
 class TextEncoders:
     """Prompts to a `Condition`, through the tokenizers and encoders of one bundle."""
 
     def __init__(self, bundle: Bundle, run: Run) -> None:
-        self._family = bundle.family
+        self._bundle = bundle
         self._run = run
         self._tokenizers = {name: PromptTokenizer(bundle, name) for name in bundle.tokenizers}
 
     def __call__(self, prompts: Sequence[str], max_sequence_length: int) -> Condition:
-        """The condition of a batch of prompts; `max_sequence_length` is T5's number of tokens."""
-        encode = {"sdxl": self._sdxl, "sd35": self._sd35, "flux": self._flux}[self._family]
+        """The condition of a batch of prompts; `max_sequence_length` is T5's number of tokens.
+
+        Raises `UsageError` where the bundle has not the encoders, `SizeError` for a length that
+        they do not take.
+        """
+        check_encoders(self._bundle)
+        encode = {"sdxl": self._sdxl, "sd35": self._sd35, "flux": self._flux}[self._bundle.family]
         condition = encode(prompts, max_sequence_length)
         check_finite("prompt embeddings", condition.embeds)
         check_finite("pooled prompt embeddings", condition.pooled)
@@ -73,17 +96,34 @@ class TextEncoders:
 
     def _sd35(self, prompts: Sequence[str], length: int) -> Condition:
         """CLIP-L beside CLIP-G, filled to T5's width, before T5's tokens; pooled is both CLIPs'."""
+        t5 = self._t5_or_zeros(prompts, length)
         first, second = self._encode("", prompts), self._encode("_2", prompts)
-        t5 = self._encode("_3", prompts, length)["hidden_states"]
         clip = np.concatenate([first["hidden_states"], second["hidden_states"]], axis=-1)
         clip = np.pad(clip, ((0, 0), (0, 0), (0, t5.shape[-1] - clip.shape[-1])))
         pooled = np.concatenate([first["pooled"], second["pooled"]], axis=-1)
         return Condition(np.concatenate([clip, t5], axis=1), pooled)
 
+    def _t5_or_zeros(self, prompts: Sequence[str], length: int) -> Array:
+        """(B, length, D): T5's tokens, or as many zeros from a bundle that has no T5."""
+        if "text_encoder_3" in self._bundle.components:
+            return self._encode("_3", prompts, length)["hidden_states"]
+        width, most = _width_and_most_tokens(self._bundle)
+        most -= self._bundle.tokenizers["tokenizer"].max_length
+        if not 1 <= length <= most:
+            raise SizeError("max_sequence_length", got=length, expected=f"1 to {most}")
+        return np.zeros((len(prompts), length, width), np.float32)
+
     def _flux(self, prompts: Sequence[str], length: int) -> Condition:
         """T5's tokens; pooled is CLIP-L's."""
         t5 = self._encode("_2", prompts, length)["hidden_states"]
         return Condition(t5, self._encode("", prompts)["pooled"])
+
+
+def _width_and_most_tokens(bundle: Bundle) -> tuple[int, int]:
+    """What the denoiser reads of a text."""
+    denoiser = bundle.components["denoiser"]
+    (shape,) = (each.shape for each in denoiser.inputs if each.name == "encoder_hidden_states")
+    return int(shape[-1]), denoiser.ranges["tokens"].max
 
 
 def denoiser_inputs(

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from eri_runtime import executors
-from eri_runtime.spec import Bundle, ComponentSpec, TensorSpec
+from eri_runtime.spec import COMPONENTS, Bundle, ComponentSpec, TensorSpec
+
+WITHOUT = {
+    "vae_decoder": "gives latents and no images",
+    "vae_encoder": "takes latents and no images",
+    "text_encoder": "takes prompt_embeds and no prompts",
+    "text_encoder_2": "takes prompt_embeds and no prompts",
+    "text_encoder_3": "zeros stand for its part of a prompt",
+}
 
 
 def describe_bundle(bundle: Bundle) -> Iterator[str]:
@@ -18,6 +26,7 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
         yield ""
         yield from _component(bundle, name, component)
     yield ""
+    yield from _absent(bundle)
     for name, tokenizer in bundle.tokenizers.items():
         yield f"{name}: up to {tokenizer.max_length} tokens, filled with {tokenizer.pad_id}"
     yield ""
@@ -59,6 +68,13 @@ def _component(bundle: Bundle, name: str, component: ComponentSpec) -> Iterator[
             yield f"  {arrow} {tensor.name} {tensor.dtype} {_shape(tensor)}"
     for dimension, sizes in component.ranges.items():
         yield f"     {dimension}: {sizes.min} to {sizes.max}, tuned for {sizes.opt}"
+
+
+def _absent(bundle: Bundle) -> Iterator[str]:
+    """What a whole bundle of this family has and this one has not, and what follows from it."""
+    for name in COMPONENTS[bundle.family]:
+        if name not in bundle.components:
+            yield f"no {name}: {WITHOUT[name]}"
 
 
 def _shape(tensor: TensorSpec) -> str:

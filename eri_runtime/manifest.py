@@ -42,6 +42,7 @@ def parse(data: Any, root: Path) -> Bundle:
     fields = {key: value for key, value in data.items() if key != "schema"}
     bundle = _record(Bundle, {**fields, "root": root}, where)
     _check_files(bundle, where)
+    _check_parts(bundle, where)
     return bundle
 
 
@@ -66,6 +67,19 @@ def _check_files(bundle: Bundle, where: str) -> None:
         if name not in bundle.files:
             expected = "its size and sha256 under `files`"
             raise ManifestError(f"{where}: {name}", got="none", expected=expected, fix=FIX)
+
+
+def _check_parts(bundle: Bundle, where: str) -> None:
+    """A denoiser is always there, and a tokenizer for every text encoder that is."""
+    _check_present("denoiser", bundle.components, f"{where}: components")
+    for name in bundle.components:
+        if name.startswith("text_encoder"):
+            tokenizer = name.replace("text_encoder", "tokenizer")
+            _check_present(tokenizer, bundle.tokenizers, f"{where}: tokenizers")
+
+
+def _check_present(name: str, parts: Mapping[str, object], where: str) -> None:
+    _expect(name in parts, sorted(parts), where, f"{name} among them")
 
 
 def _value(kind: Any, data: Any, where: str) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime import executors, manifest
-from eri_runtime.conditioning import Condition, TextEncoders, denoiser_inputs
+from eri_runtime.conditioning import Condition, TextEncoders, check_encoders, denoiser_inputs
 from eri_runtime.denoise import Array, Network, Step, denoise
 from eri_runtime.errors import UsageError
 from eri_runtime.executors.base import Closeable, Executor, check_finite
@@ -172,6 +172,7 @@ class Pipeline(Closeable):
             return request.negative.repeat(request.images_per_prompt)
         if request.negative_prompts is None and self.bundle.zero_empty_negative:
             return positive.zeros()
+        check_encoders(self.bundle, "negative_prompt")
         prompts = request.negative_prompts or ("",) * len(request.prompts)
         encoded = self._encode(prompts, request.max_sequence_length)
         return encoded.repeat(request.images_per_prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, cast, get_args
@@ -9,15 +10,16 @@ from typing import Any, Literal, TypedDict, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.conditioning import Condition, given_condition
+from eri_runtime.conditioning import Condition, check_encoders, given_condition
 from eri_runtime.errors import SizeError, UnknownNameError, UsageError
 from eri_runtime.guidance import check_scale
 from eri_runtime.latents import latent_shape, patchify
 from eri_runtime.noise import image_seeds
 from eri_runtime.samplers import Sampler, find_sampler
-from eri_runtime.spec import Bundle
+from eri_runtime.spec import Bundle, ShapeRange
 
 OutputType = Literal["pil", "np", "latent"]
+DECODER = "vae_decoder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +87,10 @@ def make_request(
     """Check the arguments of a call; raises `UsageError` or one of its kinds for a bad one."""
     _check_known(words)
     defaults = bundle.defaults
+    output_type = _output_type(bundle, _or(words.get("output_type"), "pil"))
     positive = _embeds(words, "prompt_embeds", "pooled_prompt_embeds")
     negative = _embeds(words, "negative_prompt_embeds", "negative_pooled_prompt_embeds")
-    prompts = _prompts(prompt, positive)
+    prompts = _prompts(bundle, prompt, positive)
     per_prompt = _or(words.get("num_images_per_prompt"), 1)
     count = _check_count(bundle, len(prompts), per_prompt)
     height, width = _size(bundle, words)
@@ -109,7 +112,7 @@ def make_request(
         eta=check_scale("eta", _or(words.get("eta"), 0.0)),
         max_sequence_length=_or(words.get("max_sequence_length"), defaults.max_sequence_length),
         latents=_latents(bundle, words.get("latents"), count, height, width),
-        output_type=_output_type(_or(words.get("output_type"), "pil")),
+        output_type=output_type,
     )
 
 
@@ -126,10 +129,10 @@ def _embeds(words: Words, embeds: str, pooled: str) -> Condition | None:
 
 
 def _check_count(bundle: Bundle, prompts: int, per_prompt: int) -> int:
-    """The number of images, if the VAE's decoder was exported for as many."""
+    """The number of images, if the bundle was exported for as many."""
     if per_prompt < 1:
         raise UsageError("num_images_per_prompt", got=per_prompt, expected="1 or more")
-    most = bundle.components["vae_decoder"].ranges["batch"].max
+    most = _most_images(bundle)
     if prompts * per_prompt > most:
         fix = "make them in several calls"
         got = prompts * per_prompt
@@ -137,12 +140,22 @@ def _check_count(bundle: Bundle, prompts: int, per_prompt: int) -> int:
     return prompts * per_prompt
 
 
-def _output_type(name: str) -> OutputType:
-    for known in get_args(OutputType):
-        if name == known:
-            return cast(OutputType, known)
-    expected = f"one of {', '.join(get_args(OutputType))}"
-    raise UnknownNameError("output_type", got=repr(name), expected=expected)
+def _most_images(bundle: Bundle) -> int:
+    """As many as the VAE's decoder takes, or where there is none, as the denoiser does with CFG."""
+    if DECODER in bundle.components:
+        return bundle.components[DECODER].ranges["batch"].max
+    return bundle.components["denoiser"].ranges["batch"].max // 2
+
+
+def _output_type(bundle: Bundle, name: str) -> OutputType:
+    """`name`, if it is one and the bundle has what it takes."""
+    if name not in get_args(OutputType):
+        expected = f"one of {', '.join(get_args(OutputType))}"
+        raise UnknownNameError("output_type", got=repr(name), expected=expected)
+    if name != "latent" and DECODER not in bundle.components:
+        got, fix = f"{name!r} of a bundle without {DECODER}", "or export again with `--vae`"
+        raise UsageError("output_type", got=got, expected="latent", fix=fix)
+    return cast(OutputType, name)
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -154,15 +167,30 @@ def _size(bundle: Bundle, words: Words) -> tuple[int, int]:
     height = _or(words.get("height"), bundle.defaults.height)
     width = _or(words.get("width"), bundle.defaults.width)
     latent_shape(bundle.latents, height, width)
-    ranges, factor = bundle.components["vae_decoder"].ranges, bundle.latents.factor
+    factor = bundle.latents.factor
     for name, pixels in (("height", height), ("width", width)):
-        least, most = ranges[name].min * factor, ranges[name].max * factor
-        if not least <= pixels <= most:
-            raise SizeError(name, got=pixels, expected=f"{least} to {most}, as it was exported")
+        side = _side(bundle, name)
+        if pixels // factor not in side:
+            expected = f"{side.min * factor} to {side.max * factor}, as it was exported"
+            raise SizeError(name, got=pixels, expected=expected)
     return height, width
 
 
-def _prompts(prompt: str | Sequence[str] | None, given: Condition | None) -> tuple[str, ...]:
+def _side(bundle: Bundle, name: str) -> ShapeRange:
+    """The latents a height or width may have: the decoder's, or where there is none the denoiser's.
+
+    Flux's denoiser has its latents packed, so it knows only the patches of the largest square.
+    """
+    ranges = bundle.components[DECODER if DECODER in bundle.components else "denoiser"].ranges
+    if name in ranges:
+        return ranges[name]
+    patch, most = bundle.latents.patch, math.isqrt(ranges["patches"].max)
+    return ShapeRange(min=patch, opt=patch, max=patch * most)
+
+
+def _prompts(
+    bundle: Bundle, prompt: str | Sequence[str] | None, given: Condition | None
+) -> tuple[str, ...]:
     """The prompts as a tuple; with embeddings instead, an empty text for each."""
     if given is not None:
         if prompt is not None:
@@ -171,6 +199,7 @@ def _prompts(prompt: str | Sequence[str] | None, given: Condition | None) -> tup
     prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
     if not prompts or not all(isinstance(text, str) for text in prompts):
         raise UsageError("prompt", got=repr(prompt), expected="a string or a list of strings")
+    check_encoders(bundle)
     return prompts
 
 

@@ -23,6 +23,18 @@ Spacing = Literal["leading", "trailing", "linspace"]
 FinalSigma = Literal["zero", "sigma_min"]
 
 FAMILIES: tuple[Family, ...] = ("sdxl", "sd35", "flux")
+COMPONENTS: Mapping[Family, tuple[str, ...]] = {
+    "sdxl": ("denoiser", "vae_decoder", "vae_encoder", "text_encoder", "text_encoder_2"),
+    "sd35": (
+        "denoiser",
+        "vae_decoder",
+        "vae_encoder",
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+    ),
+    "flux": ("denoiser", "vae_decoder", "vae_encoder", "text_encoder", "text_encoder_2"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +169,10 @@ class Bundle:
     - flux: `denoiser` (sample (B,S,64), timestep, encoder_hidden_states, pooled_projections,
       img_ids (S,3), txt_ids (T,3), and guidance (B,) if distilled -> output), `text_encoder`
       (-> pooled), `text_encoder_2` (-> hidden_states)
+
+    All but the denoiser may be absent. Without the VAE there are latents and no images; without
+    its text encoders a bundle takes embeddings and no prompts, except that in sd35's without
+    `text_encoder_3` zeros stand for T5's tokens. A text encoder comes with its tokenizer.
 
     `timestep` is the training clock in [0, num_train_timesteps) for every family. Tokenizers are
     named as in a diffusers folder: `tokenizer`, `tokenizer_2`, `tokenizer_3`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from eri_export import describe
 from eri_export.checkpoint import Checkpoint, Component
 from eri_export.recipes.base import Recipe
 from eri_export.recipes.flux import flux_recipe
@@ -37,14 +38,11 @@ def recipes_for(
     defaults: Defaults,
     tokenizers: Mapping[str, TokenizerSpec],
 ) -> tuple[Recipe, ...]:
-    """The recipes of every component of a checkpoint."""
-    vae = checkpoint.components["vae"]
-    half = _vae_precision(vae, precision)
+    """The recipes of every component that a checkpoint has."""
     frame = Frame.of(latents, defaults, _side_limit(checkpoint))
     return (
-        _denoiser(checkpoint, precision, frame, latents, defaults, tokenizers),
-        decoder_recipe(vae, half, frame, latents),
-        encoder_recipe(vae, half, frame, latents),
+        _denoiser(checkpoint, precision, frame, latents, tokenizers),
+        *_vae(checkpoint, precision, frame, latents),
         *(
             _text_encoder(checkpoint, component, precision, defaults, tokenizers)
             for name, component in checkpoint.components.items()
@@ -58,17 +56,27 @@ def _denoiser(
     precision: Precision,
     frame: Frame,
     latents: LatentSpec,
-    defaults: Defaults,
     tokenizers: Mapping[str, TokenizerSpec],
 ) -> Recipe:
-    source, clip = checkpoint.denoiser, tokenizers["tokenizer"].max_length
+    source, clip = checkpoint.denoiser, describe.clip_tokens(tokenizers)
     _check_channels(source, latents)
     if checkpoint.family == "sdxl":
         return unet_recipe(source, precision, frame, clip)
-    usual, most = defaults.max_sequence_length, tokenizers[max(tokenizers)].max_length
+    usual, most = describe.t5_tokens(checkpoint.family, tokenizers)
     if checkpoint.family == "sd35":  # reads CLIP's tokens and T5's in one sequence
         return mmdit_recipe(source, precision, frame, (clip + usual, clip + most))
     return flux_recipe(source, precision, frame, (usual, most))
+
+
+def _vae(
+    checkpoint: Checkpoint, precision: Precision, frame: Frame, latents: LatentSpec
+) -> tuple[Recipe, ...]:
+    """Both halves, or nothing of a checkpoint without a VAE."""
+    if "vae" not in checkpoint.components:
+        return ()
+    vae = checkpoint.components["vae"]
+    half = _vae_precision(vae, precision)
+    return decoder_recipe(vae, half, frame, latents), encoder_recipe(vae, half, frame, latents)
 
 
 def _check_channels(denoiser: Component, latents: LatentSpec) -> None:
