@@ -4,48 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import signal
 import threading
 
 import pytest
 
 from eri_export import export
-from eri_export.publish import records, staging, write_manifest
+from eri_export.publish import records, staging
 from eri_runtime import manifest
 from eri_runtime.errors import UsageError
-from eri_runtime.spec import Bundle, Defaults, LatentSpec, ScheduleSpec
+from eri_runtime.spec import FileRecord
+from tests.bundles import interrupted, make_bundle, published
 from tests.checkpoints import all_files
 
 publish = importlib.import_module("eri_export.publish")
-
-
-def make_bundle(folder, text):
-    """The least that has a manifest: one file."""
-    (folder / "note.txt").write_text(text)
-    write_manifest(
-        Bundle(
-            root=folder,
-            family="sdxl",
-            components={},
-            tokenizers={},
-            schedule=ScheduleSpec(kind="vp", prediction="eps"),
-            latents=LatentSpec(channels=4, factor=8, scale=1.0, shift=0.0, patch=4),
-            defaults=Defaults(
-                sampler="euler",
-                num_inference_steps=1,
-                guidance_scale=1.0,
-                height=8,
-                width=8,
-                max_sequence_length=1,
-            ),
-            files=records(folder, {}),
-        )
-    )
-
-
-def published(target, text):
-    with staging(target) as folder:
-        make_bundle(folder, text)
-    return target
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd35", "flux"])
@@ -64,12 +36,6 @@ def test_nothing_but_the_bundle_is_left(tmp_path):
     published(tmp_path / "new" / "demo", "one")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["demo"]
     assert (tmp_path / "new" / "demo" / "note.txt").read_text() == "one"
-
-
-def interrupted(target):
-    with staging(target) as folder:
-        make_bundle(folder, "new")
-        raise KeyboardInterrupt
 
 
 def test_an_exception_leaves_no_trace(tmp_path):
@@ -126,6 +92,60 @@ def test_a_reader_always_sees_a_whole_bundle(tmp_path):
     done.set()
     reader.join()
     assert seen == {True}
+
+
+# signals
+
+
+def terminated(target):
+    with staging(target) as folder:
+        make_bundle(folder, "new")
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_leaves_no_trace_and_the_handler_as_it_was(tmp_path):
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        terminated(tmp_path / "demo")
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_of_the_programs_own_is_kept():
+    def own(_number, _frame):
+        caught.append(True)
+
+    caught, old = [], signal.signal(signal.SIGTERM, own)
+    try:
+        with publish.terminated_as_interrupt():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    assert caught == [True]
+
+
+def test_in_another_thread_no_handler_is_set(tmp_path):
+    seen = []
+
+    def export_there():
+        with staging(tmp_path / "demo") as folder:
+            seen.append(signal.getsignal(signal.SIGTERM))
+            make_bundle(folder, "new")
+
+    thread = threading.Thread(target=export_there)
+    thread.start()
+    thread.join()
+    assert seen == [signal.SIG_DFL]
+    assert (tmp_path / "demo" / "note.txt").read_text() == "new"
+
+
+def test_what_was_hashed_when_it_was_written_is_not_read_again(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    known, read, record = FileRecord(size=3, sha256="given"), [], publish.record
+    monkeypatch.setattr(publish, "record", lambda path: read.append(path.name) or record(path))
+    found = records(tmp_path, {"one": known})
+    assert found == {"one": known, "two": record(tmp_path / "two")}
+    assert read == ["two"]
 
 
 @pytest.mark.parametrize("make", ["touch", "mkdir"])
