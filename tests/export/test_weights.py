@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from hashlib import sha256
+
 import onnx
 import pytest
 import torch
@@ -14,6 +17,7 @@ from eri_export.stored import read_header
 from eri_export.weights import ALIGNMENT, Conversion, write_weights
 from eri_runtime import manifest
 from eri_runtime.errors import DamagedWeightsError
+from eri_runtime.spec import FileRecord
 
 FAMILIES = ["sdxl", "sd35", "flux"]
 FOLDERS = {"vae_decoder": "vae", "vae_encoder": "vae"}
@@ -119,6 +123,65 @@ def test_rounding_on_the_way_is_kept(tmp_path):
     rounded = load_file(tmp_path / "out.safetensors")["w"]
     assert torch.equal(rounded, value.bfloat16().float())
     assert not torch.equal(rounded, value)
+
+
+def test_the_record_is_the_files_own_and_every_byte_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "CHUNK", 64)
+    save_file({"a": torch.randn(7, 11), "b": torch.arange(3)}, tmp_path / "source.safetensors")
+    items = [
+        Conversion(each, torch.float16) for each in read_header(tmp_path / "source.safetensors")
+    ]
+    told = []
+    written = write_weights(tmp_path / "out.safetensors", items, told.append)
+    raw = (tmp_path / "out.safetensors").read_bytes()
+    assert written.record == FileRecord(size=len(raw), sha256=sha256(raw).hexdigest())
+    assert sum(told) == len(raw)
+    assert len(told) > 4
+
+
+def test_few_chunks_are_in_memory_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "CHUNK", 1 << 10)
+    save_file({"w": torch.randn(1 << 15)}, tmp_path / "source.safetensors")
+    (tensor,) = read_header(tmp_path / "source.safetensors")
+    alive, most, chunks = set(), [], Conversion.chunks
+
+    def counted(self):
+        for number, chunk in enumerate(chunks(self)):
+            alive.add(number)
+            weakref.finalize(chunk, alive.discard, number)
+            most.append(len(alive))
+            yield chunk
+            del chunk
+
+    monkeypatch.setattr(Conversion, "chunks", counted)
+    write_weights(tmp_path / "out.safetensors", [Conversion(tensor, torch.float16)])
+    assert len(most) == 128
+    assert max(most) <= 3
+
+
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, 500, -1])
+def test_one_value_that_is_not_finite_is_found(tmp_path, dtype, value, place):
+    values = torch.linspace(-3, 3, 1001).to(dtype)
+    values[place] = value
+    save_file({"w": values}, tmp_path / "source.safetensors")
+    (tensor,) = read_header(tmp_path / "source.safetensors")
+    with pytest.raises(DamagedWeightsError, match=r"'w'.*NaN or Inf"):
+        write_weights(tmp_path / "out.safetensors", [Conversion(tensor, dtype)])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_largest_values_of_a_type_are_finite(tmp_path, dtype):
+    limits = torch.finfo(dtype)
+    values = torch.tensor([limits.max, limits.min, limits.smallest_normal, -0.0], dtype=dtype)
+    save_file({"w": values}, tmp_path / "source.safetensors")
+    (tensor,) = read_header(tmp_path / "source.safetensors")
+    write_weights(tmp_path / "out.safetensors", [Conversion(tensor, dtype)])
+    assert torch.equal(load_file(tmp_path / "out.safetensors")["w"], values)
 
 
 def test_float16_overflow_names_the_tensor_and_the_way_out(tmp_path):
