@@ -84,23 +84,33 @@ class StoredTensor:
         return sum(span.nbytes for span in self.spans)
 
     def chunks(self) -> Iterator[torch.Tensor]:
-        """The values in order, as flat tensors of `CHUNK` bytes or less; transposed ones as one.
+        """The values in order, as flat tensors of about `CHUNK` bytes or less.
 
         8-bit floats come as float16. Raises `DamagedWeightsError` for a type torch has not, and
         where the file is gone or shorter than its header said.
         """
-        chunks = itertools.chain.from_iterable(map(self._chunks, self.spans))
-        if not self.transposed:
-            return chunks
-        rows, columns = self.shape
-        return iter([torch.cat([*chunks]).view(columns, rows).T.contiguous().view(-1)])
+        return self._transposed() if self.transposed else self._stored(CHUNK)
 
-    def _chunks(self, span: Span) -> Iterator[torch.Tensor]:
+    def _transposed(self) -> Iterator[torch.Tensor]:
+        """A few rows at a time: the same columns of every stored row, which are all read again."""
+        rows, columns = self.shape
+        itemsize = self._torch_dtype().itemsize
+        whole_rows = max(1, CHUNK // (rows * itemsize)) * rows * itemsize
+        few = max(1, CHUNK // (columns * itemsize))
+        for first in range(0, rows, few):
+            read = self._stored(whole_rows)
+            parts = [part.view(-1, rows)[:, first : first + few].clone() for part in read]
+            yield torch.cat(parts).T.contiguous().view(-1)
+
+    def _stored(self, size: int) -> Iterator[torch.Tensor]:
+        return itertools.chain.from_iterable(self._chunks(span, size) for span in self.spans)
+
+    def _chunks(self, span: Span, size: int) -> Iterator[torch.Tensor]:
         dtype = self._torch_dtype()
         with _opened(span.file) as (stream, _):
             stream.seek(span.start)
-            for left in range(span.nbytes, 0, -CHUNK):
-                block = bytearray(min(left, CHUNK))
+            for left in range(span.nbytes, 0, -size):
+                block = bytearray(min(left, size))
                 if stream.readinto(block) != len(block):
                     got = f"end of file inside {short(self.name)}"
                     raise _damaged(span.file, got, "all its bytes")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
+import time
+from dataclasses import replace
 from hashlib import sha256
 
 import onnx
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, load_file, save, save_file
 
-from eri_export import open_checkpoint, stored
+from eri_export import open_checkpoint, stored, weights
 from eri_export.stored import read_header
 from eri_export.weights import ALIGNMENT, Conversion, write_weights
 from eri_runtime import manifest
@@ -139,24 +140,45 @@ def test_the_record_is_the_files_own_and_every_byte_is_told(tmp_path, monkeypatc
     assert len(told) > 4
 
 
-def test_few_chunks_are_in_memory_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(stored, "CHUNK", 1 << 10)
-    save_file({"w": torch.randn(1 << 15)}, tmp_path / "source.safetensors")
+@pytest.mark.parametrize("rows", [5, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_transposed_tensor_comes_in_chunks_too(tmp_path, monkeypatch, rows, dtype):
+    monkeypatch.setattr(stored, "CHUNK", 128)
+    value = torch.randn(24, rows)
+    save_file({"w": value}, tmp_path / "source.safetensors")
     (tensor,) = read_header(tmp_path / "source.safetensors")
-    alive, most, chunks = set(), [], Conversion.chunks
+    turned = replace(tensor, shape=(rows, 24), transposed=True)
+    assert {chunk.nbytes for chunk in turned.chunks()} == {96}
+    write_weights(tmp_path / "out.safetensors", [Conversion(turned, dtype)])
+    assert torch.equal(load_file(tmp_path / "out.safetensors")["w"], value.T.to(dtype))
 
-    def counted(self):
-        for number, chunk in enumerate(chunks(self)):
-            alive.add(number)
-            weakref.finalize(chunk, alive.discard, number)
-            most.append(len(alive))
-            yield chunk
-            del chunk
 
-    monkeypatch.setattr(Conversion, "chunks", counted)
-    write_weights(tmp_path / "out.safetensors", [Conversion(tensor, torch.float16)])
-    assert len(most) == 128
-    assert max(most) <= 3
+class SlowDigest:
+    """A hash that does not keep up with the disk."""
+
+    parts = 0
+
+    def update(self, _part):
+        time.sleep(0.001)
+        self.parts += 1
+
+    def hexdigest(self):
+        return ""
+
+
+def test_what_is_not_hashed_yet_does_not_pile_up_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "CHUNK", 1 << 10)
+    save_file({"w": torch.randn(1 << 14)}, tmp_path / "source.safetensors")
+    (tensor,) = read_header(tmp_path / "source.safetensors")
+    digest, waiting = SlowDigest(), []
+    monkeypatch.setattr(weights, "sha256", lambda: digest)
+    write_weights(
+        tmp_path / "out.safetensors",
+        [Conversion(tensor, torch.float16)],
+        lambda _: waiting.append(len(waiting) + 2 - digest.parts),  # the first was b""
+    )
+    assert len(waiting) == 1 + 64
+    assert max(waiting) == 1
 
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
