@@ -63,7 +63,8 @@ def shared_traces():
     def shared(recipe):
         config = json.dumps(dict(recipe.source.config), sort_keys=True)
         specs = (*(each.spec for each in recipe.inputs), *recipe.outputs)
-        key = (recipe.name, recipe.source.class_name, config, recipe.precision, specs)
+        names = tuple(sorted(recipe.source.tensors))
+        key = (recipe.name, recipe.source.class_name, config, recipe.precision, specs, names)
         if key not in traced:
             traced[key] = trace(recipe)
         return traced[key].clone()

@@ -13,11 +13,19 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTextConfig, T5Config, T5EncoderModel
+
+from eri_export.checkpoint import PARTS, Config
+from eri_export.shipped import Model, configs
 
 State = dict[str, Tensor]
+
+_FAMILIES = {"sdxl": "sdxl", "sd3": "sd35", "sd3.5": "sd35", "flux": "flux"}
 
 LDM, VAE, COMFY_VAE = "model.diffusion_model.", "first_stage_model.", "vae."
 CLIP_L, T5 = "text_encoders.clip_l.transformer.", "text_encoders.t5xxl.transformer."
@@ -316,3 +324,19 @@ def sparse(file: Path, shapes: Mapping[str, Iterable[int]], dtype: str = "F16") 
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(8 + len(text) + position)
     return file
+
+
+def full_size(model: Model, part: str) -> State:
+    """The tensors of a published model's part at full size, on the meta device."""
+    config, family = configs(model)[part], _FAMILIES[model.split("-")[0]]
+    return dict(network(PARTS[family][part], config).state_dict())
+
+
+def network(class_name: str, config: Config) -> torch.nn.Module:
+    """A network of diffusers or transformers without values."""
+    with torch.device("meta"):
+        if class_name.startswith("CLIP"):
+            return getattr(transformers, class_name)(CLIPTextConfig.from_dict(dict(config)))
+        if class_name.startswith("T5"):
+            return T5EncoderModel(T5Config.from_dict(dict(config)))
+        return getattr(diffusers, class_name).from_config(dict(config))

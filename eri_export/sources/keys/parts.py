@@ -83,10 +83,8 @@ def translated(tensors: Tensors, entries: Iterable[Entry]) -> dict[str, StoredTe
     """The tensors of a file by diffusers' names; a key that no entry reads keeps its own."""
     found = [entry for entry in entries if entry.key in tensors]
     unread = tensors.keys() - {entry.key for entry in found}
-    return {
-        **{key: tensor for key, tensor in tensors.items() if key in unread},
-        **{name: replace(part(tensors[key]), name=name) for name, key, part in found},
-    }
+    kept = (Entry(key, key, whole) for key in tensors if key in unread)
+    return {name: replace(part(tensors[key]), name=name) for name, key, part in (*kept, *found)}
 
 
 def count(names: Iterable[str], stem: str) -> int:

@@ -1,0 +1,310 @@
+"""What a file is, told by its header: published models at full size, and all that is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from eri_export import open_checkpoint
+from eri_export.names import file_names
+from eri_export.shipped import configs, tokenizer
+from eri_runtime.errors import (
+    CheckpointError,
+    DamagedWeightsError,
+    NotACheckpointError,
+    PickleError,
+    UsageError,
+)
+from tests import single_files as made
+
+
+def shapes(state, prefix=""):
+    return {prefix + name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def sdxl(model):
+    clip = made.wrapped_clip(made.full_size(model, "text_encoder"))
+    return {
+        **shapes(made.ldm_unet(made.full_size(model, "unet")), made.LDM),
+        **shapes(made.ldm_vae(made.full_size(model, "vae")), made.VAE),
+        **shapes(clip, made.SDXL_CLIP_L),
+        **shapes(made.open_clip(made.full_size(model, "text_encoder_2")), made.SDXL_CLIP_G),
+    }
+
+
+def sd3(model):
+    return {
+        **shapes(made.sd3_mmdit(made.full_size(model, "transformer")), made.LDM),
+        **shapes(made.ldm_vae(made.full_size(model, "vae")), made.VAE),
+    }
+
+
+def sd3_with_encoders(model):
+    clip = made.full_size(model, "text_encoder")
+    del clip["text_projection.weight"]
+    return {
+        **sd3(model),
+        **shapes(clip, made.CLIP_L),
+        **shapes(made.full_size(model, "text_encoder_2"), made.CLIP_G),
+        **shapes(made.full_size(model, "text_encoder_3"), made.T5),
+    }
+
+
+def flux(model):
+    return shapes(made.bfl_flux(made.full_size(model, "transformer")))
+
+
+PUBLISHED = {
+    "sdxl-base": (sdxl, "sdxl", 4),
+    "sd3-medium": (sd3_with_encoders, "sd35", 5),
+    "sd3.5-medium": (sd3, "sd35", 2),
+    "sd3.5-large": (sd3, "sd35", 2),
+    "flux-dev": (flux, "flux", 1),
+    "flux-schnell": (flux, "flux", 1),
+}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_published_models_at_full_size(tmp_path, model):
+    """Every name and shape of diffusers' own network, and the very config it was published with."""
+    layout, family, held = PUBLISHED[model]
+    opened = open_checkpoint(made.sparse(tmp_path / "anything.safetensors", layout(model)))
+    assert (opened.family, len(opened.components)) == (family, held)
+    published = configs(model)
+    assert opened.scheduler == published["scheduler"]
+    assert opened.index == published["model_index"]
+    for name, component in opened.components.items():
+        same = {key: component.config[key] for key in published[name]}
+        assert same == published[name]
+        network = made.network(component.class_name, component.config)
+        names = file_names(network, component)
+        assert set(names.values()) == set(component.tensors)
+    encoders = sum(name.startswith("text_encoder") for name in opened.components)
+    assert len(opened.tokenizers) == encoders
+
+
+def test_flux_and_its_parts_as_comfyui_has_them(tmp_path):
+    def file(name, part, layout):
+        return made.sparse(tmp_path / name, shapes(layout(made.full_size("flux-dev", part))))
+
+    opened = open_checkpoint(
+        file("a", "transformer", made.bfl_flux),
+        vae=file("b", "vae", made.ldm_vae),
+        text_encoders=[
+            file("c", "text_encoder_2", dict),
+            file("d", "text_encoder", made.wrapped_clip),
+        ],
+    )
+    assert [*opened.components] == ["transformer", "vae", "text_encoder", "text_encoder_2"]
+    assert opened.tokenizers == {"tokenizer": tokenizer("clip-l"), "tokenizer_2": tokenizer("t5")}
+    for component in opened.components.values():
+        file_names(made.network(component.class_name, component.config), component)
+
+
+def test_other_widths_are_read_where_a_head_is_as_wide(tmp_path):
+    """A smaller Flux: heads of 128, and everything else its own."""
+    config = {
+        **configs("flux-dev")["transformer"],
+        "num_attention_heads": 2,
+        "num_layers": 1,
+        "num_single_layers": 3,
+        "joint_attention_dim": 96,
+        "pooled_projection_dim": 48,
+    }
+    state = made.network("FluxTransformer2DModel", config).state_dict()
+    opened = open_checkpoint(
+        made.sparse(tmp_path / "a.safetensors", shapes(made.bfl_flux(state), made.LDM))
+    )
+    found = opened.components["transformer"].config
+    assert {key: found[key] for key in config} == config
+
+
+def test_a_width_no_published_head_goes_in_asks_for_configs(sdxl_checkpoint, tmp_path):
+    file = made.written(tmp_path / "a.safetensors", made.published_sdxl(sdxl_checkpoint))
+    with pytest.raises(CheckpointError, match=r"32 along axis 0.*multiple of 64.*--config"):
+        open_checkpoint(file)
+
+
+def test_a_vocabulary_no_shipped_tokenizer_has_asks_for_configs(tmp_path):
+    encoder = {**configs("flux-dev")["text_encoder"], "vocab_size": 700}
+    state = made.network("CLIPTextModelWithProjection", encoder).state_dict()
+    with pytest.raises(CheckpointError, match=r"700 tokens.*49408 tokens of clip-l.*--config"):
+        open_checkpoint(
+            made.sparse(tmp_path / "a.safetensors", flux("flux-dev")),
+            text_encoders=[made.sparse(tmp_path / "b.safetensors", shapes(state))],
+        )
+
+
+LDM_UNET = {
+    "input_blocks.0.0.weight": (320, 4, 3, 3),
+    "out.2.weight": (4, 320, 3, 3),
+    "input_blocks.1.1.norm.weight": (320,),
+    "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 768),
+}
+SDXL_UNET = {**LDM_UNET, "label_emb.0.0.weight": (1280, 2816)}
+BFL_FLUX = {
+    "img_in.weight": (3072, 64),
+    "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+    "final_layer.linear.weight": (64, 3072),
+}
+SD2 = {**LDM_UNET, "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 1024)}
+CONTEXT = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+DIFFUSERS_UNET = {
+    "conv_in.weight": (320, 4, 3, 3),
+    "conv_out.weight": (4, 320, 3, 3),
+    "down_blocks.0.resnets.0.conv1.weight": (320, 320, 3, 3),
+}
+REFUSED = {
+    "SD 1": (LDM_UNET, "Stable Diffusion 1.x"),
+    "SD 1, whole": ({"cond_stage_model.transformer.x": (1,)}, "Stable Diffusion 1.x"),
+    "SD 1, diffusers": ({**DIFFUSERS_UNET, CONTEXT: (320, 768)}, "Stable Diffusion 1.x"),
+    "SD 2": (SD2, "Stable Diffusion 2.x"),
+    "SD 2, whole": ({"cond_stage_model.model.ln_final.bias": (1,)}, "Stable Diffusion 2.x"),
+    "refiner": ({**SDXL_UNET, "label_emb.0.0.weight": (1536, 2560)}, "SDXL refiner"),
+    "refiner, whole": ({"conditioner.embedders.0.model.ln_final.bias": (1,)}, "SDXL refiner"),
+    "inpainting": ({**SDXL_UNET, "input_blocks.0.0.weight": (320, 9, 3, 3)}, "inpainting UNet"),
+    "pix2pix": ({**SDXL_UNET, "input_blocks.0.0.weight": (320, 8, 3, 3)}, "InstructPix2Pix"),
+    "EDM": ({**SDXL_UNET, "edm_mean": (1, 4, 1, 1)}, "EDM's noise levels (by its 'edm_mean')"),
+    "EDM v": ({**SDXL_UNET, "edm_vpred.sigma_max": ()}, "EDM's noise levels"),
+    "Fill": ({**BFL_FLUX, "img_in.weight": (3072, 384)}, "Flux Fill"),
+    "Depth": ({**BFL_FLUX, "img_in.weight": (3072, 128)}, "Flux Depth or Canny"),
+    "wider": ({**BFL_FLUX, "img_in.weight": (3072, 65)}, "65 channels in, 64 out"),
+    "Redux": ({"redux_up.weight": (12288, 1152)}, "Flux Redux"),
+    "Chroma": ({**BFL_FLUX, "distilled_guidance_layer.in_proj.bias": (5120,)}, "Chroma"),
+    "Flux.2": ({**BFL_FLUX, "single_stream_modulation.lin.weight": (1, 1)}, "Flux.2"),
+    "scaled": ({**BFL_FLUX, "scaled_fp8": (2,)}, "scaled fp8 weights (by its 'scaled_fp8')"),
+    "scaled too": ({**BFL_FLUX, "double_blocks.0.img_mod.lin.scale_weight": ()}, "scaled fp8"),
+    "nf4": ({**BFL_FLUX, "img_in.weight.absmax": (9,)}, "quantised weights"),
+    "LoRA": ({"lora_unet_mid_block_x.lora_down.weight": (4, 4)}, "a LoRA"),
+    "LoRA, PEFT": ({"transformer.x.to_q.lora_A.weight": (4, 4)}, "a LoRA"),
+    "LoRA, x-labs": ({"double_blocks.0.processor.qkv_lora1.up.weight": (4, 4)}, "a LoRA"),
+    "LoKr": ({"lycoris_x.lokr_w1": (4, 4)}, "a LoRA"),
+    "ControlNet": ({"control_model.time_embed.0.weight": (4, 4)}, "a ControlNet"),
+    "ControlNet 2": ({"controlnet_cond_embedding.conv_in.bias": (4,)}, "a ControlNet"),
+    "VAE": ({"decoder.mid.block_1.norm1.weight": (4,)}, "0 denoisers, in a file that holds vae"),
+    "two": ({**BFL_FLUX, **{made.LDM + key: of for key, of in BFL_FLUX.items()}}, "2 denoisers"),
+    "nothing": ({}, "no tensors"),
+    "Wan": ({made.LDM + "head.modulation": (4,)}, "'model.diffusion_model.head.modulation'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_by_name(tmp_path, case):
+    header, words = REFUSED[case]
+    file = made.sparse(tmp_path / "flux1-dev.safetensors", header)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(file)
+    assert caught.type is CheckpointError
+    assert words in str(caught.value)
+    assert "expected" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "error", "words"),
+    [
+        (b"GGUF\x03\0\0\0" + bytes(60), DamagedWeightsError, "a GGUF file"),
+        (b"\x80\x02}q\x00" + bytes(60), PickleError, "pickled"),
+        (b"PK\x03\x04" + bytes(60), PickleError, "zip archive"),
+    ],
+)
+def test_other_formats_are_told_by_their_bytes(tmp_path, head, error, words):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(head)
+    with pytest.raises(error, match=words):
+        open_checkpoint(file)
+
+
+# a header that is that of a published model but for one entry
+BENT = [
+    ("flux-dev", "single_blocks.3.linear1.weight", (21503, 3072), "multiple of 7 rows"),
+    ("flux-dev", "final_layer.adaLN_modulation.1.bias", (), "multiple of 2 rows"),
+    ("flux-dev", "double_blocks.0.img_attn.norm.query_norm.scale", (0,), "axis 0"),
+    ("flux-dev", "double_blocks.0.img_attn.norm.query_norm.scale", (64,), "heads of 64"),
+    ("flux-dev", "txt_in.weight", (3072,), "axis 1"),
+    ("flux-dev", "txt_in.weight", None, "no context_embedder.weight"),
+    ("sd3.5-large", made.LDM + "pos_embed", (1, 36863, 2432), "square number of positions"),
+    ("sd3.5-large", made.LDM + "final_layer.linear.weight", (63, 2432), "multiple of 4"),
+    (
+        "sd3.5-large",
+        made.VAE + "encoder.mid.attn_1.q.weight",
+        (512, 512, 3, 3),
+        "1x1 convolution",
+    ),
+    ("sdxl-base", made.VAE + "encoder.down.2.block.0.conv1.weight", (500, 256, 3, 3), "of 32"),
+    ("sdxl-base", made.SDXL_CLIP_G + "text_projection", (1280,), "a matrix"),
+]
+
+
+@pytest.mark.parametrize(("model", "key", "shape", "words"), BENT)
+def test_headers_that_no_network_fits(tmp_path, model, key, shape, words):
+    header = PUBLISHED[model][0](model)
+    assert key in header
+    bent = {name: shape if name == key else size for name, size in header.items()}
+    if shape is None:
+        del bent[key]
+    with pytest.raises(CheckpointError, match=words):
+        open_checkpoint(made.sparse(tmp_path / "a.safetensors", bent))
+
+
+def test_arguments_that_do_not_go_with_the_layout(flux_checkpoint, tmp_path):
+    with pytest.raises(UsageError, match="config"):
+        open_checkpoint(flux_checkpoint, config=flux_checkpoint)
+    file = flux_checkpoint / "transformer" / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(UsageError, match="variant"):
+        open_checkpoint(file, config=flux_checkpoint, variant="fp16")
+
+
+def test_configs_of_another_family(flux_checkpoint, sd35_checkpoint, tmp_path):
+    file = flux_checkpoint / "transformer" / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(CheckpointError, match=r"StableDiffusion3Pipeline.*FluxPipeline"):
+        open_checkpoint(file, config=sd35_checkpoint)
+    with pytest.raises(NotACheckpointError, match="configs of parts"):
+        open_checkpoint(file, config=tmp_path)
+
+
+def test_a_config_without_the_number_it_must_say(sdxl_checkpoint, tmp_path):
+    file = made.written(tmp_path / "a.safetensors", made.published_sdxl(sdxl_checkpoint))
+    given = tmp_path / "configs" / "text_encoder"
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        config = json.loads((sdxl_checkpoint / part / "config.json").read_text())
+        config |= {"num_attention_heads": "two"} if part == "text_encoder" else {}
+        (given.parent / part).mkdir(parents=True)
+        (given.parent / part / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"num_attention_heads.*'two'.*a positive number"):
+        open_checkpoint(file, config=given.parent)
+
+
+def test_a_folder_of_several_files(tmp_path):
+    for name in ("a", "b"):
+        save_file({"x": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(NotACheckpointError, match=r"'a.safetensors', 'b.safetensors'.*name one"):
+        open_checkpoint(tmp_path)
+
+
+def test_parts_that_are_not_what_they_are_given_as(sd35_checkpoint, flux_checkpoint, tmp_path):
+    vae = sd35_checkpoint / "vae"
+    encoder = sd35_checkpoint / "text_encoder_3" / "model.safetensors"
+    with pytest.raises(CheckpointError, match=r"t5.*expected vae"):
+        open_checkpoint(sd35_checkpoint, vae=encoder)
+    with pytest.raises(CheckpointError, match=r"vae.*expected clip or t5"):
+        open_checkpoint(sd35_checkpoint, text_encoders=[vae])
+    with pytest.raises(CheckpointError, match="a second text_encoder_3"):
+        open_checkpoint(sd35_checkpoint, text_encoders=[encoder, encoder])
+    with pytest.raises(NotACheckpointError, match="no such path"):
+        open_checkpoint(sd35_checkpoint, vae=tmp_path / "nowhere")
+    with pytest.raises(NotACheckpointError, match=r"no config.json"):
+        open_checkpoint(sd35_checkpoint, vae=tmp_path)
+    (tmp_path / "vae.pt").touch()
+    with pytest.raises(PickleError):
+        open_checkpoint(sd35_checkpoint, vae=tmp_path / "vae.pt")
+    with pytest.raises(CheckpointError, match=r"clip-l|a second"):
+        open_checkpoint(flux_checkpoint, text_encoders=[sd35_checkpoint, sd35_checkpoint])
+
+
+def test_an_encoder_the_family_has_no_place_for(sdxl_checkpoint, sd35_checkpoint):
+    t5 = sd35_checkpoint / "text_encoder_3"
+    with pytest.raises(CheckpointError, match=r"got t5, expected clip-l or clip-g"):
+        open_checkpoint(sdxl_checkpoint, text_encoders=[t5])
