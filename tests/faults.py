@@ -96,7 +96,7 @@ def kills(shop: Workshop, count: int, seed: int, quirks: tuple[str, ...] = ()) -
         shop.publish("b", target)
         assert [path.name for path in target.parent.iterdir()] == [NAME]
     assert phases.total() - phases.pop("finished", 0) == count
-    return {"kills": count, "phases": dict(phases), "outcomes": dict(outcomes)}
+    return {"kills": count, "phases": dict(phases), "outcomes": dict(+outcomes)}
 
 
 def _wait(child: Child, aim: str, draw: random.Random, gaps: list[float], moved) -> None:
