@@ -30,6 +30,7 @@ NO_EXCHANGE = ["no exchange"]
 PLANS: dict[str, dict[str, Any]] = {
     "names exchanged (renameat2)": {
         "kills": {"count": 320, "seed": 0},
+        "stops": {"count": 40, "seed": 0},
         "meetings": {"rounds": 40},
     },
     "two renames, where names cannot be exchanged": {

@@ -127,9 +127,18 @@ def _sibling(target: Path) -> Iterator[Path]:
             try:
                 yield folder
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
             return
     raise _contended(target)
+
+
+def _remove(folder: Path) -> None:
+    """Remove to the end, though an interrupt arrive; a second one is obeyed at once."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _new_name(target: Path) -> Path:

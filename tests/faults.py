@@ -18,11 +18,13 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from signal import SIGKILL, SIGTERM
 
-from tests.zygote import MOUNT, NAME, NAMESPACE, NONE, Child, Workshop, siblings
+from tests.zygote import INTERRUPTED, MOUNT, NAME, NAMESPACE, NONE, Child, Workshop, siblings
 
 ROOT = Path(__file__).parents[1]
 COMPONENTS = ("denoiser", "vae_decoder", "vae_encoder", "text_encoder", "text_encoder_2")
+ENDINGS = {0: "finished", INTERRUPTED: "unwound", -SIGTERM: "ended before anything was made"}
 AIMS = ("whole", "stage", "end", "rename")
 
 
@@ -82,7 +84,7 @@ def kills(shop: Workshop, count: int, seed: int, quirks: tuple[str, ...] = ()) -
         before, aim = siblings(target), AIMS[number // 4 % len(AIMS)]
         child = shop.launch(label, target, *quirks)
         _wait(child, aim, draw, gaps, partial(_moved, target, _inode(target)))
-        killed = child.kill()
+        killed = child.send(SIGKILL) == -SIGKILL
         left, new = siblings(target), shop.state(target)
         phase = _phase(target, left - before, moved=new != old) if killed else "finished"
         assert new in (old, label) or _halved(shop, target, left, old), (phase, old, label, new)
@@ -174,6 +176,27 @@ def _cleared(target: Path) -> str:
     return NONE
 
 
+# SIGTERM
+
+
+def stops(shop: Workshop, count: int, seed: int) -> dict:
+    """End exports over a bundle by SIGTERM: nothing is left, and there is no need of a next one."""
+    draw, gaps = random.Random(seed), _clock(shop, ())  # noqa: S311 a fixed draw
+    target, endings = shop.work / "stopped" / NAME, Counter()
+    old = shop.publish("a", target)
+    for number in range(count):
+        label, aim = "a" if old == "b" else "b", AIMS[number % len(AIMS)]
+        child = shop.launch(label, target)
+        _wait(child, aim, draw, gaps, partial(_moved, target, _inode(target)))
+        ending = ENDINGS[child.send(SIGTERM)]
+        new = shop.state(target)
+        assert new in (old, label)
+        assert [path.name for path in target.parent.iterdir()] == [NAME], ending
+        endings[f"{ending}, {'the same' if new == old else 'replaced'}"] += 1
+        old = new
+    return {"stops": count, "endings": dict(endings)}
+
+
 # two exports to one name
 
 
@@ -243,7 +266,7 @@ def _export_into(shop: Workshop, limit: str, old: str, quirks: tuple[str, ...]) 
     return "refused before" if "for the weights alone" in error else "ran out", place
 
 
-TRIALS = {trials.__name__: trials for trials in (kills, meetings, full_disks)}
+TRIALS = {trials.__name__: trials for trials in (kills, stops, meetings, full_disks)}
 
 if __name__ == "__main__":
     main()

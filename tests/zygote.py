@@ -21,6 +21,7 @@ from typing import IO
 
 NAME = "demo"
 NONE = "none"  # the state of a name where no bundle is
+INTERRUPTED = 130  # the exit status of an export that unwound
 SIBLING = re.compile(rf"\.{NAME}\.[0-9a-f]{{8}}\.(partial|old)")
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 MOUNT = ("mount", "-t", "tmpfs", "-o")
@@ -125,6 +126,8 @@ class Workshop:
         except EriError as error:
             tell("error", type(error).__name__, error)
             return 1
+        except KeyboardInterrupt:
+            return INTERRUPTED
         except BaseException:  # the parent sees the status, and asserts
             traceback.print_exc()
             return 2
@@ -162,7 +165,7 @@ class Child:
         while not event() and os.waitid(os.P_PID, self.pid, flags) is None:
             pass
 
-    def kill(self) -> bool:
-        """SIGKILL; False if it had ended before."""
-        os.kill(self.pid, signal.SIGKILL)  # not waited for yet, so the id is still its own
-        return self.hear_out() == -signal.SIGKILL
+    def send(self, number: signal.Signals) -> int:
+        """Send it a signal, if it has not ended before, and give its exit status."""
+        os.kill(self.pid, number)  # not waited for yet, so the id is still its own
+        return self.hear_out()

@@ -14,6 +14,7 @@ KILLS = 52
 def results(flux_checkpoint, flux_bundle, tmp_path_factory):
     """All trials that need no file system of their own; one process imports torch for them."""
     plan = {"kills": {"count": KILLS, "seed": 0}, "meetings": {"rounds": 4}}
+    plan["stops"] = {"count": 6, "seed": 0}
     work = tmp_path_factory.mktemp("faults")
     return run(plan, checkpoint=flux_checkpoint, graphs=flux_bundle, work=work)
 
@@ -28,6 +29,12 @@ def test_exports_were_killed_in_every_kind_of_work(results):
     phases = results["kills"]["phases"]
     assert {"comparing", "removing the old"} <= set(phases)
     assert len(set(phases) - {"starting", "ending"}) >= 5
+
+
+def test_a_terminated_export_leaves_nothing_but_a_whole_bundle(results):
+    endings = results["stops"]["endings"]
+    assert sum(endings.values()) == 6
+    assert endings["unwound, the same"] >= 2
 
 
 def test_two_exports_to_one_name_leave_one_whole_bundle(results):
