@@ -17,9 +17,9 @@ from eri_runtime.errors import NotACheckpointError, UsageError
 def open_checkpoint(
     path: str | Path,
     *,
-    config: Path | None = None,
-    vae: Path | None = None,
-    text_encoders: Sequence[Path] = (),
+    config: str | Path | None = None,
+    vae: str | Path | None = None,
+    text_encoders: Sequence[str | Path] = (),
     variant: str | None = None,
     revision: str | None = None,
 ) -> Checkpoint:
@@ -43,8 +43,13 @@ def open_checkpoint(
     else:
         if variant is not None:
             raise UsageError("variant", got=variant, expected="a folder, which may have variants")
-        opened = open_file(file, config=config)
-    return with_tokenizers(with_extras(opened, vae=vae, text_encoders=text_encoders))
+        opened = open_file(file, config=Path(config) if config else None)
+    supplied = with_extras(
+        opened,
+        vae=Path(vae) if vae else None,
+        text_encoders=[Path(each) for each in text_encoders],
+    )
+    return with_tokenizers(supplied)
 
 
 def _single_file(root: Path) -> Path | None:

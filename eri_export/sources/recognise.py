@@ -15,7 +15,7 @@ from eri_export.sources.keys import flux, mmdit, text, unet, vae
 from eri_export.sources.keys.parts import Entry, translated
 from eri_export.sources.refused import refuse_keys
 from eri_export.stored import StoredTensor, read_headers
-from eri_runtime.errors import CheckpointError, short
+from eri_runtime.errors import CheckpointError, DamagedWeightsError, short
 from eri_runtime.spec import Family
 
 log = logging.getLogger(__name__)
@@ -97,17 +97,22 @@ PREFIXES: Mapping[str, TokenizerName | None] = {
 }
 PREFIX = re.compile("|".join(re.escape(prefix) for prefix in PREFIXES))
 
-# Trained with the network but no part of it.
+MOST = 10_000  # tensors; the largest of these files have under 3000
+
+# Empty tensors that say how an SDXL was trained, not what it computes.
+V_PREDICTION, ZERO_SNR = MARKERS = ("v_pred", "ztsnr")
+
+# Saved with a network but no part of it.
 BESIDE = re.compile(r"loss\..*|attn_mask|logit_scale|.*\.position_ids")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The networks of a file, and the keys outside them."""
+    """The networks of a file, and which of `MARKERS` it has."""
 
     file: Path
     networks: tuple[Network, ...]
-    others: frozenset[str]
+    markers: frozenset[str]
 
 
 def recognise(file: Path) -> Contents:
@@ -117,18 +122,17 @@ def recognise(file: Path) -> Contents:
     `CheckpointError` for what is known and cannot be exported, or not known at all.
     """
     tensors = read_headers([file])
+    if len(tensors) > MOST:
+        raise DamagedWeightsError(file, got=f"{len(tensors)} tensors", expected=f"at most {MOST}")
     refuse_keys(file, tensors)
     groups = _groups(tensors)
     rest = groups.pop("", {})
-    networks = [_network(file, prefix, group) for prefix, group in groups.items()]
-    layout = _layout(rest)
-    if layout is None:
-        if not networks:
-            raise _unknown(file, "", rest)
+    if groups and _layout(rest) is None:
         log.info("%s: %d tensors belong to no network", file, len(rest))
-        return Contents(file, tuple(networks), frozenset(rest))
-    alone = Network(layout.kind, translated(rest, layout.entries(rest)), file)
-    return Contents(file, (alone, *networks), frozenset())
+    elif rest or not groups:
+        groups[""] = rest
+    networks = [_network(file, prefix, group) for prefix, group in groups.items()]
+    return Contents(file, tuple(networks), frozenset(MARKERS) & tensors.keys())
 
 
 def _groups(tensors: Tensors) -> dict[str, dict[str, StoredTensor]]:
@@ -137,7 +141,7 @@ def _groups(tensors: Tensors) -> dict[str, dict[str, StoredTensor]]:
         match = PREFIX.match(name)
         prefix = match[0] if match else ""
         end = name[len(prefix) :]
-        if not (prefix and BESIDE.fullmatch(end)):
+        if end not in MARKERS and not BESIDE.fullmatch(end):
             groups.setdefault(prefix, {})[end] = tensor
     return groups
 
@@ -147,7 +151,7 @@ def _network(file: Path, prefix: str, group: Tensors) -> Network:
     if layout is None:
         raise _unknown(file, prefix, group)
     tensors = translated(group, layout.entries(group))
-    return Network(layout.kind, tensors, file, PREFIXES[prefix])
+    return Network(layout.kind, tensors, file, PREFIXES.get(prefix))
 
 
 def _layout(keys: Tensors) -> Layout | None:

@@ -15,14 +15,21 @@ from eri_export.checkpoint import PARTS, Checkpoint, Config
 from eri_export.sources.folder import CONFIG, FAMILY_OF_PIPELINE, INDEX
 from eri_export.sources.found import read_json, with_defaults
 from eri_export.sources.places import part, placed
-from eri_export.sources.recognise import FAMILY_OF, Contents, Network, published_model, recognise
+from eri_export.sources.recognise import (
+    FAMILY_OF,
+    V_PREDICTION,
+    ZERO_SNR,
+    Contents,
+    Network,
+    published_model,
+    recognise,
+)
 from eri_export.sources.refused import SUPPORTED, refuse_denoiser
 from eri_runtime.errors import CheckpointError, NotACheckpointError
 from eri_runtime.spec import Family
 
 LAYOUT = "single file"
 SCHEDULER = "scheduler"
-V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors that say how an SDXL was trained
 
 
 def open_file(file: Path, *, config: Path | None = None) -> Checkpoint:
@@ -72,9 +79,9 @@ def _denoiser(contents: Contents) -> Network:
 def _training(contents: Contents) -> dict[str, Any]:
     """What a file's own markers say of its schedule; without them the config's word holds."""
     settings: dict[str, Any] = {}
-    if V_PREDICTION in contents.others:
+    if V_PREDICTION in contents.markers:
         settings["prediction_type"] = "v_prediction"
-    if ZERO_SNR in contents.others:
+    if ZERO_SNR in contents.markers:
         settings["rescale_betas_zero_snr"] = True
     return settings
 

@@ -186,6 +186,7 @@ REFUSED = {
     "ControlNet 2": ({"controlnet_cond_embedding.conv_in.bias": (4,)}, "a ControlNet"),
     "VAE": ({"decoder.mid.block_1.norm1.weight": (4,)}, "0 denoisers, in a file that holds vae"),
     "two": ({**BFL_FLUX, **{made.LDM + key: of for key, of in BFL_FLUX.items()}}, "2 denoisers"),
+    "many": ({f"x{i}": (1,) for i in range(10_001)}, "10001 tensors"),
     "nothing": ({}, "no tensors"),
     "Wan": ({made.LDM + "head.modulation": (4,)}, "'model.diffusion_model.head.modulation'"),
 }
@@ -197,7 +198,6 @@ def test_refused_by_name(tmp_path, case):
     file = made.sparse(tmp_path / "flux1-dev.safetensors", header)
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(file)
-    assert caught.type is CheckpointError
     assert words in str(caught.value)
     assert "expected" in str(caught.value)
 

@@ -166,6 +166,7 @@ def test_a_folder_with_one_file_is_that_file(flux_checkpoint):
     assert (opened.layout, [*opened.components]) == ("single file", ["transformer"])
 
 
+@pytest.mark.parametrize("prefix", [made.LDM, ""])
 @pytest.mark.parametrize(
     ("markers", "prediction", "rescaled"),
     [
@@ -174,13 +175,15 @@ def test_a_folder_with_one_file_is_that_file(flux_checkpoint):
         (("v_pred", "ztsnr"), "v_prediction", True),
     ],
 )
-def test_markers_say_how_an_sdxl_was_trained(tmp_path, markers, prediction, rescaled):
+def test_markers_say_how_an_sdxl_was_trained(tmp_path, prefix, markers, prediction, rescaled):
     shapes = {
-        made.LDM + name: tensor.shape
+        prefix + name: tensor.shape
         for name, tensor in made.ldm_unet(made.full_size("sdxl-base", "unet")).items()
     }
     file = made.sparse(tmp_path / "a.safetensors", {**shapes, **dict.fromkeys(markers, (0,))})
-    scheduler = open_checkpoint(file).scheduler
+    opened = open_checkpoint(file)
+    scheduler = opened.scheduler
+    assert not set(markers) & opened.denoiser.tensors.keys()
     assert scheduler["prediction_type"] == prediction
     assert scheduler.get("rescale_betas_zero_snr") is rescaled
 
