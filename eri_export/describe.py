@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import inspect
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import diffusers
 
 from eri_export.checkpoint import Checkpoint
 from eri_export.sources.found import with_defaults
-from eri_runtime.errors import CheckpointError
+from eri_runtime.errors import CheckpointError, EriError, short
 from eri_runtime.spec import (
     BetaCurve,
     Defaults,
@@ -26,6 +27,9 @@ from eri_runtime.spec import (
     Spacing,
     TokenizerSpec,
 )
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +60,31 @@ FLUX_PATCH = 2  # packed by the pipeline; the config's own patch_size is 1
 BUILT_WITH = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
 
+def reads_configs(
+    function: Callable[Concatenate[Checkpoint, P], T],
+) -> Callable[Concatenate[Checkpoint, P], T]:
+    """Make what a config of the wrong types does to `function` a `CheckpointError`.
+
+    The classes of the libraries check their own arguments, each by errors of its own.
+    """
+
+    @functools.wraps(function)
+    def read(checkpoint: Checkpoint, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(checkpoint, *args, **kwargs)
+        except EriError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                checkpoint.root,
+                got=f"{type(error).__name__}: {short(str(error))}",
+                expected=f"configs of the {checkpoint.family} family",
+            ) from error
+
+    return read
+
+
+@reads_configs
 def schedule_spec(checkpoint: Checkpoint) -> ScheduleSpec:
     """The training schedule, by the scheduler's config with its class's defaults filled in.
 
@@ -132,6 +161,7 @@ def _one_of(where: object, config: Mapping[str, Any], key: str, known: Any) -> s
     return value
 
 
+@reads_configs
 def latent_spec(checkpoint: Checkpoint) -> LatentSpec:
     """The latents of the VAE, and the square of them that one denoiser token covers.
 
@@ -157,6 +187,7 @@ def _patch(family: Family, denoiser: Mapping[str, Any]) -> int:
     return int(denoiser["patch_size"]) if family == "sd35" else FLUX_PATCH
 
 
+@reads_configs
 def defaults(
     checkpoint: Checkpoint, latents: LatentSpec, tokenizers: Mapping[str, TokenizerSpec]
 ) -> Defaults:

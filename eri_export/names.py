@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from eri_export.checkpoint import Component
 from eri_export.recipes.base import Recipe
 from eri_export.stored import TORCH_DTYPES, StoredTensor
-from eri_runtime.errors import DamagedWeightsError, short
+from eri_runtime.errors import CheckpointError, DamagedWeightsError, short
 
 # What published files carry beside the weights of the network that reads them.
 IGNORED = re.compile(
@@ -33,12 +36,41 @@ LEGACY_VAE = {
 }
 FLOATS = [name for name, dtype in TORCH_DTYPES.items() if dtype.is_floating_point]
 SHOWN = 5  # names listed in an error
+MOST_WEIGHTS = 10_000  # of a network, by number: SDXL's UNet, the most of these, has 1680
 
 
 def check_names(recipe: Recipe) -> None:
-    """Raise `DamagedWeightsError` where a checkpoint does not hold the weights of its config."""
-    with torch.device("meta"):
-        file_names(recipe.build(), recipe.source)
+    """Raise `DamagedWeightsError` where a checkpoint does not hold the weights of its config.
+
+    Raises `CheckpointError` for a config that no network can be made from.
+    """
+    source = recipe.source
+    try:
+        with torch.device("meta"), _at_most(MOST_WEIGHTS):
+            network = recipe.build()
+    except Exception as error:  # whatever the network's own code makes of a wrong config
+        raise CheckpointError(
+            source.origin,
+            got=f"{type(error).__name__}: {short(str(error))}",
+            expected=f"a config that a {source.class_name} can be made from",
+        ) from error
+    file_names(network, source)
+
+
+@contextlib.contextmanager
+def _at_most(weights: int) -> Iterator[None]:
+    """Stop the building of a network whose config asks for more than so many weights."""
+    counted = itertools.count(1)
+
+    def count(_module: nn.Module, _name: str, _weight: nn.Parameter) -> None:
+        if next(counted) > weights:
+            raise ValueError(f"more than {weights} weights")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def file_names(network: nn.Module, source: Component) -> dict[str, str]:

@@ -31,6 +31,7 @@ CLIP_OUTPUTS = {
 }
 
 
+@describe.reads_configs
 def recipes_for(
     checkpoint: Checkpoint,
     precision: Precision,
