@@ -93,15 +93,19 @@ class Kind:
             {
                 axis: torch.export.Dim.DYNAMIC
                 for axis, size in enumerate(tensor.shape)
-                if isinstance(size, torch.SymInt)
+                if _is_open(size)
             }
             for tensor in self.given.tensors
         )
 
 
-def _hint(size: int | torch.SymInt) -> int:
+def _is_open(size: object) -> bool:
+    return isinstance(size, torch.SymInt)
+
+
+def _hint(size: Any) -> int:
     """The size that an open one had in the example."""
-    return size if isinstance(size, int) else int(size.node.hint)
+    return int(size.node.hint) if _is_open(size) else int(size)
 
 
 class BlockCall(nn.Module):
@@ -132,7 +136,7 @@ def stand_ins(network: nn.Module, classes: tuple[type[nn.Module], ...]) -> Itera
     try:
         for path, block in repeated.items():
             forward = _standing_for(block, path, identities[path], kinds)
-            block.forward = forward  # type: ignore[method-assign]
+            block.forward = forward
         yield kinds
     finally:
         for block in repeated.values():
@@ -148,7 +152,7 @@ def _standing_for(block: nn.Module, path: str, identity: object, kinds: Kinds) -
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = Leaves.of((args, kwargs))
-        if any(isinstance(leaf, torch.SymInt) for leaf in given.rest):
+        if any(map(_is_open, given.rest)):
             return run(*args, **kwargs)  # an open size as a number: no input of a graph
         kind = kinds.get((identity, given.signature))
         if kind is None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TypedDict, Unpack
 
 import onnx_ir as ir
 
@@ -16,21 +16,29 @@ from eri_export import describe
 from eri_export.checkpoint import Checkpoint
 from eri_export.disk import require_space
 from eri_export.names import check_names
-from eri_export.parity import Metric, Report, compare
+from eri_export.parity import Compared, Report, compare
+from eri_export.precision import Policy, make_policy
 from eri_export.publish import records, staging, write_manifest
+from eri_export.real import real_inputs
 from eri_export.recipes import recipes_for
-from eri_export.recipes.base import Recipe
+from eri_export.recipes.base import Arrays, Recipe
 from eri_export.sources import open_checkpoint
 from eri_export.tokenizers import write_tokenizers
 from eri_export.trace import trace
 from eri_export.weights import bind, conversions, size_of, write_weights
-from eri_runtime.errors import UnknownNameError
-from eri_runtime.spec import Bundle, ComponentSpec, FileRecord, Precision
+from eri_runtime.spec import Bundle, ComponentSpec, FileRecord
 
 log = logging.getLogger(__name__)
 
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 REPORT = "parity.json"
+ORDER = (
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "vae_encoder",
+    "vae_decoder",
+    "denoiser",
+)
 STAGES = 3  # of every component: trace, write, compare
 
 # progress(what, done, total): `done` of `total` stages of a component, or of "publish", are over
@@ -47,89 +55,133 @@ class Exported:
 
     spec: ComponentSpec
     weights: FileRecord
-    metrics: tuple[Metric, ...]
+    compared: Compared
+
+
+class Sources(TypedDict, total=False):
+    """What a checkpoint is read from beside its own path.
+
+    `vae` and `text_encoders` are files or folders that supply or replace components; `config` is
+    a folder of configs and tokenizers for a single file; `variant` and `revision` choose among
+    what a folder or the Hub holds.
+    """
+
+    config: Path | None
+    vae: Path | None
+    text_encoders: Sequence[Path]
+    variant: str | None
+    revision: str | None
 
 
 def export(
     checkpoint: str | Path,
     output: str | Path,
     *,
-    precision: Precision = "fp32",
+    precision: str | Mapping[str, str] = "fp32",
     progress: Progress | None = None,
+    **sources: Unpack[Sources],
 ) -> Bundle:
-    """Export every component of a diffusers folder into the bundle `output`, and publish it.
+    """Export every component of a checkpoint into the bundle `output`, and publish it.
 
+    `checkpoint` is a diffusers folder, a Hub id or a single file; `sources` are explained at
+    `Sources`. `precision` is one for all, or `fp16,vae=fp32`, or a mapping with `*` for the rest.
     Raises `CheckpointError` for what cannot be exported, `ParityError` for a graph that does not
-    agree with PyTorch, `UsageError` for a bad argument; nothing is published then.
+    agree with PyTorch, `DiskError` for no room, `UsageError` for a bad argument; nothing is
+    published then.
     """
-    if precision not in PRECISIONS:
-        raise UnknownNameError("precision", got=precision, expected=" or ".join(PRECISIONS))
-    opened = open_checkpoint(checkpoint)
+    policy = make_policy(precision)
+    opened = open_checkpoint(checkpoint, **sources)
     target = Path(output)
     with staging(target) as folder:
-        bundle = _build(opened, folder, precision, progress or silent)
+        bundle = _build(opened, folder, policy, progress or silent)
         write_manifest(bundle)
     return dataclasses.replace(bundle, root=target)
 
 
-def _build(
-    checkpoint: Checkpoint, folder: Path, precision: Precision, progress: Progress
-) -> Bundle:
+def _build(checkpoint: Checkpoint, folder: Path, policy: Policy, progress: Progress) -> Bundle:
     digest = checkpoint.digest()  # reads every header, so damage is found before hours of work
     tokenizers = write_tokenizers(checkpoint, folder)
     latents = describe.latent_spec(checkpoint)
     defaults = describe.defaults(checkpoint, latents, tokenizers)
-    schedule = describe.schedule_spec(checkpoint)
-    recipes = recipes_for(checkpoint, precision, latents, defaults, tokenizers)
+    recipes = recipes_for(checkpoint, policy, latents, defaults, tokenizers)
     for recipe in recipes:
         check_names(recipe)  # here, and not after the minutes that tracing the first may take
     require_space(folder.parent, size_of(recipes))
-    exported = {recipe.name: _component(recipe, folder, progress) for recipe in recipes}
-    progress("publish", 0, 1)
-    metrics = tuple(metric for each in exported.values() for metric in each.metrics)
-    (folder / REPORT).write_text(Report.of(metrics).to_json(), encoding="utf-8")
-    bundle = Bundle(
+    planned = Bundle(
         root=folder,
         family=checkpoint.family,
-        components={name: each.spec for name, each in exported.items()},
+        components={recipe.name: _spec(recipe) for recipe in recipes},
         tokenizers=tokenizers,
-        schedule=schedule,
+        schedule=describe.schedule_spec(checkpoint),
         latents=latents,
         defaults=defaults,
-        files=records(folder, {each.spec.weights: each.weights for each in exported.values()}),
+        files={},
         guidance_embedding=describe.guidance_embedding(checkpoint),
         zero_empty_negative=describe.zero_empty_negative(checkpoint),
         source_digest=digest,
         built_with=describe.built_with(),
     )
+    exported = _components(planned, recipes, progress)
+    report = sum((each.compared.report for each in exported.values()), Report(()))
+    (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
+    progress("publish", 0, 1)
+    known = {each.spec.weights: each.weights for each in exported.values()}
+    bundle = dataclasses.replace(
+        planned,
+        components={name: exported[name].spec for name in planned.components},
+        files=records(folder, known),
+    )
     progress("publish", 1, 1)
     return bundle
 
 
-def _component(recipe: Recipe, folder: Path, progress: Progress) -> Exported:
+def _components(
+    planned: Bundle, recipes: Iterable[Recipe], progress: Progress
+) -> dict[str, Exported]:
+    """Every component, the denoiser last: its real inputs are what the others made of theirs."""
+    made: dict[str, Arrays] = {}
+    exported: dict[str, Exported] = {}
+    for recipe in sorted(recipes, key=lambda recipe: ORDER.index(recipe.name)):
+        each = _component(recipe, planned, real_inputs(planned, recipe, made), progress)
+        exported[recipe.name] = each
+        if each.compared.made is not None:
+            made[recipe.name] = each.compared.made
+    return exported
+
+
+def _component(
+    recipe: Recipe, planned: Bundle, real: Arrays | None, progress: Progress
+) -> Exported:
     """Traces, writes and compares one component; raises `ParityError` if it does not agree."""
-    home = folder / recipe.name
-    home.mkdir()
+    spec = planned.components[recipe.name]
+    graph, weights = planned.path(spec.graph), planned.path(spec.weights)
+    graph.parent.mkdir()
     progress(recipe.name, 0, STAGES)
     model = trace(recipe)
     progress(recipe.name, 1, STAGES)
-    written = write_weights(home / "weights.safetensors", conversions(model, recipe.source.tensors))
+    written = write_weights(weights, conversions(model, recipe.source.tensors))
     bind(model, written.tensors)
-    ir.save(model, home / "model.onnx")
+    ir.save(model, graph)
     progress(recipe.name, 2, STAGES)
-    spec = ComponentSpec(
+    compared = compare(recipe, graph, spec, real)
+    progress(recipe.name, STAGES, STAGES)
+    worst = compared.report.worst(recipe.name)
+    log.info("%s: relative error %.2g against PyTorch", recipe.name, worst)
+    parameters = sum(math.prod(tensor.shape) for tensor in written.tensors.values())
+    spec = dataclasses.replace(spec, parameters=parameters, parity=worst)
+    return Exported(spec, written.record, compared)
+
+
+def _spec(recipe: Recipe) -> ComponentSpec:
+    """What the manifest says of a component, but for what is known only once it is written."""
+    return ComponentSpec(
         graph=f"{recipe.name}/model.onnx",
         weights=f"{recipe.name}/weights.safetensors",
         precision=recipe.precision,
+        kept_float32=recipe.kept_float32,
         inputs=tuple(each.spec for each in recipe.inputs),
         outputs=recipe.outputs,
         ranges=recipe.ranges,
-        parameters=sum(math.prod(tensor.shape) for tensor in written.tensors.values()),
+        parameters=0,
         parity=0.0,
     )
-    report = Report.of(compare(recipe, home / "model.onnx", spec))
-    report.check()
-    progress(recipe.name, STAGES, STAGES)
-    worst = report.worst(recipe.name)
-    log.info("%s: relative error %.2g against PyTorch", recipe.name, worst)
-    return Exported(dataclasses.replace(spec, parity=worst), written.record, report.metrics)

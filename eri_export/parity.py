@@ -1,39 +1,46 @@
 """An exported graph beside PyTorch in float32, on the same rounded weights.
 
 The reference reads the checkpoint, the graph reads the bundle: a weight that went wrong on the
-way shows. Both read their weights from mapped files, so neither need fit in memory.
+way shows. What does not fit this machine's memory is compared as a copy of few blocks, which the
+report says: traced as the whole is, and bound to the bundle's own weights.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
-import torch
-from numpy.typing import NDArray
-from safetensors import safe_open
-from torch import nn
 
-from eri_export.names import file_names
-from eri_export.passes.hidden_weights import weights_of
+from eri_export.machine import available_memory
 from eri_export.passes.widen import widen
-from eri_export.recipes.base import Recipe, Sizes
+from eri_export.recipes.base import Arrays, Recipe, Sizes
+from eri_export.reduced import reduced
+from eri_export.reference import flops, reference, run
 from eri_export.stored import read_headers
-from eri_export.weights import Conversion, bind, write_weights
+from eri_export.trace import trace
+from eri_export.weights import bind
 from eri_runtime.errors import ParityError
 from eri_runtime.executors.ort import OrtExecutor
 from eri_runtime.spec import ComponentSpec, Precision
 
-Arrays = Mapping[str, NDArray[Any]]
+log = logging.getLogger(__name__)
+
 Subject = Literal["graph", "float32 twin"]
+Kind = Literal["drawn", "real", "smallest", "largest", "one largest"]
+
+WHOLE = "whole"
+BYTES_PER_PARAMETER = 8  # float32 in PyTorch, or in an engine beside its own copy
+SHARE = 0.8  # of the memory that is available
+AFFORDABLE = 2e11  # operations of a run at the end of a range: some seconds of a CPU
 
 # Largest difference over largest reference value. Float32: another order of summation, a hundred
 # layers deep. Float16: 11 bits, so 5e-4 a rounding, with some cancellation. A twin differs from
@@ -47,13 +54,36 @@ TOLERANCES: Mapping[tuple[Precision, Subject], float] = {
 SEED = 0
 
 
+@dataclass(frozen=True)
+class Case:
+    """Inputs to compare on, and why these."""
+
+    kind: Kind
+    sizes: Sizes
+    inputs: Arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotRun:
+    """An end of a component's ranges that takes more operations than a gate should."""
+
+    component: str
+    sizes: Sizes
+    flops: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """The error of one output at one set of sizes; NaN and Inf count as an infinite error."""
+    """The error of one output on one case; NaN and Inf count as an infinite error.
+
+    `network` is the whole one, or says of which blocks a smaller copy was made.
+    """
 
     component: str
     output: str
     subject: Subject
+    case: Kind
+    network: str
     sizes: Sizes
     max_abs: float
     max_rel: float
@@ -69,16 +99,19 @@ class Metric:
 class Report:
     """Every comparison that was made; true if all of them passed."""
 
-    passed: bool
     metrics: tuple[Metric, ...]
+    not_run: tuple[NotRun, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was compared and all of it agreed."""
+        return bool(self.metrics) and all(metric.passed for metric in self.metrics)
 
     def __bool__(self) -> bool:
         return self.passed
 
-    @classmethod
-    def of(cls, metrics: tuple[Metric, ...]) -> Report:
-        """The report on `metrics`; on none at all it has not passed."""
-        return cls(bool(metrics) and all(metric.passed for metric in metrics), metrics)
+    def __add__(self, other: Report) -> Report:
+        return Report(self.metrics + other.metrics, self.not_run + other.not_run)
 
     def worst(self, component: str) -> float:
         """The largest relative error of a component, by its own graph where that could be run."""
@@ -107,83 +140,124 @@ class Report:
             }
             for metric in self.metrics
         ]
-        return json.dumps({"passed": self.passed, "metrics": metrics}, indent=1, sort_keys=True)
+        not_run = [dataclasses.asdict(each) for each in self.not_run]
+        report = {"passed": self.passed, "metrics": metrics, "not_run": not_run}
+        return json.dumps(report, indent=1, sort_keys=True)
 
 
-def compare(recipe: Recipe, graph: Path, spec: ComponentSpec) -> tuple[Metric, ...]:
-    """Run the published `graph` and PyTorch at every parity size of `recipe`."""
-    with tempfile.TemporaryDirectory(dir=graph.parent.parent, prefix=".parity-") as scratch:
-        cases = tuple(_cases(recipe, Path(scratch)))
+@dataclass(frozen=True)
+class Compared:
+    """What came of a comparison: the report, and PyTorch's outputs for the real inputs."""
+
+    report: Report
+    made: Arrays | None
+
+
+def compare(recipe: Recipe, graph: Path, spec: ComponentSpec, real: Arrays | None) -> Compared:
+    """Run the published `graph` and PyTorch on every case of `recipe`, and on `real` inputs.
+
+    Raises `ParityError` where they do not agree.
+    """
+    with _runnable(recipe, graph) as (smaller, own, network):
+        cases, not_run = _cases(smaller, real)
+        wrapper = reference(smaller)
+        expected = [run(smaller, wrapper, case.inputs) for case in cases]
+        del wrapper  # its memory is the engine's now
         metrics: list[Metric] = []
-        for subject, path in _subjects(graph, spec, Path(scratch)):
-            with OrtExecutor(path, dataclasses.replace(spec, precision="fp32")) as executor:
-                for sizes, inputs, expected in cases:
-                    outputs = executor.run(inputs)
-                    metrics += _measure(recipe, subject, sizes, outputs, expected)
-    return tuple(metrics)
+        with _subjects(own, spec) as subjects:
+            for subject, path in subjects:
+                with OrtExecutor(path, dataclasses.replace(spec, precision="fp32")) as executor:
+                    for case, outputs in zip(cases, expected, strict=True):
+                        ours = executor.run(case.inputs)
+                        metrics += _measure(smaller, subject, network, case, ours, outputs)
+    report = Report(tuple(metrics), not_run)
+    report.check()
+    return Compared(report, expected[-1] if real is not None else None)
 
 
-def _subjects(graph: Path, spec: ComponentSpec, scratch: Path) -> Iterator[tuple[Subject, Path]]:
-    if spec.precision != "bf16":
-        yield "graph", graph
-    if spec.precision != "fp32":
-        yield "float32 twin", _twin(graph, graph.with_name(Path(spec.weights).name), scratch)
+@contextlib.contextmanager
+def _runnable(recipe: Recipe, graph: Path) -> Iterator[tuple[Recipe, Path, str]]:
+    """The recipe and graph as they are, or those of a copy that fits the machine, and its name."""
+    parameters = sum(math.prod(tensor.shape) for tensor in recipe.source.tensors.values())
+    copy = None
+    if BYTES_PER_PARAMETER * parameters > SHARE * available_memory():
+        copy = reduced(recipe.source)
+    if copy is None:
+        yield recipe, graph, WHOLE
+        return
+    log.info("%s: too large for this machine; compared with %s", recipe.name, copy.depth)
+    smaller = dataclasses.replace(recipe, source=copy.source)
+    model = trace(smaller)
+    bind(model, copy.tensors(read_headers([graph.with_name("weights.safetensors")])))
+    with _temporary(model, graph.with_name(".copy.onnx")) as path:
+        yield smaller, path, copy.depth
 
 
-def _twin(graph: Path, weights: Path, scratch: Path) -> Path:
-    """Write the float32 twin of `graph`, with the bundle's own weights widened."""
+@contextlib.contextmanager
+def _subjects(graph: Path, spec: ComponentSpec) -> Iterator[list[tuple[Subject, Path]]]:
+    """The graph itself where a CPU has its kernels, and its float32 twin where it is 16-bit."""
+    subjects: list[tuple[Subject, Path]] = [] if spec.precision == "bf16" else [("graph", graph)]
+    if spec.precision == "fp32":
+        yield subjects
+        return
     model = ir.load(graph)
     widen(model)
-    stored = read_headers([weights])
-    wide = [Conversion(stored[str(value.name)], torch.float32) for value in weights_of(model)]
-    bind(model, write_weights(scratch / "twin.safetensors", wide).tensors)
-    ir.save(model, scratch / "twin.onnx")
-    return scratch / "twin.onnx"
+    with _temporary(model, graph.with_name(".twin.onnx")) as twin:
+        yield [*subjects, ("float32 twin", twin)]
 
 
-def _cases(recipe: Recipe, scratch: Path) -> Iterator[tuple[Sizes, Arrays, Arrays]]:
-    """Sizes, inputs and PyTorch's float32 outputs."""
-    wrapper = recipe.wrap(_reference(recipe, scratch), torch.float32)
-    names = [output.name for output in recipe.outputs]
-    for sizes in recipe.sizes[1:]:
-        inputs = recipe.sample(sizes, SEED)
-        with torch.no_grad():
-            result = wrapper(*(torch.from_numpy(value) for value in inputs.values()))
-        results = result if isinstance(result, tuple) else (result,)
-        outputs = (value.numpy() for value in results)
-        yield sizes, inputs, dict(zip(names, outputs, strict=True))
+@contextlib.contextmanager
+def _temporary(model: ir.Model, path: Path) -> Iterator[Path]:
+    """`model` saved beside the weights it points at, for as long as the block lasts."""
+    try:
+        ir.save(model, path)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
-def _reference(recipe: Recipe, scratch: Path) -> nn.Module:
-    """The network in float32 with the checkpoint's weights, rounded as the bundle's are."""
-    with torch.device("meta"):
-        network = recipe.build().eval()
-    names = file_names(network, recipe.source)
-    rounding = {stored: recipe.weight_dtype(name) for name, stored in names.items()}
-    wide = [
-        Conversion(recipe.source.tensors[name], torch.float32, rounded=dtype)
-        for name, dtype in rounding.items()
-    ]
-    write_weights(scratch / "reference.safetensors", wide)
-    with safe_open(scratch / "reference.safetensors", framework="pt") as mapped:
-        state = {name: mapped.get_tensor(stored) for name, stored in names.items()}
-    network.load_state_dict(state, assign=True)
-    return network
+def _cases(recipe: Recipe, real: Arrays | None) -> tuple[list[Case], tuple[NotRun, ...]]:
+    """Drawn inputs at the parity sizes and at the ends of the ranges, and the real ones last."""
+    run_at: list[tuple[Kind, Sizes]] = [("drawn", sizes) for sizes in recipe.sizes[1:]]
+    ends, not_run = _ends(recipe)
+    cases = [Case(kind, sizes, recipe.sample(sizes, SEED)) for kind, sizes in [*run_at, *ends]]
+    if real is not None:
+        cases.append(Case("real", recipe.sizes_of(real), real))
+    return cases, not_run
+
+
+def _ends(recipe: Recipe) -> tuple[list[tuple[Kind, Sizes]], tuple[NotRun, ...]]:
+    """All smallest and all largest; or, where that takes too long, one dimension at its largest."""
+    smallest = {name: each.min for name, each in recipe.ranges.items()}
+    largest = {name: each.max for name, each in recipe.ranges.items()}
+    ends: list[tuple[Kind, Sizes]] = [("smallest", smallest), ("largest", largest)]
+    ends += [("one largest", {**smallest, name: size}) for name, size in largest.items()]
+    cost = flops(recipe, [sizes for _, sizes in ends])
+    wanted = ends[:2] if cost[1] <= AFFORDABLE else ends
+    paired = list(zip(wanted, cost, strict=False))
+    not_run = (
+        NotRun(component=recipe.name, sizes=sizes, flops=each)
+        for (_, sizes), each in paired
+        if each > AFFORDABLE
+    )
+    return [end for end, each in paired if each <= AFFORDABLE], tuple(not_run)
 
 
 def _measure(
-    recipe: Recipe, subject: Subject, sizes: Sizes, outputs: Arrays, expected: Arrays
+    recipe: Recipe, subject: Subject, network: str, case: Case, outputs: Arrays, expected: Arrays
 ) -> Iterator[Metric]:
-    for name, reference in expected.items():
-        max_abs = float(np.abs(outputs[name] - reference).max())
-        largest = float(np.abs(reference).max())
+    for name, reference_value in expected.items():
+        max_abs = float(np.abs(outputs[name] - reference_value).max())
+        largest = float(np.abs(reference_value).max())
         # a network that is still all zeros has no scale: then nothing but zeros will do
         max_rel = max_abs / largest if largest else max_abs * math.inf if max_abs else 0.0
         yield Metric(
             component=recipe.name,
             output=name,
             subject=subject,
-            sizes=dict(sizes),
+            case=case.kind,
+            network=network,
+            sizes=dict(case.sizes),
             max_abs=max_abs if math.isfinite(max_rel) else math.inf,
             max_rel=max_rel if math.isfinite(max_rel) else math.inf,
             tolerance=TOLERANCES[recipe.precision, subject],

@@ -19,6 +19,7 @@ from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.onnx import ONNXProgram
+from torch.utils._pytree import tree_map
 
 from eri_export.blocks import BlockCall, Kind, stand_ins
 from eri_export.names import file_names
@@ -27,7 +28,8 @@ from eri_export.passes.hidden_weights import hide_weights, restore_weights
 from eri_export.passes.interface import name_interface
 from eri_export.passes.stamp import inline, stamp
 from eri_export.passes.strip_metadata import strip_metadata
-from eri_export.recipes.base import Recipe, resolved
+from eri_export.precision import CLOCKS
+from eri_export.recipes.base import Recipe, example
 from eri_runtime.errors import ExportError
 
 OPSET = 23  # the first with Attention; torch writes a wrong number above 25
@@ -43,13 +45,13 @@ def trace(recipe: Recipe, *, blocks: Literal["stamped", "unrolled"] = "stamped")
     its config and `ExportError` where the network cannot be traced.
     """
     with FakeTensorMode(), torch.no_grad(), _quiet():
-        network = recipe.build().eval()
+        network = recipe.build()
         names = file_names(network, recipe.source)
         _set_types(network, recipe)
         repeated = recipe.repeated if blocks == "stamped" else ()
         with stand_ins(network, repeated) as kinds:
             wrapper = recipe.wrap(network, recipe.dtype)
-            model = _onnx(recipe, wrapper, _example(recipe), _dynamic(recipe))
+            model = _onnx(recipe, wrapper, example(recipe, recipe.sizes[0]), _dynamic(recipe))
         traced = [(kind, _block(recipe, kind)) for kind in kinds.values()]
     hidden = _optimise(model)
     for kind, block in traced:
@@ -72,15 +74,6 @@ def _optimise(model: ir.Model) -> frozenset[str]:
 def _block(recipe: Recipe, kind: Kind) -> ir.Model:
     """The graph of one block; its arguments are variadic, so their axes are one nested tuple."""
     return _onnx(recipe, BlockCall(kind), kind.example(), (kind.dynamic,))
-
-
-def _example(recipe: Recipe) -> tuple[Tensor, ...]:
-    dtypes = {"float32": torch.float32, "int64": torch.int64}
-    specs = (each.spec for each in recipe.inputs)
-    return tuple(
-        torch.zeros(resolved(spec.shape, recipe.sizes[0]), dtype=dtypes[spec.dtype])
-        for spec in specs
-    )
 
 
 def _dynamic(recipe: Recipe) -> Dynamic:
@@ -123,6 +116,19 @@ def _set_types(network: nn.Module, recipe: Recipe) -> None:
             if name in module._parameters:
                 typed = nn.Parameter(typed, requires_grad=False)
             setattr(module, name, typed)
+    for name in set(CLOCKS).intersection(recipe.kept_float32):
+        if (module := getattr(network, name, None)) is not None:
+            _keep_float32(module, recipe.dtype)
+
+
+def _keep_float32(module: nn.Module, around: torch.dtype) -> None:
+    """Let a float32 module take and give the type of the network around it."""
+    module.register_forward_pre_hook(lambda _, given: _cast(given, torch.float32))
+    module.register_forward_hook(lambda _, _given, made: _cast(made, around))
+
+
+def _cast(values: Any, dtype: torch.dtype) -> Any:
+    return tree_map(lambda each: each.to(dtype) if isinstance(each, Tensor) else each, values)
 
 
 @contextlib.contextmanager

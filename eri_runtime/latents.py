@@ -54,3 +54,8 @@ def image_ids(height: int, width: int, patch: int = 2) -> Array:
 def to_vae(spec: LatentSpec, latents: Array) -> Array:
     """The denoiser's latents in the VAE's own scale: z = x/scale + shift."""
     return latents / np.float32(spec.scale) + np.float32(spec.shift)
+
+
+def from_vae(spec: LatentSpec, z: Array) -> Array:
+    """The VAE's latents in the denoiser's scale: x = (z − shift)·scale."""
+    return (z - np.float32(spec.shift)) * np.float32(spec.scale)

@@ -63,8 +63,9 @@ class ComponentSpec:
     """One graph, the safetensors file its initialisers point into, and the shapes it serves.
 
     `graph` and `weights` are POSIX paths relative to the bundle; `ranges` has one entry for each
-    dynamic dimension named in `inputs`. `parity` is the worst error against PyTorch over all
-    outputs and shapes, relative to the largest reference value.
+    dynamic dimension named in `inputs`; `kept_float32` are the modules of a 16-bit component that
+    compute in float32, by the last part of their names. `parity` is the worst error against
+    PyTorch over all outputs and cases, relative to the largest reference value.
     """
 
     graph: str
@@ -75,6 +76,7 @@ class ComponentSpec:
     ranges: Mapping[str, ShapeRange]
     parameters: int
     parity: float
+    kept_float32: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,16 +13,28 @@ NARROW = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 def widen(model: ir.Model) -> None:
-    """Turn every 16-bit type into float32, but for weights, which `weights.bind` must follow."""
-    for value in model.graph.initializers.values():
+    """Turn every 16-bit type into float32; weights outside the graph stay as they are, cast."""
+    for value in list(model.graph.initializers.values()):
         if value.dtype not in NARROW:
             continue
-        value.dtype = ir.DataType.FLOAT
-        if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            _cast(model.graph, value)
+        elif value.const_value is not None:
+            value.dtype = ir.DataType.FLOAT
             value.const_value = _widened(value.const_value)
     for node in model.graph.all_nodes():
         for name, attribute in list(node.attributes.items()):
             node.attributes[name] = _attribute(attribute)
+
+
+def _cast(graph: ir.Graph, weight: ir.Value) -> None:
+    """Let everything that read `weight` read it widened."""
+    node = ir.node("Cast", [weight], {"to": ir.DataType.FLOAT})
+    (wide,) = node.outputs
+    wide.name = f"{weight.name}_wide"
+    ir.convenience.replace_all_uses_with(weight, wide)
+    node.replace_input_with(0, weight)
+    graph.insert_before(graph[0], node)
 
 
 def _attribute(attribute: ir.Attr) -> ir.Attr:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from eri_export import describe
 from eri_export.checkpoint import Checkpoint, Component
+from eri_export.precision import HALVES, Policy
 from eri_export.recipes.base import Recipe
 from eri_export.recipes.flux import flux_recipe
 from eri_export.recipes.mmdit import mmdit_recipe
@@ -20,7 +21,7 @@ from eri_export.recipes.text import (
 from eri_export.recipes.unet import unet_recipe
 from eri_export.recipes.vae import decoder_recipe, encoder_recipe
 from eri_runtime.errors import CheckpointError
-from eri_runtime.spec import Defaults, LatentSpec, Precision, TokenizerSpec
+from eri_runtime.spec import Defaults, LatentSpec, TokenizerSpec
 
 CLIP_OUTPUTS = {
     ("sdxl", "text_encoder"): ClipHidden,
@@ -34,7 +35,7 @@ CLIP_OUTPUTS = {
 @describe.reads_configs
 def recipes_for(
     checkpoint: Checkpoint,
-    precision: Precision,
+    policy: Policy,
     latents: LatentSpec,
     defaults: Defaults,
     tokenizers: Mapping[str, TokenizerSpec],
@@ -42,10 +43,10 @@ def recipes_for(
     """The recipes of every component that a checkpoint has."""
     frame = Frame.of(latents, defaults, _side_limit(checkpoint))
     return (
-        _denoiser(checkpoint, precision, frame, latents, tokenizers),
-        *_vae(checkpoint, precision, frame, latents),
+        _denoiser(checkpoint, policy, frame, latents, tokenizers),
+        *_vae(checkpoint, policy, frame, latents),
         *(
-            _text_encoder(checkpoint, component, precision, defaults, tokenizers)
+            _text_encoder(checkpoint, component, policy, defaults, tokenizers)
             for name, component in checkpoint.components.items()
             if name.startswith("text_encoder")
         ),
@@ -54,12 +55,13 @@ def recipes_for(
 
 def _denoiser(
     checkpoint: Checkpoint,
-    precision: Precision,
+    policy: Policy,
     frame: Frame,
     latents: LatentSpec,
     tokenizers: Mapping[str, TokenizerSpec],
 ) -> Recipe:
     source, clip = checkpoint.denoiser, describe.clip_tokens(tokenizers)
+    precision = policy.of(checkpoint.family, "denoiser")
     _check_channels(source, latents)
     if checkpoint.family == "sdxl":
         return unet_recipe(source, precision, frame, clip)
@@ -70,14 +72,17 @@ def _denoiser(
 
 
 def _vae(
-    checkpoint: Checkpoint, precision: Precision, frame: Frame, latents: LatentSpec
+    checkpoint: Checkpoint, policy: Policy, frame: Frame, latents: LatentSpec
 ) -> tuple[Recipe, ...]:
     """Both halves, or nothing of a checkpoint without a VAE."""
     if "vae" not in checkpoint.components:
         return ()
     vae = checkpoint.components["vae"]
-    half = _vae_precision(vae, precision)
-    return decoder_recipe(vae, half, frame, latents), encoder_recipe(vae, half, frame, latents)
+    decoder, encoder = (policy.of(checkpoint.family, half) for half in HALVES)
+    return (
+        decoder_recipe(vae, decoder, frame, latents),
+        encoder_recipe(vae, encoder, frame, latents),
+    )
 
 
 def _check_channels(denoiser: Component, latents: LatentSpec) -> None:
@@ -93,21 +98,16 @@ def _check_channels(denoiser: Component, latents: LatentSpec) -> None:
 def _text_encoder(
     checkpoint: Checkpoint,
     source: Component,
-    precision: Precision,
+    policy: Policy,
     defaults: Defaults,
     tokenizers: Mapping[str, TokenizerSpec],
 ) -> Recipe:
     length = tokenizers[source.name.replace("text_encoder", "tokenizer")].max_length
+    precision = policy.of(checkpoint.family, source.name)
     if source.class_name == "T5EncoderModel":
         return t5_recipe(source, precision, (defaults.max_sequence_length, length))
     wrap = CLIP_OUTPUTS[checkpoint.family, source.name]
     return clip_recipe(source, precision, wrap, length)
-
-
-def _vae_precision(vae: Component, precision: Precision) -> Precision:
-    """SDXL's VAE overflows float16, and its config says so."""
-    upcast = precision == "fp16" and bool(vae.config.get("force_upcast", False))
-    return "fp32" if upcast else precision
 
 
 def _side_limit(checkpoint: Checkpoint) -> int | None:

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from eri_export.checkpoint import Component
+from eri_export.precision import KEPT
 from eri_runtime.spec import Precision, ShapeRange, TensorSpec
 
 Shape = tuple[int, ...]
 Sizes = Mapping[str, int]
+Arrays = Mapping[str, NDArray[Any]]
 Draw = Callable[[Shape, np.random.Generator], NDArray[np.generic]]
 
 TORCH_PRECISION: Mapping[Precision, torch.dtype] = {
@@ -46,9 +48,8 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One component of a bundle: `wrap(build(), dtype)` computes `outputs` from `inputs`.
+    """One component of a bundle: `wrap(make(source), dtype)` computes `outputs` from `inputs`.
 
-    `keep_float32` names weights (by their last modules) that stay float32 in a float16 export;
     `repeated` are the classes of the blocks that the network is mostly made of.
     Each of `sizes` gives every dynamic dimension of the inputs a size: the first is for tracing,
     the others for comparing.
@@ -57,13 +58,12 @@ class Recipe:
     name: str
     source: Component
     precision: Precision
-    build: Callable[[], nn.Module]
+    make: Callable[[Component], nn.Module]
     wrap: type[Wrapper]
     inputs: tuple[Input, ...]
     outputs: tuple[TensorSpec, ...]
     ranges: Mapping[str, ShapeRange]
     sizes: tuple[Sizes, ...]
-    keep_float32: tuple[str, ...] = ()
     repeated: tuple[type[nn.Module], ...] = ()
 
     @property
@@ -71,9 +71,18 @@ class Recipe:
         """What the network computes in."""
         return TORCH_PRECISION[self.precision]
 
+    @property
+    def kept_float32(self) -> tuple[str, ...]:
+        """The modules that stay float32 in this export, by the last part of their names."""
+        return KEPT.get((self.source.class_name, self.precision), ())
+
+    def build(self) -> nn.Module:
+        """The network, in evaluation mode, with whatever weights its class starts with."""
+        return self.make(self.source).eval()
+
     def weight_dtype(self, name: str) -> torch.dtype:
         """The type of the floating-point weight `name` in this export."""
-        kept = self.precision == "fp16" and not set(self.keep_float32).isdisjoint(name.split("."))
+        kept = not set(self.kept_float32).isdisjoint(name.split("."))
         return torch.float32 if kept else self.dtype
 
     def sample(self, sizes: Sizes, seed: int) -> dict[str, NDArray[np.generic]]:
@@ -82,6 +91,28 @@ class Recipe:
         return {
             each.spec.name: each.draw(resolved(each.spec.shape, sizes), rng) for each in self.inputs
         }
+
+    def first_shape(self, spec: TensorSpec) -> Shape:
+        """The shape of an input at the sizes it is traced at."""
+        return resolved(spec.shape, self.sizes[0])
+
+    def sizes_of(self, inputs: Arrays) -> Sizes:
+        """What size each dynamic dimension has in `inputs`."""
+        return {
+            name: size
+            for each in self.inputs
+            for name, size in zip(each.spec.shape, inputs[each.spec.name].shape, strict=True)
+            if isinstance(name, str)
+        }
+
+
+def example(recipe: Recipe, sizes: Sizes) -> tuple[torch.Tensor, ...]:
+    """Inputs of the given sizes on torch's current device, all zeros."""
+    dtypes = {"float32": torch.float32, "int64": torch.int64}
+    specs = (each.spec for each in recipe.inputs)
+    return tuple(
+        torch.zeros(resolved(spec.shape, sizes), dtype=dtypes[spec.dtype]) for spec in specs
+    )
 
 
 def resolved(shape: tuple[int | str, ...], sizes: Sizes) -> Shape:
@@ -132,7 +163,7 @@ def text_ids(vocabulary: int, end: int) -> Draw:
     def draw(shape: Shape, rng: np.random.Generator) -> NDArray[np.generic]:
         ids = rng.integers(0, vocabulary, shape)
         ids[ids == end] = 0
-        for row, length in enumerate(rng.integers(1, shape[1], shape[0])):
+        for row, length in enumerate(rng.integers(0, shape[1], shape[0])):
             ids[row, length:] = end
         return ids.astype(np.int64)
 

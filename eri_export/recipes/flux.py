@@ -82,7 +82,7 @@ def flux_recipe(
         name="denoiser",
         source=source,
         precision=precision,
-        build=lambda: FluxTransformer2DModel.from_config(dict(config)),
+        make=lambda source: FluxTransformer2DModel.from_config(dict(source.config)),
         wrap=Flux,
         inputs=(
             float_input("sample", "batch", "patches", channels),

@@ -45,7 +45,7 @@ def mmdit_recipe(
         name="denoiser",
         source=source,
         precision=precision,
-        build=lambda: SD3Transformer2DModel.from_config(dict(config)),
+        make=lambda source: SD3Transformer2DModel.from_config(dict(source.config)),
         wrap=MMDiT,
         inputs=(
             float_input("sample", "batch", channels, "height", "width"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -77,16 +77,12 @@ def clip_recipe(
         ClipHiddenPooled: (hidden, float_output("pooled", "batch", projected)),
         ClipPooled: (float_output("pooled", "batch", width),),
     }
-    classes: dict[str, Callable[[CLIPTextConfig], nn.Module]] = {
-        "CLIPTextModel": CLIPTextModel,
-        "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
-    }
     sizes = token_sizes()
     return Recipe(
         name=source.name,
         source=source,
         precision=precision,
-        build=lambda: classes[source.class_name](config),
+        make=_clip,
         wrap=wrap,
         inputs=(_ids("batch", max_length, vocabulary=config.vocab_size, end=_end_of_text(config)),),
         outputs=outputs[wrap],
@@ -99,8 +95,7 @@ def clip_recipe(
 def t5_recipe(source: Component, precision: Precision, tokens: tuple[int, int]) -> Recipe:
     """The recipe of T5's encoder for the `tokens` it sees by default and at most.
 
-    Its `wo` stays float32 under float16, as transformers keeps it: the residual stream then is
-    float32 too, and the activations that overflow float16 never meet it.
+    With `wo` kept in float32, transformers runs the whole residual stream in float32.
     """
     config = T5Config.from_dict(dict(source.config))
     usual, most = tokens
@@ -109,15 +104,24 @@ def t5_recipe(source: Component, precision: Precision, tokens: tuple[int, int]) 
         name=source.name,
         source=source,
         precision=precision,
-        build=lambda: T5EncoderModel(config),
+        make=lambda source: T5EncoderModel(T5Config.from_dict(dict(source.config))),
         wrap=T5,
         inputs=(_ids("batch", "tokens", vocabulary=config.vocab_size, end=config.eos_token_id),),
         outputs=(float_output("hidden_states", "batch", "tokens", config.d_model),),
         ranges={"batch": BATCH, "tokens": ShapeRange(min=1, opt=usual, max=most)},
         sizes=sizes,
-        keep_float32=("wo",),
         repeated=(T5Block,),
     )
+
+
+CLIPS: Mapping[str, Callable[[CLIPTextConfig], nn.Module]] = {
+    "CLIPTextModel": CLIPTextModel,
+    "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
+}
+
+
+def _clip(source: Component) -> nn.Module:
+    return CLIPS[source.class_name](CLIPTextConfig.from_dict(dict(source.config)))
 
 
 def _end_of_text(config: CLIPTextConfig) -> int:

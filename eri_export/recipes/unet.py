@@ -66,7 +66,7 @@ def unet_recipe(source: Component, precision: Precision, frame: Frame, tokens: i
         name="denoiser",
         source=source,
         precision=precision,
-        build=lambda: UNet2DConditionModel.from_config(dict(config)),
+        make=lambda source: UNet2DConditionModel.from_config(dict(source.config)),
         wrap=UNet,
         inputs=(
             float_input("sample", "batch", channels, "height", "width"),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
@@ -21,10 +18,9 @@ from eri_export.recipes.text import ClipHiddenPooled, clip_recipe, t5_recipe
 from eri_export.recipes.unet import unet_recipe
 from eri_export.sources.folder import open_part
 from eri_export.trace import trace
-from eri_export.weights import bind, conversions, write_weights
 from eri_runtime.executors.ort import OrtExecutor
-from eri_runtime.spec import ComponentSpec
 from tests.checkpoints import randomised
+from tests.components import spec_of, write_component
 
 FRAME = Frame(unit=2, height=16, width=16, largest=32)
 
@@ -129,24 +125,9 @@ def test_a_stamped_graph_is_the_unrolled_one(make, blocks, kinds, tmp_path, monk
 
 
 def _outputs(recipe, model, home):
-    """What the graph computes at every parity size, bit for bit: in one thread, node by node."""
-    home.mkdir()
-    items = conversions(model, recipe.source.tensors)
-    stored = write_weights(home / "weights.safetensors", items).tensors
-    bind(model, stored)
-    ir.save(model, home / "model.onnx")
-    assert set(stored) <= set(recipe.source.tensors)
-    spec = ComponentSpec(
-        graph="model.onnx",
-        weights="weights.safetensors",
-        precision=recipe.precision,
-        inputs=tuple(each.spec for each in recipe.inputs),
-        outputs=recipe.outputs,
-        ranges=recipe.ranges,
-        parameters=0,
-        parity=0.0,
-    )
-    with OrtExecutor(home / "model.onnx", dataclasses.replace(spec), threads=1) as executor:
+    """What the graph computes at every parity size, in one thread."""
+    graph = write_component(model, recipe, home)
+    with OrtExecutor(graph, spec_of(recipe), threads=1) as executor:
         return [executor.run(recipe.sample(sizes, 0)) for sizes in recipe.sizes[1:]]
 
 

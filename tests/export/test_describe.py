@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from eri_export import describe, open_checkpoint
+from eri_export.precision import Policy
 from eri_export.recipes import recipes_for
 from eri_export.tokenizers import write_tokenizers
 from eri_runtime import manifest
@@ -127,7 +128,7 @@ def test_mmdit_stops_where_its_position_table_ends(sd35_checkpoint, tmp_path):
     latents = describe.latent_spec(checkpoint)
     tokenizers = write_tokenizers(checkpoint, tmp_path)
     defaults = describe.defaults(checkpoint, latents, tokenizers)
-    denoiser, *_ = recipes_for(checkpoint, "fp32", latents, defaults, tokenizers)
+    denoiser, *_ = recipes_for(checkpoint, Policy(), latents, defaults, tokenizers)
     assert denoiser.ranges["height"].max == 10 * 2
 
 

@@ -14,11 +14,14 @@ from transformers import T5EncoderModel
 
 from eri_export import bundle as exporter
 from eri_export import export, open_checkpoint
-from eri_export.parity import TOLERANCES, Report
+from eri_export.parity import TOLERANCES, compare
+from eri_export.precision import Policy, make_policy
 from eri_export.recipes.text import t5_recipe
+from eri_export.trace import trace
 from eri_runtime import manifest
-from eri_runtime.errors import BackendError
+from eri_runtime.errors import BackendError, UnknownNameError
 from eri_runtime.executors.ort import OrtExecutor
+from tests.components import spec_of, write_component
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CASES = [
@@ -49,8 +52,39 @@ def test_weights_have_the_precision_of_their_component(exported):
         upcast = (family, precision) == ("sdxl", "fp16") and name.startswith("vae")
         assert spec.precision == ("fp32" if upcast else precision), name
         for key, value in load_file(bundle.path(spec.weights)).items():
-            kept = precision == "fp16" and ".wo." in key
+            kept = not set(spec.kept_float32).isdisjoint(key.split("."))
             assert value.dtype == (torch.float32 if kept else TORCH[spec.precision]), key
+
+
+def test_clocks_and_t5s_residual_stream_stay_float32(exported):
+    bundle, family, precision = exported
+    clocks = {"sdxl": {"time_embedding", "add_embedding"}}.get(family, {"time_text_embed"})
+    assert clocks <= set(bundle.components["denoiser"].kept_float32)
+    t5 = {"sd35": "text_encoder_3", "flux": "text_encoder_2"}.get(family)
+    if t5:
+        assert bundle.components[t5].kept_float32 == (("wo",) if precision == "fp16" else ())
+    stored = load_file(bundle.path(bundle.components["denoiser"].weights))
+    kept = [key for key, value in stored.items() if value.dtype == torch.float32]
+    assert kept
+    assert {key.split(".")[0] for key in kept} <= clocks
+
+
+def test_norms_take_their_statistics_in_float32(exported):
+    bundle, _, _ = exported
+    seen = 0
+    for spec in bundle.components.values():
+        model = onnx.load(bundle.path(spec.graph), load_external_data=False)
+        model = onnx.shape_inference.infer_shapes(model)
+        types = {each.name: each.type.tensor_type.elem_type for each in model.graph.value_info}
+        for node in model.graph.node:
+            if node.op_type.endswith("Normalization"):
+                (stash,) = (each.i for each in node.attribute if each.name == "stash_type")
+                assert stash == onnx.TensorProto.FLOAT, node.name
+                seen += 1
+            if node.op_type == "ReduceMean":
+                assert types[node.input[0]] == onnx.TensorProto.FLOAT, node.name
+                seen += 1
+    assert seen > 10
 
 
 def test_weights_are_the_checkpoints_rounded(exported, request):
@@ -109,9 +143,8 @@ def test_t5_does_not_overflow_float16(sd35_checkpoint, tmp_path):
     save_file(tensors, file)
     source = open_checkpoint(root).components["text_encoder_3"]
     recipe = t5_recipe(source, "fp16", (24, 24))
-    (tmp_path / "bundle").mkdir()
-    exported = exporter._component(recipe, tmp_path / "bundle", exporter.silent)
-    assert Report.of(exported.metrics)
+    graph = write_component(trace(recipe), recipe, tmp_path / "part")
+    assert compare(recipe, graph, spec_of(recipe), None).report
     wrapper = recipe.wrap(_loaded(recipe), torch.float32)
     peaks = []
     wrapper.network.encoder.block[1].register_forward_hook(
@@ -124,3 +157,21 @@ def test_t5_does_not_overflow_float16(sd35_checkpoint, tmp_path):
 
 def _loaded(recipe):
     return T5EncoderModel.from_pretrained(recipe.source.origin).eval()
+
+
+def test_a_policy_names_components_and_leaves_the_rest_to_what_overflows():
+    fp16 = make_policy("fp16")
+    assert fp16.of("sdxl", "denoiser") == "fp16"
+    assert fp16.of("sdxl", "vae_decoder") == fp16.of("sdxl", "vae_encoder") == "fp32"
+    assert fp16.of("flux", "vae_decoder") == "fp16"
+    mixed = make_policy("bf16, vae=fp32, text_encoder_2=fp16, unet=fp16")
+    named = {"vae_decoder": "fp32", "vae_encoder": "fp32"}
+    assert mixed == Policy("bf16", {**named, "text_encoder_2": "fp16", "denoiser": "fp16"})
+    assert make_policy({"*": "fp16", "vae": "fp16"}).of("sdxl", "vae_decoder") == "fp16"
+    assert make_policy({"vae": "bf16"}).of("sdxl", "denoiser") == "fp32"
+
+
+@pytest.mark.parametrize("given", ["fp8", "fp16,clip=fp32", "vae=", "", {"denoiser": "int8"}])
+def test_an_unknown_precision_or_component_is_refused(given):
+    with pytest.raises(UnknownNameError, match=r"fp32|denoiser"):
+        make_policy(given)

@@ -13,6 +13,7 @@ from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionXLP
 
 import eri_runtime as eri
 from eri_export import describe, export, open_checkpoint
+from eri_export.precision import Policy
 from eri_export.recipes import recipes_for
 from eri_export.tokenizers import write_tokenizers
 from eri_runtime import manifest
@@ -318,7 +319,7 @@ def test_half_of_the_clips_is_no_prompt(sd35_checkpoint, tmp_path):
     assert set(tokenizers) == {"tokenizer", "tokenizer_3"}
     latents = describe.latent_spec(checkpoint)
     defaults = describe.defaults(checkpoint, latents, tokenizers)
-    recipes = recipes_for(checkpoint, "fp32", latents, defaults, tokenizers)
+    recipes = recipes_for(checkpoint, Policy(), latents, defaults, tokenizers)
     names = [recipe.name for recipe in recipes]
     assert names == ["denoiser", "vae_decoder", "vae_encoder", "text_encoder", "text_encoder_3"]
 

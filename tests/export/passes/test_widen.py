@@ -50,13 +50,22 @@ def test_no_narrow_type_is_left(model):
             assert node.attributes["to"].as_int() == ir.DataType.FLOAT
 
 
-def test_a_weight_keeps_its_bytes_until_it_is_bound_again():
-    where = ir.ExternalTensor(
-        "w.safetensors", 0, 4, ir.DataType.FLOAT16, shape=ir.Shape([2]), name="w"
-    )
-    w = ir.val("w", ir.DataType.FLOAT16, [2], const_value=where)
+@pytest.mark.parametrize("name", NUMPY)
+def test_a_weight_outside_the_graph_stays_as_it_is_and_is_cast(name, tmp_path):
+    narrow = ir.DataType[name]
+    values = np.array([1.5, -3], NUMPY[name])
+    (tmp_path / "w.safetensors").write_bytes(b"head" + values.tobytes())
+    where = ir.ExternalTensor("w.safetensors", 4, 4, narrow, shape=ir.Shape([2]), name="w")
+    w = ir.val("w", narrow, [2], const_value=where)
     neg = ir.node("Neg", [w])
+    neg.outputs[0].name = "y"
     graph = ir.Graph([], neg.outputs, nodes=[neg], initializers=[w], opset_imports={"": 23})
     widen(ir.Model(graph, ir_version=11))
-    assert w.dtype == ir.DataType.FLOAT
+    assert w.dtype == narrow
     assert w.const_value is where
+    neg.outputs[0].dtype, neg.outputs[0].shape = ir.DataType.FLOAT, ir.Shape([2])
+    ir.save(ir.Model(graph, ir_version=11), tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    np.testing.assert_array_equal(session.run(None, {})[0], np.float32([-1.5, 3]))

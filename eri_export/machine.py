@@ -1,0 +1,36 @@
+"""What this machine has left: memory and disk, in bytes."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated without swapping: of the machine, or of the container."""
+    return min(_machine_memory(), _container_memory())
+
+
+def peak_memory() -> int:
+    """The most bytes this process has held at once."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _machine_memory() -> int:
+    if MEMINFO.is_file():
+        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _container_memory() -> int:
+    limit = CGROUP / "memory.max"
+    if not limit.is_file() or (text := limit.read_text().strip()) == "max":
+        return sys.maxsize
+    return int(text) - int((CGROUP / "memory.current").read_text())

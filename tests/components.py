@@ -1,0 +1,34 @@
+"""One component exported by itself, without the rest of its bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from eri_export.recipes.base import Recipe
+from eri_export.weights import bind, conversions, write_weights
+from eri_runtime.spec import ComponentSpec
+
+
+def write_component(model: ir.Model, recipe: Recipe, home: Path) -> Path:
+    """Write `home/model.onnx` and the weights beside it; the graph's path."""
+    home.mkdir(parents=True, exist_ok=True)
+    items = conversions(model, recipe.source.tensors)
+    bind(model, write_weights(home / "weights.safetensors", items).tensors)
+    ir.save(model, home / "model.onnx")
+    return home / "model.onnx"
+
+
+def spec_of(recipe: Recipe) -> ComponentSpec:
+    """What a manifest would say of it."""
+    return ComponentSpec(
+        graph="model.onnx",
+        weights="weights.safetensors",
+        precision=recipe.precision,
+        inputs=tuple(each.spec for each in recipe.inputs),
+        outputs=recipe.outputs,
+        ranges=recipe.ranges,
+        parameters=0,
+        parity=0.0,
+    )
