@@ -204,7 +204,8 @@ def _put(folder: Path, target: Path) -> None:
         else:
             _flush(target.parent)
             return
-    raise _contended(target) if _is_bundle(target) else _in_the_way(target)
+    blocked = os.path.lexists(target) and not _is_bundle(target)
+    raise _in_the_way(target) if blocked else _contended(target)
 
 
 def _place(folder: Path, target: Path) -> None:
