@@ -19,6 +19,7 @@ from eri_export.names import check_names
 from eri_export.parity import Compared, Report, compare
 from eri_export.precision import Policy, make_policy
 from eri_export.publish import records, staging, write_manifest
+from eri_export.ranges import Ranges
 from eri_export.real import real_inputs
 from eri_export.recipes import recipes_for
 from eri_export.recipes.base import Arrays, Recipe
@@ -39,6 +40,7 @@ ORDER = (
     "vae_decoder",
     "denoiser",
 )
+USUAL = Ranges()
 STAGES = 3  # of every component: trace, write, compare
 
 # progress(what, done, total): `done` of `total` stages of a component, or of "publish", are over
@@ -78,6 +80,7 @@ def export(
     output: str | Path,
     *,
     precision: str | Mapping[str, str] = "fp32",
+    ranges: Ranges = USUAL,
     progress: Progress | None = None,
     **sources: Unpack[Sources],
 ) -> Bundle:
@@ -85,6 +88,7 @@ def export(
 
     `checkpoint` is a diffusers folder, a Hub id or a single file; `sources` are explained at
     `Sources`. `precision` is one for all, or `fp16,vae=fp32`, or a mapping with `*` for the rest.
+    `ranges` are the sizes to serve, by `make_ranges`; the family's usual ones if left.
     Raises `CheckpointError` for what cannot be exported, `ParityError` for a graph that does not
     agree with PyTorch, `DiskError` for no room, `UsageError` for a bad argument; nothing is
     published then.
