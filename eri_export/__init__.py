@@ -10,19 +10,34 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eri_export.bundle import Progress, export
+    from eri_export.bundle import export
     from eri_export.checkpoint import Checkpoint
     from eri_export.parity import Metric, Report
+    from eri_export.plan import Plan, make_plan
+    from eri_export.progress import Progress, Stopwatch
     from eri_export.sources import open_checkpoint
 
-__all__ = ["Checkpoint", "Metric", "Progress", "Report", "export", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Metric",
+    "Plan",
+    "Progress",
+    "Report",
+    "Stopwatch",
+    "export",
+    "make_plan",
+    "open_checkpoint",
+]
 
 _HOMES = {
     "Checkpoint": "checkpoint",
     "Metric": "parity",
-    "Progress": "bundle",
+    "Plan": "plan",
+    "Progress": "progress",
     "Report": "parity",
+    "Stopwatch": "progress",
     "export": "bundle",
+    "make_plan": "plan",
     "open_checkpoint": "sources",
 }
 

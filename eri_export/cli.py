@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from eri_export.embedded import FAMILIES, checkpoint
+from eri_export.progress import Progress
 from eri_runtime.cli import Subparsers, add_command, say
 from eri_runtime.errors import BackendError
 from eri_runtime.inspection import megabytes
@@ -73,10 +74,14 @@ def run_export(source: Path, output: Path, precision: Precision) -> Bundle:
             "eri export", got=f"no {', '.join(missing)}", expected="the export extra", fix=fix
         )
     from eri_export.bundle import export as export_checkpoint
-    from eri_runtime.progress import progress_bars
+    from eri_runtime.progress import Unit, progress_bars
+
+    def draw(event: Progress) -> None:
+        unit: Unit = "bytes" if event.stage == "write" else "steps"
+        advance(event.component, event.done, event.total, doing=event.stage, unit=unit)
 
     with progress_bars() as advance:
-        return export_checkpoint(source, output, precision=precision, progress=advance)
+        return export_checkpoint(source, output, precision=precision, progress=draw)
 
 
 def draw_sheet(bundle: Path, folder: Path, seed: int) -> Path:

@@ -39,10 +39,11 @@ SHOWN = 5  # names listed in an error
 MOST_WEIGHTS = 10_000  # of a network, by number: SDXL's UNet, the most of these, has 1680
 
 
-def check_names(recipe: Recipe) -> None:
-    """Raise `DamagedWeightsError` where a checkpoint does not hold the weights of its config.
+def check_names(recipe: Recipe) -> dict[str, str]:
+    """As `file_names`, of a network that is made from its config for that.
 
-    Raises `CheckpointError` for a config that no network can be made from.
+    Raises `DamagedWeightsError` where a checkpoint does not hold the weights of its config, and
+    `CheckpointError` for a config that no network can be made from.
     """
     source = recipe.source
     try:
@@ -54,7 +55,7 @@ def check_names(recipe: Recipe) -> None:
             got=f"{type(error).__name__}: {short(str(error))}",
             expected=f"a config that a {source.class_name} can be made from",
         ) from error
-    file_names(network, source)
+    return file_names(network, source)
 
 
 @contextlib.contextmanager

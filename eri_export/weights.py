@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,7 +20,6 @@ import torch
 
 from eri_export.passes.hidden_weights import weights_of
 from eri_export.passes.values import dtype_of, name_of
-from eri_export.recipes.base import Recipe
 from eri_export.stored import SAFETENSORS_DTYPES, StoredTensor, read_headers
 from eri_runtime.errors import DamagedWeightsError
 from eri_runtime.integrity import Listener, ignore
@@ -74,16 +73,6 @@ def conversions(model: ir.Model, tensors: Mapping[str, StoredTensor]) -> list[Co
         Conversion(tensors[name_of(value)], TORCH_DTYPES[dtype_of(value)])
         for value in weights_of(model)
     ]
-
-
-def size_of(recipes: Iterable[Recipe]) -> int:
-    """Bytes of all the weights that an export by `recipes` will write, or slightly more."""
-    by_source = {recipe.source.name: recipe for recipe in recipes}  # a VAE has two
-    return sum(
-        math.prod(tensor.shape) * recipe.weight_dtype(tensor.name).itemsize
-        for recipe in by_source.values()
-        for tensor in recipe.source.tensors.values()
-    )
 
 
 def write_weights(file: Path, items: Sequence[Conversion], on_bytes: Listener = ignore) -> Written:

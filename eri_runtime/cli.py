@@ -167,7 +167,7 @@ def inspect(options: argparse.Namespace) -> None:
         def on_bytes(count: int) -> None:
             nonlocal done
             done += count
-            advance("verifying", done, bundle.size)
+            advance("verifying", done, bundle.size, unit="bytes")
 
         verify_all(bundle, on_bytes)
     for line in describe_bundle(bundle):

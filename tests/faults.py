@@ -104,7 +104,7 @@ def kills(shop: Workshop, count: int, seed: int, quirks: tuple[str, ...] = ()) -
 def _wait(child: Child, aim: str, draw: random.Random, gaps: list[float], moved) -> None:
     """Until a random moment of a whole export, of one of its stages, of its end, or of the rename.
 
-    The end is what follows the last stage: manifest, flush, rename, removal of the old bundle.
+    The end is what follows the last stage: the rename, and the removal of the old bundle.
     """
     if aim == "rename":
         child.wait_for(moved)
@@ -209,7 +209,7 @@ def meetings(shop: Workshop, rounds: int, quirks: tuple[str, ...] = ()) -> dict:
         (shop.work / "gate").unlink(missing_ok=True)
         children = [shop.launch(label, target, "gate", *quirks) for label in "ab"]
         for child in children:
-            while not child.told or not child.told[-1].startswith("publish"):
+            while not child.told or not child.told[-1].startswith("bundle publish"):
                 assert child.hear(), child.told
         (shop.work / "gate").touch()
         codes = sorted(child.hear_out() for child in children)

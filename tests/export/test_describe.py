@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from eri_export import describe, open_checkpoint
 from eri_export.precision import Policy
 from eri_export.recipes import recipes_for
-from eri_export.tokenizers import write_tokenizers
+from eri_export.tokenizers import read_tokenizers
 from eri_runtime import manifest
 from eri_runtime.errors import CheckpointError
 from eri_runtime.spec import Defaults, LatentSpec, ScheduleSpec, ShapeRange, TensorSpec
@@ -126,7 +126,7 @@ def test_mmdit_stops_where_its_position_table_ends(sd35_checkpoint, tmp_path):
     checkpoint = open_checkpoint(sd35_checkpoint)
     checkpoint.denoiser.config["pos_embed_max_size"] = 10
     latents = describe.latent_spec(checkpoint)
-    tokenizers = write_tokenizers(checkpoint, tmp_path)
+    tokenizers = {name: each.spec for name, each in read_tokenizers(checkpoint).items()}
     defaults = describe.defaults(checkpoint, latents, tokenizers)
     denoiser, *_ = recipes_for(checkpoint, Policy(), latents, defaults, tokenizers)
     assert denoiser.ranges["height"].max == 10 * 2
@@ -203,7 +203,7 @@ def test_schedules_we_do_not_know_are_refused(sdxl_checkpoint, tmp_path, changes
 
 def test_ddim_starts_as_ddim(sdxl_checkpoint, tmp_path):
     checkpoint = with_scheduler(sdxl_checkpoint, tmp_path, _class_name="DDIMScheduler")
-    tokenizers = write_tokenizers(checkpoint, tmp_path)
+    tokenizers = {name: each.spec for name, each in read_tokenizers(checkpoint).items()}
     latents = describe.latent_spec(checkpoint)
     assert describe.defaults(checkpoint, latents, tokenizers).sampler == "ddim"
 

@@ -18,7 +18,7 @@ from eri_export.precision import Policy
 from eri_export.recipes import recipes_for
 from eri_export.recipes.text import ClipPooled, clip_recipe
 from eri_export.stored import read_header, read_headers
-from eri_export.tokenizers import write_tokenizers
+from eri_export.tokenizers import read_tokenizers
 from eri_export.trace import trace
 from eri_export.weights import Conversion, write_weights
 from eri_runtime.errors import CheckpointError, DamagedWeightsError, PickleError
@@ -164,8 +164,8 @@ def shorter(file):
 def test_a_file_that_changes_during_the_export(broken, change, words):
     """It is read when the network has been traced, which takes minutes for a large one."""
 
-    def progress(what, done, _total):
-        if (what, done) == ("denoiser", 1):
+    def progress(event):
+        if (event.component, event.stage, event.done) == ("denoiser", "trace", 1):
             change(broken / "transformer" / WEIGHTS)
 
     engines = broken.parent / "engines"
@@ -287,7 +287,7 @@ def test_a_config_that_makes_no_network(flux_checkpoint, tmp_path, part, changes
         configs={**opened.configs, part: config},
         scheduler=config if component is None else opened.scheduler,
     )
-    tokenizers = write_tokenizers(opened, tmp_path)
+    tokenizers = {name: each.spec for name, each in read_tokenizers(opened).items()}
     plan(opened, tokenizers)  # nothing else is wrong with it
     with pytest.raises(CheckpointError) as caught:
         plan(checkpoint, tokenizers)

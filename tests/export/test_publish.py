@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 import signal
 import threading
 
 import pytest
 
 from eri_export import export
+from eri_export.bundle import ORDER
 from eri_export.publish import records, staging
 from eri_runtime import manifest
 from eri_runtime.errors import UsageError
@@ -158,11 +160,18 @@ def test_what_is_not_a_bundle_is_not_replaced(sd35_checkpoint, tmp_path, make):
 
 def test_progress_ends_at_the_total_of_every_part(sd35_checkpoint, tmp_path):
     told = []
-    bundle = export(sd35_checkpoint, tmp_path / "demo", progress=lambda *call: told.append(call))
+    bundle = export(sd35_checkpoint, tmp_path / "demo", progress=told.append)
     assert manifest.read(bundle.root) == bundle
-    parts = list(dict.fromkeys(part for part, _, _ in told))
-    assert parts == [*bundle.components, "publish"]
+    parts = list(dict.fromkeys((each.component, each.stage) for each in told))
+    stages = itertools.product(ORDER, ("trace", "write", "compare"))
+    assert parts == [*stages, ("bundle", "publish")]
     for part in parts:
-        counts = [done for each, done, _ in told if each == part]
+        own = [each for each in told if (each.component, each.stage) == part]
+        (total,) = {each.total for each in own}
+        counts = [each.done for each in own]
         assert counts == sorted(counts)
-        assert counts[-1] == next(total for each, _, total in told if each == part)
+        assert (counts[0], counts[-1]) == (0, total)
+        assert len(counts) > 10 if part[1] == "write" else counts == [0, 1]
+        if part[1] == "write":
+            size = bundle.files[bundle.components[part[0]].weights].size
+            assert 0.5 * size < total < size  # a tiny file is half header

@@ -15,7 +15,7 @@ import eri_runtime as eri
 from eri_export import describe, export, open_checkpoint
 from eri_export.precision import Policy
 from eri_export.recipes import recipes_for
-from eri_export.tokenizers import write_tokenizers
+from eri_export.tokenizers import read_tokenizers
 from eri_runtime import manifest
 from eri_runtime.cli import main
 from eri_runtime.errors import CheckpointError, ManifestError, SizeError, UsageError
@@ -315,7 +315,7 @@ def test_half_of_the_clips_is_no_prompt(sd35_checkpoint, tmp_path):
     opened = open_checkpoint(sd35_checkpoint)
     fewer = {name: each for name, each in opened.components.items() if name != "text_encoder_2"}
     checkpoint = replace(opened, components=fewer)
-    tokenizers = write_tokenizers(checkpoint, tmp_path)
+    tokenizers = {name: each.spec for name, each in read_tokenizers(checkpoint).items()}
     assert set(tokenizers) == {"tokenizer", "tokenizer_3"}
     latents = describe.latent_spec(checkpoint)
     defaults = describe.defaults(checkpoint, latents, tokenizers)
@@ -333,4 +333,4 @@ def test_no_vae_and_no_config_of_one(flux_checkpoint):
 def test_an_encoder_without_its_tokenizer(flux_checkpoint, tmp_path):
     opened = open_checkpoint(flux_checkpoint)
     with pytest.raises(CheckpointError, match="no tokenizer, expected one for text_encoder"):
-        write_tokenizers(replace(opened, tokenizers={}), tmp_path)
+        read_tokenizers(replace(opened, tokenizers={}))

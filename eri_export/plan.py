@@ -1,0 +1,134 @@
+"""What an export will build: all that is known before a network is traced or a weight is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+from eri_export import describe
+from eri_export.checkpoint import Checkpoint
+from eri_export.names import check_names
+from eri_export.precision import Policy, make_policy
+from eri_export.ranges import USUAL, Ranges
+from eri_export.recipes import recipes_for
+from eri_export.recipes.base import Recipe
+from eri_export.sources import open_checkpoint
+from eri_export.tokenizers import ReadTokenizer, read_tokenizers
+from eri_runtime.spec import Bundle, ComponentSpec
+
+# both are read from the checkpoint's one VAE
+HALVES: Mapping[str, tuple[str, ...]] = {
+    "vae_encoder": ("encoder.", "quant_conv."),
+    "vae_decoder": ("decoder.", "post_quant_conv."),
+}
+
+
+class Sources(TypedDict, total=False):
+    """What a checkpoint is read from beside its own path.
+
+    `vae` and `text_encoders` are files or folders that supply or replace components; `config` is
+    a folder of configs and tokenizers for a single file; `variant` and `revision` choose among
+    what a folder or the Hub holds.
+    """
+
+    config: Path | None
+    vae: Path | None
+    text_encoders: Sequence[Path]
+    variant: str | None
+    revision: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A checkpoint, and the bundle it will be.
+
+    `bundle` has no place and no files yet, and its components no parameters and no errors.
+    `weights` are the bytes of each component's file, or a little more: a graph may leave out the
+    weights that its outputs do not need.
+    """
+
+    checkpoint: Checkpoint
+    bundle: Bundle
+    recipes: tuple[Recipe, ...]
+    tokenizers: Mapping[str, ReadTokenizer]
+    weights: Mapping[str, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(self.weights.values())
+
+
+def make_plan(
+    checkpoint: str | Path,
+    *,
+    precision: str | Mapping[str, str] = "fp32",
+    ranges: Ranges = USUAL,
+    **sources: Unpack[Sources],
+) -> Plan:
+    """What `export` with these arguments would build; only headers and configs are read.
+
+    So damage is found before hours of work: this raises all that `export` does before it traces,
+    but for what is wrong with its output.
+    """
+    policy = make_policy(precision)
+    return _plan(open_checkpoint(checkpoint, **sources), policy, ranges)
+
+
+def _plan(checkpoint: Checkpoint, policy: Policy, ranges: Ranges) -> Plan:
+    digest = checkpoint.digest()
+    tokenizers = read_tokenizers(checkpoint)
+    specs = {name: each.spec for name, each in tokenizers.items()}
+    latents = describe.latent_spec(checkpoint)
+    defaults = describe.defaults(checkpoint, latents, specs, ranges)
+    recipes = recipes_for(checkpoint, policy, latents, defaults, specs, ranges)
+    bundle = Bundle(
+        root=Path(),
+        family=checkpoint.family,
+        components={recipe.name: _spec(recipe) for recipe in recipes},
+        tokenizers=specs,
+        schedule=describe.schedule_spec(checkpoint),
+        latents=latents,
+        defaults=defaults,
+        files={},
+        guidance_embedding=describe.guidance_embedding(checkpoint),
+        zero_empty_negative=describe.zero_empty_negative(checkpoint),
+        source_digest=digest,
+        built_with=describe.built_with(),
+    )
+    return Plan(
+        checkpoint=checkpoint,
+        bundle=bundle,
+        recipes=recipes,
+        tokenizers=tokenizers,
+        weights={recipe.name: _nbytes(recipe) for recipe in recipes},
+    )
+
+
+def _nbytes(recipe: Recipe) -> int:
+    """Bytes of the weights that a network has, each once, in the types of its export."""
+    own = HALVES.get(recipe.name, ("",))
+    sizes = {
+        stored: math.prod(recipe.source.tensors[stored].shape) * recipe.weight_dtype(name).itemsize
+        for name, stored in check_names(recipe).items()
+        if name.startswith(own)
+    }
+    return sum(sizes.values())
+
+
+def _spec(recipe: Recipe) -> ComponentSpec:
+    """What the manifest says of a component, but for what is known only once it is written."""
+    return ComponentSpec(
+        graph=f"{recipe.name}/model.onnx",
+        weights=f"{recipe.name}/weights.safetensors",
+        precision=recipe.precision,
+        kept_float32=recipe.kept_float32,
+        inputs=tuple(each.spec for each in recipe.inputs),
+        outputs=recipe.outputs,
+        ranges=recipe.ranges,
+        parameters=0,
+        parity=0.0,
+    )
