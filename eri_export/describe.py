@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import diffusers
 
 from eri_export.checkpoint import Checkpoint
+from eri_export.ranges import USUAL, Ranges
 from eri_export.sources.found import with_defaults
 from eri_runtime.errors import CheckpointError, EriError, short
 from eri_runtime.spec import (
@@ -189,9 +190,12 @@ def _patch(family: Family, denoiser: Mapping[str, Any]) -> int:
 
 @reads_configs
 def defaults(
-    checkpoint: Checkpoint, latents: LatentSpec, tokenizers: Mapping[str, TokenizerSpec]
+    checkpoint: Checkpoint,
+    latents: LatentSpec,
+    tokenizers: Mapping[str, TokenizerSpec],
+    ranges: Ranges = USUAL,
 ) -> Defaults:
-    """What diffusers' pipeline does when its caller says nothing."""
+    """What diffusers' pipeline does when its caller says nothing, at the sizes best served."""
     family = checkpoint.family
     steps, guidance = CALLS[family]
     if family == "flux" and not guidance_embedding(checkpoint):
@@ -203,9 +207,11 @@ def defaults(
         sampler=SAMPLERS.get(str(checkpoint.scheduler["_class_name"]), euler),
         num_inference_steps=steps,
         guidance_scale=guidance,
-        height=int(height) * latents.factor,
-        width=int(width) * latents.factor,
-        max_sequence_length=max_sequence_length(family, tokenizers),
+        height=ranges.height.opt if ranges.height else int(height) * latents.factor,
+        width=ranges.width.opt if ranges.width else int(width) * latents.factor,
+        max_sequence_length=(
+            ranges.tokens.opt if ranges.tokens else max_sequence_length(family, tokenizers)
+        ),
     )
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,6 +38,8 @@ Subject = Literal["graph", "float32 twin"]
 Kind = Literal["drawn", "real", "smallest", "largest", "one largest"]
 
 WHOLE = "whole"
+SMALL = "traced at small sizes"  # of a static graph that would take too long
+COSTLY = 2e13  # operations of one run: some minutes of a CPU
 BYTES_PER_PARAMETER = 8  # float32 in PyTorch, or in an engine beside its own copy
 SHARE = 0.8  # of the memory that is available
 AFFORDABLE = 2e11  # operations of a run at the end of a range: some seconds of a CPU
@@ -153,20 +155,24 @@ class Compared:
     made: Arrays | None
 
 
-def compare(recipe: Recipe, graph: Path, spec: ComponentSpec, real: Arrays | None) -> Compared:
+def compare(
+    recipe: Recipe, graph: Path, spec: ComponentSpec, real: Arrays | None, *, anew: bool = False
+) -> Compared:
     """Run the published `graph` and PyTorch on every case of `recipe`, and on `real` inputs.
 
+    `anew`: `recipe` is not the one that `graph` was made by, and is traced for the comparison.
     Raises `ParityError` where they do not agree.
     """
-    with _runnable(recipe, graph) as (smaller, own, network):
+    with _runnable(recipe, graph, anew) as (smaller, own, network):
         cases, not_run = _cases(smaller, real)
         wrapper = reference(smaller)
         expected = [run(smaller, wrapper, case.inputs) for case in cases]
         del wrapper  # its memory is the engine's now
+        served = dataclasses.replace(spec, precision="fp32", ranges=smaller.ranges)
         metrics: list[Metric] = []
         with _subjects(own, spec) as subjects:
             for subject, path in subjects:
-                with OrtExecutor(path, dataclasses.replace(spec, precision="fp32")) as executor:
+                with OrtExecutor(path, served) as executor:
                     for case, outputs in zip(cases, expected, strict=True):
                         ours = executor.run(case.inputs)
                         metrics += _measure(smaller, subject, network, case, ours, outputs)
@@ -176,21 +182,23 @@ def compare(recipe: Recipe, graph: Path, spec: ComponentSpec, real: Arrays | Non
 
 
 @contextlib.contextmanager
-def _runnable(recipe: Recipe, graph: Path) -> Iterator[tuple[Recipe, Path, str]]:
+def _runnable(recipe: Recipe, graph: Path, anew: bool) -> Iterator[tuple[Recipe, Path, str]]:
     """The recipe and graph as they are, or those of a copy that fits the machine, and its name."""
     parameters = sum(math.prod(tensor.shape) for tensor in recipe.source.tensors.values())
     copy = None
     if BYTES_PER_PARAMETER * parameters > SHARE * available_memory():
         copy = reduced(recipe.source)
-    if copy is None:
+    if copy is None and not anew:
         yield recipe, graph, WHOLE
         return
-    log.info("%s: too large for this machine; compared with %s", recipe.name, copy.depth)
-    smaller = dataclasses.replace(recipe, source=copy.source)
+    name = ", ".join([*(copy.depth for copy in [copy] if copy), *([SMALL] if anew else [])])
+    log.info("%s: too large for this machine; compared with %s", recipe.name, name)
+    smaller = recipe if copy is None else dataclasses.replace(recipe, source=copy.source)
     model = trace(smaller)
-    bind(model, copy.tensors(read_headers([graph.with_name("weights.safetensors")])))
+    written = read_headers([graph.with_name("weights.safetensors")])
+    bind(model, written if copy is None else copy.tensors(written))
     with _temporary(model, graph.with_name(".copy.onnx")) as path:
-        yield smaller, path, copy.depth
+        yield smaller, path, name
 
 
 @contextlib.contextmanager
@@ -218,7 +226,8 @@ def _temporary(model: ir.Model, path: Path) -> Iterator[Path]:
 
 def _cases(recipe: Recipe, real: Arrays | None) -> tuple[list[Case], tuple[NotRun, ...]]:
     """Drawn inputs at the parity sizes and at the ends of the ranges, and the real ones last."""
-    run_at: list[tuple[Kind, Sizes]] = [("drawn", sizes) for sizes in recipe.sizes[1:]]
+    different = {tuple(sizes.items()): sizes for sizes in recipe.sizes[1:]}
+    run_at: list[tuple[Kind, Sizes]] = [("drawn", sizes) for sizes in different.values()]
     ends, not_run = _ends(recipe)
     cases = [Case(kind, sizes, recipe.sample(sizes, SEED)) for kind, sizes in [*run_at, *ends]]
     if real is not None:
@@ -226,10 +235,18 @@ def _cases(recipe: Recipe, real: Arrays | None) -> tuple[list[Case], tuple[NotRu
     return cases, not_run
 
 
+def too_costly(recipes: Iterable[Recipe]) -> bool:
+    """Whether static graphs are so large that to run one of them would take too long."""
+    static = (recipe for recipe in recipes if recipe.loose is not None)
+    return any(flops(recipe, [recipe.sizes[0]])[0] > COSTLY for recipe in static)
+
+
 def _ends(recipe: Recipe) -> tuple[list[tuple[Kind, Sizes]], tuple[NotRun, ...]]:
     """All smallest and all largest; or, where that takes too long, one dimension at its largest."""
     smallest = {name: each.min for name, each in recipe.ranges.items()}
     largest = {name: each.max for name, each in recipe.ranges.items()}
+    if smallest == largest:
+        return [], ()  # the sizes it is drawn at
     ends: list[tuple[Kind, Sizes]] = [("smallest", smallest), ("largest", largest)]
     ends += [("one largest", {**smallest, name: size}) for name, size in largest.items()]
     cost = flops(recipe, [sizes for _, sizes in ends])

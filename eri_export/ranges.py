@@ -45,6 +45,9 @@ class Ranges:
     static: bool = False
 
 
+USUAL = Ranges()
+
+
 def make_ranges(
     *,
     size: str | None = None,

@@ -51,6 +51,11 @@ def _denoiser(bundle: Bundle, recipe: Recipe, made: Mapping[str, Arrays]) -> Arr
     """Rows of noise and picture at different points of the schedule, under different prompts."""
     if not {*NEEDED, "vae_encoder"} <= made.keys():
         return None
+    rows = np.arange(recipe.sizes[0]["batch"])
+    made = {
+        component: {name: value[rows % len(value)] for name, value in outputs.items()}
+        for component, outputs in made.items()
+    }
     longest = max(name for name in made if name.startswith("text_encoder"))
     tokens = made[longest]["hidden_states"].shape[1]
     z = from_vae(bundle.latents, made["vae_encoder"]["mean"])
@@ -60,7 +65,9 @@ def _denoiser(bundle: Bundle, recipe: Recipe, made: Mapping[str, Arrays]) -> Arr
     sample, timestep = _noisy(bundle, z, token_count(bundle.latents, height, width))
     given = denoiser_inputs(bundle, condition, height, width, GUIDANCE)
     named = {"sample": sample, "timestep": timestep, **given}
-    return {each.spec.name: named[each.spec.name] for each in recipe.inputs}
+    inputs = {each.spec.name: named[each.spec.name] for each in recipe.inputs}
+    sizes = recipe.sizes_of(inputs)
+    return inputs if all(sizes[name] == size for name, size in recipe.constants.items()) else None
 
 
 def _noisy(bundle: Bundle, z: Array, tokens: int) -> tuple[Array, Array]:

@@ -51,7 +51,7 @@ def trace(recipe: Recipe, *, blocks: Literal["stamped", "unrolled"] = "stamped")
         repeated = recipe.repeated if blocks == "stamped" else ()
         with stand_ins(network, repeated) as kinds:
             wrapper = recipe.wrap(network, recipe.dtype)
-            model = _onnx(recipe, wrapper, example(recipe, recipe.sizes[0]), _dynamic(recipe))
+            model = _onnx(recipe, wrapper, example(recipe, recipe.traced_at), _dynamic(recipe))
         traced = [(kind, _block(recipe, kind)) for kind in kinds.values()]
     hidden = _optimise(model)
     for kind, block in traced:
@@ -77,9 +77,10 @@ def _block(recipe: Recipe, kind: Kind) -> ir.Model:
 
 
 def _dynamic(recipe: Recipe) -> Dynamic:
+    """The axes of each input whose size is open."""
     shapes = (each.spec.shape for each in recipe.inputs)
     return tuple(
-        {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(shape) if _named(size)}
+        {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(shape) if _open(recipe, size)}
         for shape in shapes
     )
 
@@ -101,8 +102,8 @@ def _onnx(
     return cast(ONNXProgram, exported).model
 
 
-def _named(size: int | str) -> bool:
-    return isinstance(size, str)
+def _open(recipe: Recipe, size: int | str) -> bool:
+    return isinstance(size, str) and size not in recipe.constants
 
 
 def _set_types(network: nn.Module, recipe: Recipe) -> None:

@@ -85,8 +85,11 @@ class TextEncoders:
     def _encode(
         self, suffix: str, prompts: Sequence[str], length: int | None = None
     ) -> dict[str, NDArray]:
-        ids = self._tokenizers[f"tokenizer{suffix}"](prompts, length)
-        return self._run(f"text_encoder{suffix}", {"input_ids": ids})
+        name, tokenize = f"text_encoder{suffix}", self._tokenizers[f"tokenizer{suffix}"]
+        spare = max(0, self._bundle.components[name].ranges["batch"].min - len(prompts))
+        ids = tokenize([*prompts, *[""] * spare], length)  # an encoder of one size is filled up
+        outputs = self._run(name, {"input_ids": ids})
+        return {key: value[: len(prompts)] for key, value in outputs.items()}
 
     def _sdxl(self, prompts: Sequence[str], _: int) -> Condition:
         """CLIP-L beside CLIP-G, (B, 77, 768 + 1280); pooled is CLIP-G's."""

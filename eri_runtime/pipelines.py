@@ -160,7 +160,9 @@ class Pipeline(Closeable):
         positive = positive.repeat(request.images_per_prompt)
         scale = self._cfg_scale(request)
         if scale <= 1:
-            return positive, no_mix(request.batch)
+            if request.batch in self.bundle.components["denoiser"].ranges["batch"]:
+                return positive, no_mix(request.batch)
+            scale = 1.0  # a graph of one size always takes both conditions
         negative = self._negative(request, positive)
         if negative.embeds.shape != positive.embeds.shape:
             expected = f"{positive.embeds.shape}, the positive prompt's"

@@ -132,19 +132,20 @@ def _check_count(bundle: Bundle, prompts: int, per_prompt: int) -> int:
     """The number of images, if the bundle was exported for as many."""
     if per_prompt < 1:
         raise UsageError("num_images_per_prompt", got=per_prompt, expected="1 or more")
-    most = _most_images(bundle)
-    if prompts * per_prompt > most:
-        fix = "make them in several calls"
-        got = prompts * per_prompt
-        raise SizeError("images in one call", got=got, expected=f"at most {most}", fix=fix)
-    return prompts * per_prompt
+    count, images = prompts * per_prompt, _images(bundle)
+    if count not in images:
+        expected = f"{images.min} to {images.max}, as it was exported"
+        fix = "make them in several calls" if count > images.max else "ask for more"
+        raise SizeError("images in one call", got=count, expected=expected, fix=fix)
+    return count
 
 
-def _most_images(bundle: Bundle) -> int:
-    """As many as the VAE's decoder takes, or where there is none, as the denoiser does with CFG."""
+def _images(bundle: Bundle) -> ShapeRange:
+    """What the VAE's decoder takes, or where there is none, the denoiser with CFG."""
     if DECODER in bundle.components:
-        return bundle.components[DECODER].ranges["batch"].max
-    return bundle.components["denoiser"].ranges["batch"].max // 2
+        return bundle.components[DECODER].ranges["batch"]
+    rows = bundle.components["denoiser"].ranges["batch"]
+    return ShapeRange(min=max(1, rows.min // 2), opt=max(1, rows.opt // 2), max=rows.max // 2)
 
 
 def _output_type(bundle: Bundle, name: str) -> OutputType:

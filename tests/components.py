@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from eri_export.recipes.base import Recipe
 from eri_export.weights import bind, conversions, write_weights
-from eri_runtime.spec import ComponentSpec
+from eri_runtime.spec import ComponentSpec, ShapeRange
 
 
 def write_component(model: ir.Model, recipe: Recipe, home: Path) -> Path:
@@ -32,3 +32,8 @@ def spec_of(recipe: Recipe) -> ComponentSpec:
         parameters=0,
         parity=0.0,
     )
+
+
+def up_to(usual: int, most: int) -> ShapeRange:
+    """From one to `most`."""
+    return ShapeRange(min=1, opt=usual, max=most)

@@ -64,7 +64,9 @@ def shared_traces():
         config = json.dumps(dict(recipe.source.config), sort_keys=True)
         specs = (*(each.spec for each in recipe.inputs), *recipe.outputs)
         names = tuple(sorted(recipe.source.tensors))
-        key = (recipe.name, recipe.source.class_name, config, recipe.precision, specs, names)
+        constants = tuple(recipe.constants.items())
+        network = (recipe.source.class_name, config, recipe.precision, names)
+        key = (recipe.name, network, specs, constants)
         if key not in traced:
             traced[key] = trace(recipe)
         return traced[key].clone()

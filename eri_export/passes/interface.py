@@ -22,7 +22,16 @@ def name_interface(
     for value, spec in zip(values, given, strict=True):
         _check(value, spec)
         value.name = spec.name
-        value.shape = ir.Shape(spec.shape)
+        value.shape = ir.Shape(_sizes(value, spec))
+
+
+def _sizes(value: ir.Value, spec: TensorSpec) -> list[int | str]:
+    """The contract's names for what is open; what was traced as a constant is one."""
+    traced = value.shape.dims if value.shape is not None else ()
+    return [
+        size if isinstance(size, int) else name
+        for size, name in zip(traced, spec.shape, strict=True)
+    ]
 
 
 def _check(value: ir.Value, spec: TensorSpec) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from eri_export import describe
 from eri_export.checkpoint import Checkpoint, Component
 from eri_export.precision import HALVES, Policy
-from eri_export.recipes.base import Recipe
+from eri_export.ranges import USUAL, Ranges
+from eri_export.recipes.base import Recipe, fixed
 from eri_export.recipes.flux import flux_recipe
 from eri_export.recipes.mmdit import mmdit_recipe
-from eri_export.recipes.sizes import Frame
+from eri_export.recipes.sizes import Frame, after_clip, text_tokens
 from eri_export.recipes.text import (
     ClipHidden,
     ClipHiddenPooled,
@@ -39,18 +40,23 @@ def recipes_for(
     latents: LatentSpec,
     defaults: Defaults,
     tokenizers: Mapping[str, TokenizerSpec],
+    ranges: Ranges = USUAL,
 ) -> tuple[Recipe, ...]:
-    """The recipes of every component that a checkpoint has."""
-    frame = Frame.of(latents, defaults, _side_limit(checkpoint))
-    return (
-        _denoiser(checkpoint, policy, frame, latents, tokenizers),
+    """The recipes of every component that a checkpoint has.
+
+    Raises `SizeError` for ranges that its networks cannot have.
+    """
+    frame = Frame.of(latents, defaults, _side_limit(checkpoint), ranges)
+    recipes = (
+        _denoiser(checkpoint, policy, frame, latents, tokenizers, ranges),
         *_vae(checkpoint, policy, frame, latents),
         *(
-            _text_encoder(checkpoint, component, policy, defaults, tokenizers)
+            _text_encoder(checkpoint, component, policy, frame, tokenizers, ranges)
             for name, component in checkpoint.components.items()
             if name.startswith("text_encoder")
         ),
     )
+    return tuple(map(fixed, recipes)) if ranges.static else recipes
 
 
 def _denoiser(
@@ -59,16 +65,17 @@ def _denoiser(
     frame: Frame,
     latents: LatentSpec,
     tokenizers: Mapping[str, TokenizerSpec],
+    ranges: Ranges,
 ) -> Recipe:
     source, clip = checkpoint.denoiser, describe.clip_tokens(tokenizers)
     precision = policy.of(checkpoint.family, "denoiser")
     _check_channels(source, latents)
     if checkpoint.family == "sdxl":
-        return unet_recipe(source, precision, frame, clip)
-    usual, most = describe.t5_tokens(checkpoint.family, tokenizers)
+        return unet_recipe(source, precision, frame, clip, text_tokens(ranges, clip, 4 * clip))
+    tokens = text_tokens(ranges, *describe.t5_tokens(checkpoint.family, tokenizers))
     if checkpoint.family == "sd35":  # reads CLIP's tokens and T5's in one sequence
-        return mmdit_recipe(source, precision, frame, (clip + usual, clip + most))
-    return flux_recipe(source, precision, frame, (usual, most))
+        return mmdit_recipe(source, precision, frame, after_clip(tokens, clip))
+    return flux_recipe(source, precision, frame, tokens)
 
 
 def _vae(
@@ -99,15 +106,17 @@ def _text_encoder(
     checkpoint: Checkpoint,
     source: Component,
     policy: Policy,
-    defaults: Defaults,
+    frame: Frame,
     tokenizers: Mapping[str, TokenizerSpec],
+    ranges: Ranges,
 ) -> Recipe:
     length = tokenizers[source.name.replace("text_encoder", "tokenizer")].max_length
     precision = policy.of(checkpoint.family, source.name)
     if source.class_name == "T5EncoderModel":
-        return t5_recipe(source, precision, (defaults.max_sequence_length, length))
+        tokens = text_tokens(ranges, *describe.t5_tokens(checkpoint.family, tokenizers))
+        return t5_recipe(source, precision, tokens, frame.images)
     wrap = CLIP_OUTPUTS[checkpoint.family, source.name]
-    return clip_recipe(source, precision, wrap, length)
+    return clip_recipe(source, precision, wrap, length, frame.images)
 
 
 def _side_limit(checkpoint: Checkpoint) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +52,9 @@ class Recipe:
     """One component of a bundle: `wrap(make(source), dtype)` computes `outputs` from `inputs`.
 
     `repeated` are the classes of the blocks that the network is mostly made of.
-    Each of `sizes` gives every dynamic dimension of the inputs a size: the first is for tracing,
-    the others for comparing.
+    Each of `examples` gives every named dimension of the inputs a size: the first is for tracing,
+    the others for comparing. A dimension of which `ranges` allows one size is a constant of the
+    graph; `loose` is the same recipe before its sizes were fixed.
     """
 
     name: str
@@ -63,13 +65,35 @@ class Recipe:
     inputs: tuple[Input, ...]
     outputs: tuple[TensorSpec, ...]
     ranges: Mapping[str, ShapeRange]
-    sizes: tuple[Sizes, ...]
+    examples: tuple[Sizes, ...]
     repeated: tuple[type[nn.Module], ...] = ()
+    loose: Recipe | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         """What the network computes in."""
         return TORCH_PRECISION[self.precision]
+
+    @property
+    def constants(self) -> Sizes:
+        """The dimensions that have one size only."""
+        return {name: each.opt for name, each in self.ranges.items() if each.min == each.max}
+
+    @property
+    def traced_at(self) -> Sizes:
+        """The first example, with every constant at its size; no two open sizes are the same."""
+        return {**self.examples[0], **self.constants}
+
+    @property
+    def sizes(self) -> tuple[Sizes, ...]:
+        """The examples, each size moved into its range."""
+        return tuple(
+            {
+                name: min(max(size, self.ranges[name].min), self.ranges[name].max)
+                for name, size in each.items()
+            }
+            for each in self.examples
+        )
 
     @property
     def kept_float32(self) -> tuple[str, ...]:
@@ -93,7 +117,7 @@ class Recipe:
         }
 
     def first_shape(self, spec: TensorSpec) -> Shape:
-        """The shape of an input at the sizes it is traced at."""
+        """The shape of an input in the first example."""
         return resolved(spec.shape, self.sizes[0])
 
     def sizes_of(self, inputs: Arrays) -> Sizes:
@@ -104,6 +128,15 @@ class Recipe:
             for name, size in zip(each.spec.shape, inputs[each.spec.name].shape, strict=True)
             if isinstance(name, str)
         }
+
+
+def fixed(recipe: Recipe) -> Recipe:
+    """The recipe of a static graph: every size is its best."""
+    points = {
+        name: ShapeRange(min=each.opt, opt=each.opt, max=each.opt)
+        for name, each in recipe.ranges.items()
+    }
+    return dataclasses.replace(recipe, ranges=points, loose=recipe)
 
 
 def example(recipe: Recipe, sizes: Sizes) -> tuple[torch.Tensor, ...]:

@@ -66,16 +66,14 @@ class Flux(Wrapper):
 
 
 def flux_recipe(
-    source: Component, precision: Precision, frame: Frame, tokens: tuple[int, int]
+    source: Component, precision: Precision, frame: Frame, tokens: ShapeRange
 ) -> Recipe:
-    """The recipe of a Flux transformer for the `tokens` it sees by default and at most."""
+    """The recipe of a Flux transformer for the `tokens` of its text."""
     config = source.config
     channels = int(config["in_channels"])
-    usual, most = tokens
-    patches = (frame.height // frame.unit) * (frame.width // frame.unit)
     sizes = tuple(
         {**each, "patches": count}
-        for each, count in zip(token_sizes(*short_texts(most)), (24, 35, 15), strict=True)
+        for each, count in zip(token_sizes(*short_texts(tokens.max)), (24, 35, 15), strict=True)
     )
     guidance = (float_input("guidance", "batch", draw=uniform(1, 8)),)
     return Recipe(
@@ -97,10 +95,10 @@ def flux_recipe(
         ),
         outputs=(float_output("output", "batch", "patches", channels),),
         ranges={
-            "batch": guided_batch(1),  # guidance is an input: one condition is enough
-            "patches": ShapeRange(min=1, opt=patches, max=(frame.largest // frame.unit) ** 2),
-            "tokens": ShapeRange(min=1, opt=usual, max=most),
+            "batch": guided_batch(frame, 1),  # guidance is an input: one condition is enough
+            "patches": frame.patches,
+            "tokens": tokens,
         },
-        sizes=sizes,
+        examples=sizes,
         repeated=(FluxTransformerBlock, FluxSingleTransformerBlock),
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 from eri_export.checkpoint import Component
 from eri_export.recipes.base import Recipe, Wrapper, float_input, float_output, uniform
 from eri_export.recipes.sizes import Frame, denoiser_ranges, latent_sizes, short_texts
-from eri_runtime.spec import Precision
+from eri_runtime.spec import Precision, ShapeRange
 
 
 class MMDiT(Wrapper):
@@ -34,13 +34,12 @@ class MMDiT(Wrapper):
 
 
 def mmdit_recipe(
-    source: Component, precision: Precision, frame: Frame, tokens: tuple[int, int]
+    source: Component, precision: Precision, frame: Frame, tokens: ShapeRange
 ) -> Recipe:
-    """The recipe of an MMDiT for the `tokens` it sees by default and at most."""
+    """The recipe of an MMDiT for the `tokens` of both its texts."""
     config = source.config
     channels = int(config["in_channels"])
-    usual, most = tokens
-    sizes = latent_sizes(frame, short_texts(most))
+    sizes = latent_sizes(frame, short_texts(tokens.max))
     return Recipe(
         name="denoiser",
         source=source,
@@ -56,7 +55,7 @@ def mmdit_recipe(
             float_input("pooled_projections", "batch", int(config["pooled_projection_dim"])),
         ),
         outputs=(float_output("output", "batch", channels, "height", "width"),),
-        ranges=denoiser_ranges(frame, tokens=(1, usual, most)),
-        sizes=sizes,
+        ranges=denoiser_ranges(frame, tokens),
+        examples=sizes,
         repeated=(JointTransformerBlock,),
     )

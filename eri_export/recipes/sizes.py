@@ -4,38 +4,101 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from eri_export.ranges import Ranges, Wish
 from eri_export.recipes.base import CONDITIONS, MAX_BATCH, Sizes
+from eri_runtime.errors import SizeError
 from eri_runtime.spec import Defaults, LatentSpec, ShapeRange
+
+IMAGES = ShapeRange(min=1, opt=1, max=MAX_BATCH)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """Latents of a checkpoint: heights and widths are multiples of `unit`, up to `largest`."""
+    """What a checkpoint's latents may be: multiples of `unit` high and wide, and how many images.
+
+    `fixed` says that guidance has its conditions in every call, as a static graph must.
+    """
 
     unit: int
-    height: int
-    width: int
-    largest: int
+    height: ShapeRange
+    width: ShapeRange
+    images: ShapeRange = IMAGES
+    fixed: bool = False
 
     @classmethod
-    def of(cls, latents: LatentSpec, defaults: Defaults, limit: int | None) -> Frame:
-        """Up to twice the default size; `limit` is the most latents a side may have."""
+    def of(
+        cls, latents: LatentSpec, defaults: Defaults, limit: int | None, ranges: Ranges
+    ) -> Frame:
+        """Up to twice the default size, or as wished; `limit` is the most latents of a side.
+
+        Raises `SizeError` for a size that is no multiple or beyond the limit.
+        """
         height, width = defaults.height // latents.factor, defaults.width // latents.factor
         largest = 2 * max(height, width)
+        largest = largest if limit is None else min(largest, limit)
+        usual = [ShapeRange(min=latents.patch, opt=side, max=largest) for side in (height, width)]
+        wishes = {"height": ranges.height, "width": ranges.width}
+        sides = [
+            each if wish is None else _wished_side(name, wish, latents, each, limit)
+            for (name, wish), each in zip(wishes.items(), usual, strict=True)
+        ]
+        images = IMAGES if ranges.batch is None else ranges.batch.within(IMAGES)
         return cls(
             unit=latents.patch,
-            height=height,
-            width=width,
-            largest=largest if limit is None else min(largest, limit),
+            height=sides[0],
+            width=sides[1],
+            images=images,
+            fixed=ranges.static,
+        )
+
+    @property
+    def patches(self) -> ShapeRange:
+        """How many squares of `unit` the denoiser may see."""
+        area = self.unit**2
+        return ShapeRange(
+            min=self.height.min * self.width.min // area,
+            opt=self.height.opt * self.width.opt // area,
+            max=self.height.max * self.width.max // area,
         )
 
 
-BATCH = ShapeRange(min=1, opt=1, max=MAX_BATCH)
+def _wished_side(
+    name: str, wish: Wish, latents: LatentSpec, usual: ShapeRange, limit: int | None
+) -> ShapeRange:
+    """Wished pixels as latents."""
+    step = latents.factor * latents.patch
+    for pixels in (wish.min, wish.opt, wish.max):
+        if pixels is not None and (pixels % step or pixels < step):
+            below = max(pixels // step * step, step)
+            fix = f"{below} and {below + step} are the nearest"
+            raise SizeError(f"size: {name}", got=pixels, expected=f"a multiple of {step}", fix=fix)
+    factor = latents.factor
+    side = Wish(
+        min=None if wish.min is None else wish.min // factor,
+        opt=wish.opt // factor,
+        max=None if wish.max is None else wish.max // factor,
+    ).within(usual)
+    if limit is not None and side.max > limit:
+        expected = f"at most {limit * factor}, where the network's table of positions ends"
+        raise SizeError(f"size: {name}", got=side.max * factor, expected=expected)
+    return side
+
+
+def text_tokens(ranges: Ranges, usual: int, most: int) -> ShapeRange:
+    """How many tokens of a text: `usual` ones, at most `most`, or as wished."""
+    tokens = ShapeRange(min=1, opt=usual, max=most)
+    return tokens if ranges.tokens is None else ranges.tokens.within(tokens)
+
+
+def after_clip(tokens: ShapeRange, clip: int) -> ShapeRange:
+    """T5's tokens in a sequence that begins with CLIP's; from 1 still means from 1."""
+    least = 1 if tokens.min == 1 else clip + tokens.min
+    return ShapeRange(min=least, opt=clip + tokens.opt, max=clip + tokens.max)
 
 
 def latent_ranges(frame: Frame) -> dict[str, ShapeRange]:
     """Heights and widths in latents."""
-    return {"height": _side(frame, frame.height), "width": _side(frame, frame.width)}
+    return {"height": frame.height, "width": frame.width}
 
 
 def image_ranges(frame: Frame, factor: int) -> dict[str, ShapeRange]:
@@ -47,23 +110,17 @@ def _times(factor: int, each: ShapeRange) -> ShapeRange:
     return ShapeRange(min=factor * each.min, opt=factor * each.opt, max=factor * each.max)
 
 
-def _side(frame: Frame, default: int) -> ShapeRange:
-    return ShapeRange(min=frame.unit, opt=default, max=frame.largest)
-
-
-def denoiser_ranges(frame: Frame, tokens: tuple[int, int, int]) -> dict[str, ShapeRange]:
+def denoiser_ranges(frame: Frame, tokens: ShapeRange) -> dict[str, ShapeRange]:
     """Batch for guidance's conditions too, latent height and width, text tokens."""
-    low, best, high = tokens
-    return {
-        "batch": guided_batch(CONDITIONS),
-        **latent_ranges(frame),
-        "tokens": ShapeRange(min=low, opt=best, max=high),
-    }
+    return {"batch": guided_batch(frame, CONDITIONS), **latent_ranges(frame), "tokens": tokens}
 
 
-def guided_batch(best: int) -> ShapeRange:
-    """A denoiser's batch: one row for each image and condition."""
-    return ShapeRange(min=1, opt=best, max=CONDITIONS * MAX_BATCH)
+def guided_batch(frame: Frame, usually: int) -> ShapeRange:
+    """A denoiser's batch: one row for each image and condition, of which there are `usually`."""
+    images = frame.images
+    if frame.fixed:
+        return _times(usually, images)
+    return ShapeRange(min=images.min, opt=usually * images.opt, max=CONDITIONS * images.max)
 
 
 def latent_sizes(frame: Frame, tokens: tuple[int, int, int] | None = None) -> tuple[Sizes, ...]:
@@ -71,7 +128,8 @@ def latent_sizes(frame: Frame, tokens: tuple[int, int, int] | None = None) -> tu
 
     torch.export takes a size of 1 for a constant, so no traced size is 1.
     """
-    step = frame.unit * max(1, min(8, frame.largest // 4) // frame.unit)
+    largest = min(frame.height.max, frame.width.max)
+    step = frame.unit * max(1, min(8, largest // 4) // frame.unit)
     sides = ((2, 3), (3, 2), (2, 4))
     counts = tokens or (0, 0, 0)
     return tuple(

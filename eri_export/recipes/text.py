@@ -19,7 +19,7 @@ from transformers.models.t5.modeling_t5 import T5Block
 
 from eri_export.checkpoint import Component
 from eri_export.recipes.base import Input, Recipe, Wrapper, float_output, text_ids
-from eri_export.recipes.sizes import BATCH, short_texts, token_sizes
+from eri_export.recipes.sizes import IMAGES, short_texts, token_sizes
 from eri_runtime.spec import Precision, ShapeRange, TensorSpec
 
 PENULTIMATE = -2  # SDXL and SD3 take the input of CLIP's last layer
@@ -66,7 +66,11 @@ class T5(Wrapper):
 
 
 def clip_recipe(
-    source: Component, precision: Precision, wrap: type[_Clip], max_length: int
+    source: Component,
+    precision: Precision,
+    wrap: type[_Clip],
+    max_length: int,
+    images: ShapeRange = IMAGES,
 ) -> Recipe:
     """The recipe of a CLIP text encoder; its token count is fixed, as it was trained."""
     config = CLIPTextConfig.from_dict(dict(source.config))
@@ -86,20 +90,21 @@ def clip_recipe(
         wrap=wrap,
         inputs=(_ids("batch", max_length, vocabulary=config.vocab_size, end=_end_of_text(config)),),
         outputs=outputs[wrap],
-        ranges={"batch": BATCH},
-        sizes=sizes,
+        ranges={"batch": images},
+        examples=sizes,
         repeated=(CLIPEncoderLayer,),
     )
 
 
-def t5_recipe(source: Component, precision: Precision, tokens: tuple[int, int]) -> Recipe:
-    """The recipe of T5's encoder for the `tokens` it sees by default and at most.
+def t5_recipe(
+    source: Component, precision: Precision, tokens: ShapeRange, images: ShapeRange = IMAGES
+) -> Recipe:
+    """The recipe of T5's encoder for the `tokens` of its prompts.
 
     With `wo` kept in float32, transformers runs the whole residual stream in float32.
     """
     config = T5Config.from_dict(dict(source.config))
-    usual, most = tokens
-    sizes = token_sizes(*short_texts(most))
+    sizes = token_sizes(*short_texts(tokens.max))
     return Recipe(
         name=source.name,
         source=source,
@@ -108,8 +113,8 @@ def t5_recipe(source: Component, precision: Precision, tokens: tuple[int, int]) 
         wrap=T5,
         inputs=(_ids("batch", "tokens", vocabulary=config.vocab_size, end=config.eos_token_id),),
         outputs=(float_output("hidden_states", "batch", "tokens", config.d_model),),
-        ranges={"batch": BATCH, "tokens": ShapeRange(min=1, opt=usual, max=most)},
-        sizes=sizes,
+        ranges={"batch": images, "tokens": tokens},
+        examples=sizes,
         repeated=(T5Block,),
     )
 

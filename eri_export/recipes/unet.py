@@ -17,7 +17,7 @@ from eri_export.recipes.base import (
 )
 from eri_export.recipes.sizes import Frame, denoiser_ranges, latent_sizes
 from eri_runtime.errors import CheckpointError
-from eri_runtime.spec import Precision
+from eri_runtime.spec import Precision, ShapeRange
 
 
 class UNet(Wrapper):
@@ -44,8 +44,12 @@ class UNet(Wrapper):
         return output.float()
 
 
-def unet_recipe(source: Component, precision: Precision, frame: Frame, tokens: int) -> Recipe:
+def unet_recipe(
+    source: Component, precision: Precision, frame: Frame, clip: int, tokens: ShapeRange
+) -> Recipe:
     """The recipe of an SDXL UNet; `CheckpointError` for one that is conditioned on other things.
+
+    `clip` is the length of one prompt, `tokens` what the UNet is to take.
 
     `time_cond_proj_dim` is a guidance embedding, which LCM-distilled UNets have.
     """
@@ -61,7 +65,7 @@ def unet_recipe(source: Component, precision: Precision, frame: Frame, tokens: i
     pooled = int(config["projection_class_embeddings_input_dim"])
     pooled -= 6 * int(config["addition_time_embed_dim"])
     width = int(config["cross_attention_dim"])
-    sizes = latent_sizes(frame, (tokens, tokens, 2 * tokens))
+    sizes = latent_sizes(frame, (clip, clip, 2 * clip))
     return Recipe(
         name="denoiser",
         source=source,
@@ -76,7 +80,7 @@ def unet_recipe(source: Component, precision: Precision, frame: Frame, tokens: i
             float_input("time_ids", "batch", 6, draw=pixel_counts),
         ),
         outputs=(float_output("output", "batch", channels, "height", "width"),),
-        ranges=denoiser_ranges(frame, tokens=(1, tokens, 4 * tokens)),
-        sizes=sizes,
+        ranges=denoiser_ranges(frame, tokens),
+        examples=sizes,
         repeated=(BasicTransformerBlock,),
     )

@@ -8,7 +8,6 @@ from torch import Tensor
 from eri_export.checkpoint import Component
 from eri_export.recipes.base import Recipe, Wrapper, float_input, float_output, uniform
 from eri_export.recipes.sizes import (
-    BATCH,
     Frame,
     image_ranges,
     image_sizes,
@@ -54,8 +53,8 @@ def decoder_recipe(
         wrap=Decoder,
         inputs=(float_input("latents", "batch", latents.channels, "height", "width"),),
         outputs=(float_output("image", "batch", 3, "image_height", "image_width"),),
-        ranges={"batch": BATCH, **latent_ranges(frame)},
-        sizes=sizes,
+        ranges={"batch": frame.images, **latent_ranges(frame)},
+        examples=sizes,
     )
 
 
@@ -74,6 +73,6 @@ def encoder_recipe(
         wrap=Encoder,
         inputs=(float_input("image", *pixels, draw=uniform(-1, 1)),),
         outputs=(float_output("mean", *shape), float_output("logvar", *shape)),
-        ranges={"batch": BATCH, **image_ranges(frame, latents.factor)},
-        sizes=sizes,
+        ranges={"batch": frame.images, **image_ranges(frame, latents.factor)},
+        examples=sizes,
     )

@@ -19,10 +19,12 @@ from eri_export.recipes.unet import unet_recipe
 from eri_export.sources.folder import open_part
 from eri_export.trace import trace
 from eri_runtime.executors.ort import OrtExecutor
+from eri_runtime.spec import ShapeRange
 from tests.checkpoints import randomised
-from tests.components import spec_of, write_component
+from tests.components import spec_of, up_to, write_component
 
-FRAME = Frame(unit=2, height=16, width=16, largest=32)
+SIDE = ShapeRange(min=2, opt=16, max=32)
+FRAME = Frame(unit=2, height=SIDE, width=SIDE)
 
 
 def unet():
@@ -41,7 +43,7 @@ def unet():
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=80,
     )
-    return network, lambda source: unet_recipe(source, "fp32", FRAME, 16)
+    return network, lambda source: unet_recipe(source, "fp32", FRAME, 16, up_to(16, 64))
 
 
 def mmdit():
@@ -57,7 +59,7 @@ def mmdit():
         qk_norm="rms_norm",
         dual_attention_layers=(0, 1),
     )
-    return network, lambda source: mmdit_recipe(source, "fp16", FRAME, (40, 48))
+    return network, lambda source: mmdit_recipe(source, "fp16", FRAME, up_to(40, 48))
 
 
 def flux():
@@ -71,7 +73,7 @@ def flux():
         axes_dims_rope=(4, 6, 6),
         guidance_embeds=True,
     )
-    return network, lambda source: flux_recipe(source, "fp32", FRAME, (32, 48))
+    return network, lambda source: flux_recipe(source, "fp32", FRAME, up_to(32, 48))
 
 
 def clip():
@@ -94,7 +96,7 @@ def t5():
         vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=4, num_heads=4,
         feed_forward_proj="gated-gelu", is_encoder_decoder=False,
     )  # fmt: skip
-    return T5EncoderModel(config), lambda source: t5_recipe(source, "fp16", (32, 48))
+    return T5EncoderModel(config), lambda source: t5_recipe(source, "fp16", up_to(32, 48))
 
 
 # how many blocks are stamped, of how many kinds

@@ -21,7 +21,7 @@ from eri_export.trace import trace
 from eri_runtime import manifest
 from eri_runtime.errors import BackendError, UnknownNameError
 from eri_runtime.executors.ort import OrtExecutor
-from tests.components import spec_of, write_component
+from tests.components import spec_of, up_to, write_component
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CASES = [
@@ -142,7 +142,7 @@ def test_t5_does_not_overflow_float16(sd35_checkpoint, tmp_path):
     tensors = {key: value * 3e4 if ".wo." in key else value for key, value in tensors.items()}
     save_file(tensors, file)
     source = open_checkpoint(root).components["text_encoder_3"]
-    recipe = t5_recipe(source, "fp16", (24, 24))
+    recipe = t5_recipe(source, "fp16", up_to(24, 24))
     graph = write_component(trace(recipe), recipe, tmp_path / "part")
     assert compare(recipe, graph, spec_of(recipe), None).report
     wrapper = recipe.wrap(_loaded(recipe), torch.float32)

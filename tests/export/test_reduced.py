@@ -25,14 +25,17 @@ from eri_export.sources.found import with_defaults
 from eri_export.stored import Span, StoredTensor
 from eri_runtime import manifest
 from eri_runtime.errors import ParityError
+from eri_runtime.spec import ShapeRange
 from tests.checkpoints import randomised
+from tests.components import up_to
 
-FRAME = Frame(unit=2, height=128, width=128, largest=192)
+SIDE = ShapeRange(min=2, opt=128, max=192)
+FRAME = Frame(unit=2, height=SIDE, width=SIDE)
 RECIPES = {
-    "UNet2DConditionModel": lambda source: unet_recipe(source, "fp16", FRAME, 77),
-    "SD3Transformer2DModel": lambda source: mmdit_recipe(source, "fp16", FRAME, (333, 589)),
-    "FluxTransformer2DModel": lambda source: flux_recipe(source, "bf16", FRAME, (512, 512)),
-    "T5EncoderModel": lambda source: t5_recipe(source, "bf16", (512, 512)),
+    "UNet2DConditionModel": lambda source: unet_recipe(source, "fp16", FRAME, 77, up_to(77, 308)),
+    "SD3Transformer2DModel": lambda source: mmdit_recipe(source, "fp16", FRAME, up_to(333, 589)),
+    "FluxTransformer2DModel": lambda source: flux_recipe(source, "bf16", FRAME, up_to(512, 512)),
+    "T5EncoderModel": lambda source: t5_recipe(source, "bf16", up_to(512, 512)),
     "CLIPTextModelWithProjection": lambda source: clip_recipe(source, "fp16", ClipHiddenPooled, 77),
 }
 # of a published model: the component, the share of its parameters that the copy has at most
