@@ -110,20 +110,16 @@ class Workshop:
         from eri_export import bundle, parity, publish
         from eri_runtime.errors import EriError
 
-        def say(*words: object) -> None:
+        def tell(*words: object) -> None:
             pipe.write(" ".join(map(str, words)) + "\n")
             pipe.flush()
-
-        def tell(event) -> None:
-            """A line where a component begins, and where a stage is over."""
-            if event.done == event.total or event.stage in ("trace", "publish"):
-                say(event.component, event.stage, event.done)
-            gate = "gate" in quirks and event.stage == "publish"
-            while gate and not (self.work / "gate").exists():
+            while "gate" in quirks and words[0] == "publish" and not (self.work / "gate").exists():
                 time.sleep(0.0005)
 
         bundle.trace = lambda recipe: ir.load(self.graphs / recipe.name / "model.onnx")
-        parity._ends = lambda _recipe: ([], ())  # nothing is written at the ends of the ranges
+        cases = parity._cases  # one is enough, as comparing writes nothing
+        parity._ends = lambda _recipe: ([], ())
+        parity._cases = lambda recipe, real: (cases(recipe, real)[0][-1:], ())
         if "no exchange" in quirks:
             publish._exchange = lambda _one, _other: False
         if "no check" in quirks:
@@ -131,7 +127,7 @@ class Workshop:
         try:
             bundle.export(self.checkpoints[label], target, progress=tell)
         except EriError as error:
-            say("error", type(error).__name__, error)
+            tell("error", type(error).__name__, error)
             return 1
         except KeyboardInterrupt:
             return INTERRUPTED
@@ -143,7 +139,7 @@ class Workshop:
 
 @dataclass
 class Child:
-    """A running export; `told` is what it has said, a line for each stage of a component."""
+    """A running export; `told` is what it has said, a line for each call of `progress`."""
 
     pid: int
     pipe: IO[bytes]
