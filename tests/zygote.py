@@ -110,10 +110,16 @@ class Workshop:
         from eri_export import bundle, parity, publish
         from eri_runtime.errors import EriError
 
-        def tell(*words: object) -> None:
+        def say(*words: object) -> None:
             pipe.write(" ".join(map(str, words)) + "\n")
             pipe.flush()
-            while "gate" in quirks and words[0] == "publish" and not (self.work / "gate").exists():
+
+        def tell(event) -> None:
+            """A line where a component begins, and where a stage is over."""
+            if event.done == event.total or event.stage in ("trace", "publish"):
+                say(event.component, event.stage, event.done)
+            gate = "gate" in quirks and event.stage == "publish"
+            while gate and not (self.work / "gate").exists():
                 time.sleep(0.0005)
 
         bundle.trace = lambda recipe: ir.load(self.graphs / recipe.name / "model.onnx")
@@ -127,7 +133,7 @@ class Workshop:
         try:
             bundle.export(self.checkpoints[label], target, progress=tell)
         except EriError as error:
-            tell("error", type(error).__name__, error)
+            say("error", type(error).__name__, error)
             return 1
         except KeyboardInterrupt:
             return INTERRUPTED
@@ -139,7 +145,7 @@ class Workshop:
 
 @dataclass
 class Child:
-    """A running export; `told` is what it has said, a line for each call of `progress`."""
+    """A running export; `told` is what it has said, a line for each stage of a component."""
 
     pid: int
     pipe: IO[bytes]
