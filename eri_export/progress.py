@@ -42,12 +42,13 @@ def stage(
 
     def advance(more: int) -> None:
         nonlocal done
-        done = min(done + more, total)
-        tell(Progress(component, name, done, total))
+        done += more
+        if done < total:  # a file's header is more than was said; only the end tells of the end
+            tell(Progress(component, name, done, total))
 
-    advance(0)
+    tell(Progress(component, name, 0, total))
     yield advance
-    advance(total)
+    tell(Progress(component, name, total, total))
 
 
 class Stopwatch:

@@ -104,14 +104,15 @@ def kills(shop: Workshop, count: int, seed: int, quirks: tuple[str, ...] = ()) -
 def _wait(child: Child, aim: str, draw: random.Random, gaps: list[float], moved) -> None:
     """Until a random moment of a whole export, of one of its stages, of its end, or of the rename.
 
-    The end is what follows the last stage: the rename, and the removal of the old bundle.
+    The end is what follows the components: hashing, manifest, flush, rename, the old removed.
     """
     if aim == "rename":
         child.wait_for(moved)
         time.sleep(draw.uniform(0, 0.001))
         return
-    stage = {"whole": 0, "stage": draw.randrange(len(gaps)), "end": len(gaps) - 1}[aim]
-    seconds = draw.uniform(0, sum(gaps) if aim == "whole" else gaps[stage])
+    end = len(gaps) - 2  # of the gaps before, within and after the publishing
+    stage = {"whole": 0, "stage": draw.randrange(len(gaps)), "end": end}[aim]
+    seconds = draw.uniform(0, sum(gaps[stage : stage + 1] if aim == "stage" else gaps[stage:]))
     while len(child.told) < stage and child.hear():
         pass
     time.sleep(seconds)
