@@ -26,7 +26,7 @@ RUST = re.compile(r"\(os error (\d+)\)")  # how the tokenizers and safetensors l
 
 def require_space(folder: Path, nbytes: int) -> None:
     """Raise `DiskError` unless the disk of `folder` has `nbytes` free for this user."""
-    free = _free(folder)
+    free = free_space(folder)
     if free < nbytes:
         got, expected = f"{megabytes(free)} free", f"{megabytes(nbytes)} for the weights alone"
         raise DiskError(folder, got=got, expected=expected, fix=FIX)
@@ -46,7 +46,7 @@ def disk_faults(folder: Path) -> Iterator[None]:
         code = _errno(error)
         if code is None:
             raise
-        got = f"{FAULTS[code]}, {megabytes(_free(folder))} free"
+        got = f"{FAULTS[code]}, {megabytes(free_space(folder))} free"
         expected = "room to write the whole bundle"
         raise DiskError(folder, got=got, expected=expected, fix=FIX) from error
 
@@ -62,7 +62,7 @@ def _errno(error: BaseException | None) -> int | None:
     return None
 
 
-def _free(folder: Path) -> int:
+def free_space(folder: Path) -> int:
     """Bytes this user may still write where `folder` is, or will be."""
     present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(present).free

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from eri_export.machine import available_memory
 from eri_export.passes.widen import widen
 from eri_export.recipes.base import Arrays, Recipe, Sizes
-from eri_export.reduced import reduced
+from eri_export.reduced import Copy, reduced
 from eri_export.reference import flops, reference, run
 from eri_export.stored import read_headers
 from eri_export.trace import trace
@@ -184,10 +184,7 @@ def compare(
 @contextlib.contextmanager
 def _runnable(recipe: Recipe, graph: Path, anew: bool) -> Iterator[tuple[Recipe, Path, str]]:
     """The recipe and graph as they are, or those of a copy that fits the machine, and its name."""
-    parameters = sum(math.prod(tensor.shape) for tensor in recipe.source.tensors.values())
-    copy = None
-    if BYTES_PER_PARAMETER * parameters > SHARE * available_memory():
-        copy = reduced(recipe.source)
+    copy = shallower(recipe)
     if copy is None and not anew:
         yield recipe, graph, WHOLE
         return
@@ -233,6 +230,22 @@ def _cases(recipe: Recipe, real: Arrays | None) -> tuple[list[Case], tuple[NotRu
     if real is not None:
         cases.append(Case("real", recipe.sizes_of(real), real))
     return cases, not_run
+
+
+def shallower(recipe: Recipe) -> Copy | None:
+    """The copy of few blocks by which a network is compared that this machine's memory cannot hold.
+
+    None where it can, or where there are no more than those few.
+    """
+    parameters = sum(math.prod(tensor.shape) for tensor in recipe.source.tensors.values())
+    fits = BYTES_PER_PARAMETER * parameters <= SHARE * available_memory()
+    return None if fits else reduced(recipe.source)
+
+
+def work(recipe: Recipe) -> int:
+    """Operations of one pass over every case; the real one is about as large as the traced."""
+    ends, _ = _ends(recipe)
+    return sum(flops(recipe, [*recipe.sizes, *(sizes for _, sizes in ends)]))
 
 
 def too_costly(recipes: Iterable[Recipe]) -> bool:

@@ -51,14 +51,21 @@ def staging(target: Path) -> Iterator[Path]:
     that is full or fails, and `ExportError` if other exports keep replacing `target`.
     """
     target = Path(os.path.realpath(target))  # a link stays, and leads to the new bundle
-    if os.path.lexists(target) and not _is_bundle(target):
-        raise _in_the_way(target)
+    replaces(target)
     with terminated_as_interrupt(), disk_faults(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _reclaim(target)
         with _sibling(target) as folder, disk_faults(target):  # again: what is free before removal
             yield folder
             _put(folder, target)
+
+
+def replaces(target: Path) -> bool:
+    """Whether a bundle is at `target`; `UsageError` where something else is in the way."""
+    target = Path(os.path.realpath(target))
+    if os.path.lexists(target) and not _is_bundle(target):
+        raise _in_the_way(target)
+    return os.path.lexists(target)
 
 
 def records(folder: Path, known: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
