@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import time
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 from eri_export.embedded import FAMILIES, checkpoint
-from eri_export.progress import Progress
+from eri_export.precision import ALIASES, COMPONENTS
+from eri_export.progress import Progress, Stopwatch
+from eri_export.publish import terminated_as_interrupt
+from eri_export.ranges import make_ranges
 from eri_runtime.cli import Subparsers, add_command, say
 from eri_runtime.errors import BackendError
-from eri_runtime.inspection import megabytes
-from eri_runtime.spec import Bundle, Precision
 
+SOURCES = ("precision", "vae", "text_encoders", "config", "variant", "revision")
 NEEDS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 # what the demo draws: captions of the training set, so the sheet shows what the model has learnt,
@@ -32,18 +35,112 @@ PROMPTS = (
 )
 
 
+# option, or options, and what argparse is told of it
+OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (
+        ("checkpoint",),
+        {
+            "metavar": "CHECKPOINT",
+            "help": "a diffusers folder, a .safetensors file, or OWNER/NAME[:FILE] of the "
+            "Hugging Face Hub, which is downloaded to its cache",
+        },
+    ),
+    (
+        ("-o", "--output"),
+        {"metavar": "FOLDER", "type": Path, "help": "the bundle; engines/NAME if left"},
+    ),
+    (
+        ("--precision",),
+        {
+            "metavar": "P[,COMPONENT=P]...",
+            "default": "fp32",
+            "help": "fp32, fp16 or bf16, and other ones for some components, as fp16,vae=fp32: "
+            + ", ".join((*COMPONENTS, *ALIASES)),
+        },
+    ),
+    (
+        ("--size",),
+        {"metavar": "WxH|MIN:OPT:MAX", "help": "pixels to serve, as 1024x1024 or 512:1024:2048"},
+    ),
+    (("--batch",), {"metavar": "N|MIN:OPT:MAX", "help": "images of one call, as 1:1:4"}),
+    (
+        ("--tokens",),
+        {"metavar": "N|MIN:OPT:MAX", "help": "length of T5's text, or of SDXL's, as 77:256:512"},
+    ),
+    (
+        ("--static",),
+        {"action": "store_true", "help": "fix every size at its best one, for the fastest engine"},
+    ),
+    (
+        ("--vae",),
+        {"metavar": "PATH", "type": Path, "help": "a VAE's file or folder, instead or in addition"},
+    ),
+    (
+        ("--text-encoders",),
+        {
+            "metavar": "PATH",
+            "type": Path,
+            "nargs": "+",
+            "default": [],
+            "help": "files or folders of text encoders, instead or in addition",
+        },
+    ),
+    (
+        ("--config",),
+        {"metavar": "FOLDER", "type": Path, "help": "configs and tokenizers for a single file"},
+    ),
+    (("--variant",), {"metavar": "NAME", "help": "weights to read in a folder, as fp16"}),
+    (("--revision",), {"metavar": "REV", "help": "branch, tag or commit of the Hub's repository"}),
+    (
+        ("--dry-run",),
+        {
+            "action": "store_true",
+            "help": "say what was found, what it would write and how long it would take; "
+            "write nothing",
+        },
+    ),
+    (("-v", "--verbose"), {"action": "store_true", "help": "say more of what is done"}),
+)
+
+
 def export_command(commands: Subparsers) -> None:
     """Register `eri export`."""
     parser = add_command(commands, "export", "Export a checkpoint to a bundle.", export)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a diffusers folder")
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="engines/NAME if left")
-    parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
+    for names, settings in OPTIONS:
+        parser.add_argument(*names, **settings)
 
 
 def export(options: argparse.Namespace) -> None:
-    """Export, and say where and how large."""
-    output = options.output or Path("engines") / options.checkpoint.resolve().name
-    say(summary(run_export(options.checkpoint, output, options.precision)))
+    """Export and say what came of it, or say what would."""
+    require_extra()
+    level = logging.INFO if options.verbose else logging.NOTSET
+    logging.getLogger("eri_export").setLevel(level)
+    output = options.output or Path("engines") / default_name(options.checkpoint)
+    ranges = make_ranges(
+        size=options.size, batch=options.batch, tokens=options.tokens, static=options.static
+    )
+    chosen = {name: getattr(options, name) for name in SOURCES}
+    with terminated_as_interrupt():
+        if options.dry_run:
+            dry_run(output, checkpoint=options.checkpoint, ranges=ranges, **chosen)
+        else:
+            run_export(output, checkpoint=options.checkpoint, ranges=ranges, **chosen)
+
+
+def default_name(checkpoint: str) -> str:
+    """NAME of engines/NAME: that of a folder, of a file without its end, of a repository."""
+    path = Path(checkpoint.partition(":")[2] or checkpoint)
+    name = path.resolve().name
+    return name.removesuffix(path.suffix) if path.suffix == ".safetensors" else name
+
+
+def dry_run(output: Path, **arguments: Any) -> None:
+    """Print the forecast of an export; the errors are those of the export."""
+    from eri_export.forecast import forecast
+    from eri_export.plan import make_plan
+
+    for line in forecast(make_plan(**arguments), output):
+        say(line)
 
 
 def demo_command(commands: Subparsers) -> None:
@@ -58,30 +155,41 @@ def demo_command(commands: Subparsers) -> None:
 
 def demo(options: argparse.Namespace) -> None:
     """Export the embedded checkpoint, draw eight prompts, and name the files."""
-    say(summary(run_export(checkpoint(options.family), options.bundle, "fp32")))
+    require_extra()
+    with terminated_as_interrupt():
+        run_export(options.bundle, checkpoint=checkpoint(options.family))
     started = time.perf_counter()
     sheet = draw_sheet(options.bundle, options.output, options.seed)
     say(f"{sheet}  {len(PROMPTS)} prompts in {time.perf_counter() - started:.1f} s:")
     say("  " + ", ".join(PROMPTS))
 
 
-def run_export(source: Path, output: Path, precision: Precision) -> Bundle:
-    """Export with progress bars; raises `BackendError` where the export extra is missing."""
+def require_extra() -> None:
+    """Raise `BackendError` where the export extra is not installed."""
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         fix = "pip install 'eri-diffusion[export]'"
         raise BackendError(
             "eri export", got=f"no {', '.join(missing)}", expected="the export extra", fix=fix
         )
+
+
+def run_export(output: Path, **arguments: Any) -> None:
+    """Export with progress bars, and print the finished lines."""
+    started = time.perf_counter()
     from eri_export.bundle import export as export_checkpoint
+    from eri_export.finished import finished
     from eri_runtime.progress import Unit, progress_bars
 
     def draw(event: Progress) -> None:
         unit: Unit = "bytes" if event.stage == "write" else "steps"
         advance(event.component, event.done, event.total, doing=event.stage, unit=unit)
 
+    watch = Stopwatch(draw)
     with progress_bars() as advance:
-        return export_checkpoint(source, output, precision=precision, progress=draw)
+        bundle = export_checkpoint(output=output, progress=watch, **arguments)
+    for line in finished(bundle, watch, time.perf_counter() - started):
+        say(line)
 
 
 def draw_sheet(bundle: Path, folder: Path, seed: int) -> Path:
@@ -99,13 +207,3 @@ def draw_sheet(bundle: Path, folder: Path, seed: int) -> Path:
         )
     text = f"{', '.join(PROMPTS)}\n{result.parameters[0].splitlines()[-1]}"
     return save_png(contact_sheet(result.images, columns=4, scale=2), folder / "demo.png", text)
-
-
-def summary(bundle: Bundle) -> str:
-    """One line: where, what, how large, how close to PyTorch."""
-    worst = max(component.parity for component in bundle.components.values())
-    return (
-        f"{bundle.root}  {bundle.family}, {len(bundle.components)} components, "
-        f"{megabytes(bundle.size)}, "
-        f"worst error against PyTorch {worst:.1e}"
-    )

@@ -26,7 +26,7 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
         yield ""
         yield from _component(bundle, name, component)
     yield ""
-    yield from _absent(bundle)
+    yield from absent(bundle)
     for name, tokenizer in bundle.tokenizers.items():
         yield f"{name}: up to {tokenizer.max_length} tokens, filled with {tokenizer.pad_id}"
     yield ""
@@ -70,7 +70,7 @@ def _component(bundle: Bundle, name: str, component: ComponentSpec) -> Iterator[
         yield f"     {dimension}: {sizes.min} to {sizes.max}, tuned for {sizes.opt}"
 
 
-def _absent(bundle: Bundle) -> Iterator[str]:
+def absent(bundle: Bundle) -> Iterator[str]:
     """What a whole bundle of this family has and this one has not, and what follows from it."""
     for name in COMPONENTS[bundle.family]:
         if name not in bundle.components:

@@ -1,0 +1,42 @@
+"""What `eri export` says of a bundle it has published, and what it took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from eri_export.bundle import REPORT
+from eri_export.machine import peak_memory
+from eri_export.parity import WHOLE
+from eri_export.progress import Stopwatch
+from eri_runtime.inspection import megabytes
+from eri_runtime.spec import Bundle
+
+
+def finished(bundle: Bundle, watch: Stopwatch, seconds: float) -> Iterator[str]:
+    """Three lines: the bundle, the time and memory, and how it compared with PyTorch."""
+    report = json.loads(bundle.path(REPORT).read_text(encoding="utf-8"))
+    count = f"{len(bundle.components)} components, {len(bundle.files)} files"
+    yield f"{bundle.root}  {bundle.family}, {count}, {megabytes(bundle.size)}"
+    stages = ", ".join(
+        f"{name} {watch.of(name):.1f} s" for name in ("trace", "write", "compare", "publish")
+    )
+    yield f"  {seconds:.1f} s: {stages}; peak memory {megabytes(peak_memory())}"
+    yield f"  {_compared(bundle, report)}"
+
+
+def _compared(bundle: Bundle, report: dict[str, Any]) -> str:
+    """The worst component, the copies that were compared instead, and the ends not run."""
+    components = bundle.components
+    name = max(components, key=lambda name: components[name].parity)
+    error = f"worst error against PyTorch {components[name].parity:.1e}, of {name}"
+    copies = {
+        f"{metric['component']} ({metric['network']})": None
+        for metric in report["metrics"]
+        if metric["network"] != WHOLE
+    }
+    compared = f"compared as copies: {', '.join(copies)}" if copies else "all compared whole"
+    ends = len(report["not_run"])
+    skipped = f"; {ends} ends of ranges were too long to run" if ends else ""
+    return f"{error}; {compared}{skipped}"
