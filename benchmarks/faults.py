@@ -6,7 +6,7 @@ Runs the trials of tests/export/test_faults.py in larger numbers: real exports o
 checkpoint, SIGKILL at random moments, tmpfs file systems of many sizes. Each trial asserts that
 the name holds the old bundle or the new one whole, or none where there was none, and that the
 next export removes what was left. The counts go to benchmarks/results/faults.json; `struck_after`
-names the last stage that was told: 0 begun, 1 traced, 2 written, 3 compared.
+names the last stage that was over.
 """
 
 from __future__ import annotations
