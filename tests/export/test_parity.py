@@ -10,7 +10,7 @@ import pytest
 
 from eri_export import Metric, Report, export, parity
 from eri_export import bundle as exporter
-from eri_export.parity import TOLERANCES
+from eri_export.report import TOLERANCES
 from eri_runtime import manifest
 from eri_runtime.errors import ParityError
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from eri_export import export, parity
+from eri_export import cases, export, parity
 from eri_export.ranges import Ranges, Wish, make_ranges
 from eri_runtime import load, manifest
 from eri_runtime.errors import SizeError, UsageError
@@ -178,7 +178,7 @@ def test_a_static_bundle_refuses_other_sizes(static):
 def test_a_static_graph_too_costly_to_run_is_compared_at_small_sizes(
     flux_checkpoint, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(parity, "COSTLY", 1e6)
+    monkeypatch.setattr(cases, "COSTLY", 1e6)
     ranges = make_ranges(size="64", static=True)
     bundle = manifest.read(export(flux_checkpoint, tmp_path / "bundle", ranges=ranges).root)
     metrics = json.loads(bundle.path("parity.json").read_text())["metrics"]

@@ -11,7 +11,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from eri_export import bundle as exporter
-from eri_export import export, parity
+from eri_export import cases, export
 from eri_export.checkpoint import Component
 from eri_export.names import check_names
 from eri_export.recipes.flux import flux_recipe
@@ -109,7 +109,7 @@ def deep(flux_checkpoint, tmp_path_factory):
 @pytest.fixture
 def tight(monkeypatch):
     """A machine with memory for nothing."""
-    monkeypatch.setattr(parity, "available_memory", lambda: 0)
+    monkeypatch.setattr(cases, "available_memory", lambda: 0)
 
 
 def test_what_does_not_fit_is_compared_as_a_copy_and_the_report_says_so(deep, tmp_path, tight):
