@@ -29,14 +29,14 @@ OVERFLOWING: Mapping[tuple[Family, Precision], Mapping[str, Precision]] = {
 
 # Modules that stay float32. The sinusoids of a clock that runs to 1000 are worth more than the few
 # megabytes of the layers that read them; T5's `wo` feeds a residual stream beyond 65504.
-CLOCKS = ("time_embedding", "add_embedding", "time_text_embed")
-KEPT: Mapping[tuple[str, Precision], tuple[str, ...]] = {
-    **{
-        (denoiser, narrow): CLOCKS
-        for denoiser in ("UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
-        for narrow in ("fp16", "bf16")
-    },
-    ("T5EncoderModel", "fp16"): ("wo",),
+CLOCKS: Mapping[str, tuple[str, ...]] = {
+    "UNet2DConditionModel": ("time_embedding", "add_embedding"),
+    "SD3Transformer2DModel": ("time_text_embed",),
+    "FluxTransformer2DModel": ("time_text_embed",),
+}
+KEPT: Mapping[Precision, Mapping[str, tuple[str, ...]]] = {
+    "fp16": {**CLOCKS, "T5EncoderModel": ("wo",)},
+    "bf16": CLOCKS,
 }
 
 

@@ -117,9 +117,9 @@ def _set_types(network: nn.Module, recipe: Recipe) -> None:
             if name in module._parameters:
                 typed = nn.Parameter(typed, requires_grad=False)
             setattr(module, name, typed)
-    for name in set(CLOCKS).intersection(recipe.kept_float32):
-        if (module := getattr(network, name, None)) is not None:
-            _keep_float32(module, recipe.dtype)
+    for name in CLOCKS.get(recipe.source.class_name, ()):
+        if name in recipe.kept_float32:
+            _keep_float32(network.get_submodule(name), recipe.dtype)
 
 
 def _keep_float32(module: nn.Module, around: torch.dtype) -> None:

@@ -98,7 +98,7 @@ class Recipe:
     @property
     def kept_float32(self) -> tuple[str, ...]:
         """The modules that stay float32 in this export, by the last part of their names."""
-        return KEPT.get((self.source.class_name, self.precision), ())
+        return KEPT.get(self.precision, {}).get(self.source.class_name, ())
 
     def build(self) -> nn.Module:
         """The network, in evaluation mode, with whatever weights its class starts with."""

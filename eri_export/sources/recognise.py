@@ -127,10 +127,10 @@ def recognise(file: Path) -> Contents:
     refuse_keys(file, tensors)
     groups = _groups(tensors)
     rest = groups.pop("", {})
-    if groups and _layout(rest) is None:
-        log.info("%s: %d tensors belong to no network", file, len(rest))
-    elif rest or not groups:
+    if not groups or _layout(rest) is not None:
         groups[""] = rest
+    elif rest:
+        log.info("%s: %d tensors belong to no network", file, len(rest))
     networks = [_network(file, prefix, group) for prefix, group in groups.items()]
     return Contents(file, tuple(networks), frozenset(MARKERS) & tensors.keys())
 
