@@ -39,7 +39,7 @@ MODELS: Mapping[Family, Callable[[Plan], str]] = {
 def forecast(plan: Plan, target: Path) -> Iterator[str]:
     """The lines. Raises what an export to `target` would: `UsageError`, `DiskError`."""
     replaced = replaces(target)
-    require_space(target, plan.nbytes)
+    require_space(target.absolute().parent, plan.nbytes)
     yield f"{plan.checkpoint.root}: {plan.checkpoint.layout}, {MODELS[plan.bundle.family](plan)}"
     for component in plan.checkpoint.components.values():
         yield f"  {_found(component)}"
@@ -59,16 +59,16 @@ def forecast(plan: Plan, target: Path) -> Iterator[str]:
 
 
 def _found(component: Component) -> str:
-    """`vae: AutoencoderKL, 83,819,683 parameters, F16 in ae.safetensors (167.7 MB)`."""
+    """`vae: AutoencoderKL, 83,819,683 parameters, 167.6 MB of F16 in ae.safetensors (167.7 MB)`."""
     tensors = component.tensors.values()
+    nbytes = megabytes(sum(tensor.nbytes for tensor in tensors))
     dtypes = " and ".join(sorted({tensor.dtype for tensor in tensors}))
     files = sorted({span.file for tensor in tensors for span in tensor.spans})
-    size = megabytes(sum(file.stat().st_size for file in files))
-    names = ", ".join(file.name for file in files[:SHOWN]) + (", ..." if files[SHOWN:] else "")
-    count = f"{len(files)} files, " if files[1:] else ""
+    names = [f"{file.name} ({megabytes(file.stat().st_size)})" for file in files]
+    where = ", ".join(names[:SHOWN]) + (f" and {len(names[SHOWN:])} more" if names[SHOWN:] else "")
     return (
         f"{component.name}: {component.class_name}, {_parameters(component):,} parameters, "
-        f"{dtypes} in {names} ({count}{size})"
+        f"{nbytes} of {dtypes} in {where}"
     )
 
 

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from eri_export.cli import default_name
+from eri_runtime import manifest
 from eri_runtime.cli import main
+from eri_runtime.inspection import megabytes
+from eri_runtime.spec import ShapeRange
+from tests import single_files as made
 
 FAST = ["--steps", "2", "--size", "48x32", "--seed", "0"]
 
@@ -153,4 +166,75 @@ def test_exporting_what_is_no_checkpoint_is_refused(tmp_path, capsys):
         status, line = failure(capsys, "export", source, "-o", tmp_path / "out")
         assert status == 2
         assert str(source) in line
+    assert list(tmp_path.iterdir()) == []
+
+
+# eri export
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "name"),
+    [
+        ("models/flux", "flux"),
+        ("models/flux.1-dev/", "flux.1-dev"),
+        ("flux1-dev.safetensors", "flux1-dev"),
+        ("owner/FLUX.1-dev", "FLUX.1-dev"),
+        ("owner/name:folder/sd3.5_large.safetensors", "sd3.5_large"),
+    ],
+)
+def test_a_bundle_is_called_as_its_checkpoint(checkpoint, name):
+    assert default_name(checkpoint) == name
+
+
+def test_an_export_says_where_how_large_how_long_and_how_close(
+    flux_checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(flux_checkpoint)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""  # no bars where there is no terminal
+    bundle = manifest.read(tmp_path / "engines" / flux_checkpoint.name)
+    first, second, third = captured.out.splitlines()
+    size = f"5 components, {len(bundle.files)} files, {megabytes(bundle.size)}"
+    assert first == f"engines/{flux_checkpoint.name}  flux, {size}"
+    numbers = [float(number.replace(",", "")) for number in re.findall(r"[\d,.]*\d", second)]
+    total, trace, write, compare, publish, peak = numbers
+    assert 0 < trace + write + compare + publish <= total + 0.2  # each is rounded
+    assert peak > 100
+    worst = max(component.parity for component in bundle.components.values())
+    assert f"worst error against PyTorch {worst:.1e}" in third
+
+
+def test_the_options_of_an_export_reach_the_bundle(flux_checkpoint, tmp_path, capsys, caplog):
+    state = made.weights(flux_checkpoint / "transformer")
+    file = made.written(tmp_path / "flux.safetensors", made.bfl_flux(state))
+    words = ["--config", flux_checkpoint, "--vae", flux_checkpoint / "vae"]
+    words += ["--text-encoders", flux_checkpoint / "text_encoder_2"]
+    words += ["--size", "32:48:64", "--batch", "1:1:2", "--tokens", "16", "-v"]
+    with caplog.at_level(logging.NOTSET):
+        words = ["export", file, *words, "-o", tmp_path / "out"]
+        assert main([str(word) for word in words]) == 0
+    bundle = manifest.read(tmp_path / "out")
+    assert set(bundle.components) == {"denoiser", "vae_decoder", "vae_encoder", "text_encoder_2"}
+    ranges = bundle.components["vae_decoder"].ranges
+    assert ranges["batch"] == ShapeRange(min=1, opt=1, max=2)
+    factor = bundle.latents.factor
+    sides = ShapeRange(min=32 // factor, opt=48 // factor, max=64 // factor)
+    assert ranges["height"] == ranges["width"] == sides
+    assert bundle.components["text_encoder_2"].ranges["tokens"].opt == 16
+    assert "text_encoder_2: relative error" in caplog.text
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'out'}  flux, 4 components")
+
+
+def test_an_export_that_is_terminated_says_so_and_leaves_nothing(flux_checkpoint, tmp_path):
+    command = [sys.executable, "-m", "eri_runtime.cli", "export", flux_checkpoint, "-o", "out"]
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as running:
+        while running.poll() is None and not list(tmp_path.glob(".out.*.partial/*")):
+            time.sleep(0.01)
+        running.send_signal(signal.SIGTERM)
+        _, said = running.communicate()
+    assert (running.returncode, said) == (130, "eri: stopped\n")
     assert list(tmp_path.iterdir()) == []
