@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from eri_export.cli import default_name
 from eri_runtime import manifest
 from eri_runtime.cli import main
 from eri_runtime.inspection import megabytes
+from eri_runtime.progress import progress_bars
 from eri_runtime.spec import ShapeRange
 from tests import single_files as made
 
@@ -238,3 +240,23 @@ def test_an_export_that_is_terminated_says_so_and_leaves_nothing(flux_checkpoint
         _, said = running.communicate()
     assert (running.returncode, said) == (130, "eri: stopped\n")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_are_drawn_on_a_terminal_and_nowhere_else(terminal, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    for name, value in {"TERM": "xterm", "COLUMNS": "120", "FORCE_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with progress_bars() as advance:
+        advance("denoiser", 1, 1, doing="trace")
+        for done in (0, 1_500_000, 3_000_000):
+            advance("denoiser", done, 3_000_000, doing="write", unit="bytes")
+        advance("denoising", 7, 20)
+    drawn = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue())
+    if not terminal:
+        assert stream.getvalue() == ""
+        return
+    assert re.search(r"denoiser +write .*3\.0 MB of 3\.0 MB", drawn)
+    assert re.search(r"denoising .*7/20", drawn)
