@@ -88,7 +88,7 @@ def _plan(checkpoint: Checkpoint, policy: Policy, ranges: Ranges) -> Plan:
     bundle = Bundle(
         root=Path(),
         family=checkpoint.family,
-        components={recipe.name: _spec(recipe) for recipe in recipes},
+        components={recipe.name: spec_of(recipe) for recipe in recipes},
         tokenizers=specs,
         schedule=describe.schedule_spec(checkpoint),
         latents=latents,
@@ -119,7 +119,7 @@ def _nbytes(recipe: Recipe) -> int:
     return sum(sizes.values())
 
 
-def _spec(recipe: Recipe) -> ComponentSpec:
+def spec_of(recipe: Recipe) -> ComponentSpec:
     """What the manifest says of a component, but for what is known only once it is written."""
     return ComponentSpec(
         graph=f"{recipe.name}/model.onnx",

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from eri_export.recipes.base import Recipe
 from eri_export.weights import bind, conversions, write_weights
-from eri_runtime.spec import ComponentSpec, ShapeRange
+from eri_runtime.spec import ShapeRange
 
 
 def write_component(model: ir.Model, recipe: Recipe, home: Path) -> Path:
@@ -18,20 +18,6 @@ def write_component(model: ir.Model, recipe: Recipe, home: Path) -> Path:
     bind(model, write_weights(home / "weights.safetensors", items).tensors)
     ir.save(model, home / "model.onnx")
     return home / "model.onnx"
-
-
-def spec_of(recipe: Recipe) -> ComponentSpec:
-    """What a manifest would say of it."""
-    return ComponentSpec(
-        graph="model.onnx",
-        weights="weights.safetensors",
-        precision=recipe.precision,
-        inputs=tuple(each.spec for each in recipe.inputs),
-        outputs=recipe.outputs,
-        ranges=recipe.ranges,
-        parameters=0,
-        parity=0.0,
-    )
 
 
 def up_to(usual: int, most: int) -> ShapeRange:

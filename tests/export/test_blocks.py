@@ -11,6 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 from eri_export import trace as module
 from eri_export.blocks import stand_ins
+from eri_export.plan import spec_of
 from eri_export.recipes.flux import flux_recipe
 from eri_export.recipes.mmdit import mmdit_recipe
 from eri_export.recipes.sizes import Frame
@@ -21,7 +22,7 @@ from eri_export.trace import trace
 from eri_runtime.executors.ort import OrtExecutor
 from eri_runtime.spec import ShapeRange
 from tests.checkpoints import randomised
-from tests.components import spec_of, up_to, write_component
+from tests.components import up_to, write_component
 
 SIDE = ShapeRange(min=2, opt=16, max=32)
 FRAME = Frame(unit=2, height=SIDE, width=SIDE)

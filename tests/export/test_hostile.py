@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save, save_file
 from eri_export import describe, export, header, open_checkpoint, stored
 from eri_export.names import check_names
 from eri_export.parity import compare
+from eri_export.plan import spec_of
 from eri_export.precision import Policy
 from eri_export.recipes import recipes_for
 from eri_export.recipes.text import ClipPooled, clip_recipe
@@ -22,7 +23,7 @@ from eri_export.tokenizers import read_tokenizers
 from eri_export.trace import trace
 from eri_export.weights import Conversion, write_weights
 from eri_runtime.errors import CheckpointError, DamagedWeightsError, PickleError
-from tests.components import spec_of, write_component
+from tests.components import write_component
 from tests.headers import NAMES, entry, listed, raw_file, refusal, written
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

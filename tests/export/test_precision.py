@@ -15,6 +15,7 @@ from transformers import T5EncoderModel
 from eri_export import bundle as exporter
 from eri_export import export, open_checkpoint
 from eri_export.parity import compare
+from eri_export.plan import spec_of
 from eri_export.precision import Policy, make_policy
 from eri_export.recipes.text import t5_recipe
 from eri_export.report import TOLERANCES
@@ -22,7 +23,7 @@ from eri_export.trace import trace
 from eri_runtime import manifest
 from eri_runtime.errors import BackendError, UnknownNameError
 from eri_runtime.executors.ort import OrtExecutor
-from tests.components import spec_of, up_to, write_component
+from tests.components import up_to, write_component
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CASES = [
