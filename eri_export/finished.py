@@ -17,7 +17,8 @@ from eri_runtime.spec import Bundle
 def finished(bundle: Bundle, watch: Stopwatch, seconds: float) -> Iterator[str]:
     """Three lines: the bundle, the time and memory, and how it compared with PyTorch."""
     report = json.loads(bundle.path(REPORT).read_text(encoding="utf-8"))
-    count = f"{len(bundle.components)} components, {len(bundle.files)} files"
+    parts = len(bundle.components)
+    count = f"{parts} component{'s' * (parts > 1)}, {len(bundle.files)} files"
     yield f"{bundle.root}  {bundle.family}, {count}, {megabytes(bundle.size)}"
     stages = ", ".join(
         f"{name} {watch.of(name):.1f} s" for name in ("trace", "write", "compare", "publish")
