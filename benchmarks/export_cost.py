@@ -36,6 +36,7 @@ from tests import single_files as made
 
 RESULTS = Path(__file__).parent / "results"
 MEGABYTE = 1e6
+SHARE = 0.85  # of the free memory: beyond it the kernel would kill another process
 PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
 
@@ -242,7 +243,7 @@ def _plain(case: Case, folder: Path, scratch: Path) -> dict[str, Any]:
     from eri_export.recipes.base import example
 
     recipe = _recipe(case, folder)
-    limit = available_memory()
+    limit = int(SHARE * available_memory())
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     started = time.perf_counter()
     with torch.device("meta"):

@@ -73,13 +73,12 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     ),
     (
         ("--vae",),
-        {"metavar": "PATH", "type": Path, "help": "a VAE's file or folder, instead or in addition"},
+        {"metavar": "PATH", "help": "a VAE's file or folder, instead or in addition"},
     ),
     (
         ("--text-encoders",),
         {
             "metavar": "PATH",
-            "type": Path,
             "nargs": "+",
             "default": [],
             "help": "files or folders of text encoders, instead or in addition",

@@ -29,14 +29,14 @@ HALVES: Mapping[str, tuple[str, ...]] = {
 class Sources(TypedDict, total=False):
     """What a checkpoint is read from beside its own path.
 
-    `vae` and `text_encoders` are files or folders that supply or replace components; `config` is
-    a folder of configs and tokenizers for a single file; `variant` and `revision` choose among
-    what a folder or the Hub holds.
+    `vae` and `text_encoders` are files or folders, or files of the Hub, that supply or replace
+    components; `config` is a folder of configs and tokenizers for a single file; `variant` and
+    `revision` choose among what a folder or the Hub holds.
     """
 
     config: Path | None
-    vae: Path | None
-    text_encoders: Sequence[Path]
+    vae: str | Path | None
+    text_encoders: Sequence[str | Path]
     variant: str | None
     revision: str | None
 

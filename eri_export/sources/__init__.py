@@ -26,8 +26,8 @@ def open_checkpoint(
     """Open a checkpoint without reading a weight: a folder, a single file, or an id of the Hub.
 
     `config` is a folder of configs and tokenizers in diffusers' layout for a single file; `vae`
-    and `text_encoders` are files or folders that replace or supply what the checkpoint has or
-    lacks; `variant` and `revision` choose among what a folder or the Hub holds. Raises
+    and `text_encoders` are files or folders, or files of the Hub as OWNER/NAME:FILE, that replace
+    or supply what the checkpoint has or lacks; `variant` and `revision` choose among what a folder or the Hub holds. Raises
     `NotACheckpointError`, `PickleError` or `CheckpointError`, each naming the offender, and
     `UsageError` for an argument that does not go with the layout.
     """
@@ -46,8 +46,8 @@ def open_checkpoint(
         opened = open_file(file, config=Path(config) if config else None)
     supplied = with_extras(
         opened,
-        vae=Path(vae) if vae else None,
-        text_encoders=[Path(each) for each in text_encoders],
+        vae=resolve(vae) if vae else None,
+        text_encoders=[resolve(each) for each in text_encoders],
     )
     return with_tokenizers(supplied)
 

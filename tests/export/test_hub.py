@@ -19,7 +19,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from eri_export import open_checkpoint
+from eri_export import open_checkpoint, sources
 from eri_export.sources.folder import open_folder
 from eri_export.sources.hub import Repository, needed_files, resolve
 from eri_runtime import errors
@@ -239,6 +239,19 @@ def test_one_file_of_a_repository(online, hub):
     assert (kind, Path(path).name) == ("path", "sd3_medium.safetensors")
     assert Path(path).read_bytes() == b"not wanted"
     assert hub.fetched("eri/file") == {"sd3_medium.safetensors"}
+
+
+def test_a_vae_and_an_encoder_may_be_files_of_the_hub(sd35_checkpoint, monkeypatch):
+    held = {"eri/vae:a.safetensors": "vae", "eri/t5:t5.safetensors": "text_encoder_3"}
+
+    def local(text, **_):
+        return sd35_checkpoint / held[text] if text in held else resolve(text)
+
+    monkeypatch.setattr(sources, "resolve", local)
+    vae, t5 = held
+    opened = open_checkpoint(sd35_checkpoint, vae=vae, text_encoders=[t5])
+    for name in held.values():
+        assert opened.components[name].origin == sd35_checkpoint / name
 
 
 def test_the_token_is_sent(online, hub):
