@@ -213,7 +213,7 @@ def _gate(case: Case, folder: Path, scratch: Path) -> dict[str, Any]:
     """Comparing alone; the graph and its weights are made before the clock starts."""
     import onnx_ir as ir
 
-    from eri_export.parity import compare
+    from eri_export.gate.parity import compare
     from eri_export.plan import spec_of
     from eri_export.trace import trace
     from eri_export.weights import bind, conversions, write_weights

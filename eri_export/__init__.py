@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from eri_export.bundle import export
     from eri_export.checkpoint import Checkpoint
+    from eri_export.gate.report import Metric, Report
     from eri_export.plan import Plan, make_plan
     from eri_export.progress import Progress, Stopwatch
-    from eri_export.report import Metric, Report
     from eri_export.sources import open_checkpoint
 
 __all__ = [
@@ -31,10 +31,10 @@ __all__ = [
 
 _HOMES = {
     "Checkpoint": "checkpoint",
-    "Metric": "report",
+    "Metric": "gate.report",
     "Plan": "plan",
     "Progress": "progress",
-    "Report": "report",
+    "Report": "gate.report",
     "Stopwatch": "progress",
     "export": "bundle",
     "make_plan": "plan",

@@ -12,16 +12,16 @@ from typing import Unpack
 
 import onnx_ir as ir
 
-from eri_export.cases import too_costly
 from eri_export.disk import require_space
-from eri_export.parity import Compared, compare
+from eri_export.gate.cases import too_costly
+from eri_export.gate.parity import Compared, compare
+from eri_export.gate.real import real_inputs
+from eri_export.gate.report import Report
 from eri_export.plan import Plan, Sources, make_plan
 from eri_export.progress import WHOLE, Listener, silent, stage
 from eri_export.publish import records, staging, write_manifest
 from eri_export.ranges import USUAL, Ranges
-from eri_export.real import real_inputs
 from eri_export.recipes.base import Arrays, Recipe
-from eri_export.report import Report
 from eri_export.tokenizers import write_tokenizers
 from eri_export.trace import trace
 from eri_export.weights import bind, conversions, write_weights

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from eri_export.cases import shallower, too_costly, work
+from eri_export.gate.cases import shallower, too_costly, work
 from eri_export.plan import Plan
 from eri_export.recipes.base import Recipe
 from eri_runtime.spec import Precision

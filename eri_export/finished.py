@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from eri_export.bundle import REPORT
+from eri_export.gate.parity import WHOLE
 from eri_export.machine import peak_memory
-from eri_export.parity import WHOLE
 from eri_export.progress import Stopwatch
 from eri_runtime.inspection import megabytes
 from eri_runtime.spec import Bundle

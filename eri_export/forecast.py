@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from eri_export.cases import BYTES_PER_PARAMETER, shallower, too_costly
 from eri_export.checkpoint import Component
 from eri_export.disk import free_space, require_space
 from eri_export.estimate import about, estimate
+from eri_export.gate.cases import BYTES_PER_PARAMETER, shallower, too_costly
+from eri_export.gate.parity import SMALL
 from eri_export.machine import available_memory
-from eri_export.parity import SMALL
 from eri_export.plan import Plan
 from eri_export.publish import replaces
 from eri_export.recipes.base import Recipe

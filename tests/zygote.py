@@ -107,7 +107,8 @@ class Workshop:
     def _export(self, label: str, target: Path, quirks: tuple[str, ...], pipe: IO[str]) -> int:
         import onnx_ir as ir
 
-        from eri_export import bundle, cases, parity, publish
+        from eri_export import bundle, publish
+        from eri_export.gate import cases, parity
         from eri_runtime.errors import EriError
 
         def say(*words: object) -> None:

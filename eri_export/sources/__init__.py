@@ -27,9 +27,9 @@ def open_checkpoint(
 
     `config` is a folder of configs and tokenizers in diffusers' layout for a single file; `vae`
     and `text_encoders` are files or folders, or files of the Hub as OWNER/NAME:FILE, that replace
-    or supply what the checkpoint has or lacks; `variant` and `revision` choose among what a folder or the Hub holds. Raises
-    `NotACheckpointError`, `PickleError` or `CheckpointError`, each naming the offender, and
-    `UsageError` for an argument that does not go with the layout.
+    or supply what the checkpoint has or lacks; `variant` and `revision` choose among what a
+    folder or the Hub holds. Raises `NotACheckpointError`, `PickleError` or `CheckpointError`, each
+    naming the offender, and `UsageError` for an argument that does not go with the layout.
     """
     if Path(path).suffix.lower() in PICKLES:
         raise pickle_error(Path(path))

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from eri_export import describe, export, header, open_checkpoint, stored
+from eri_export.gate.parity import compare
 from eri_export.names import check_names
-from eri_export.parity import compare
 from eri_export.plan import spec_of
 from eri_export.precision import Policy
 from eri_export.recipes import recipes_for

@@ -8,9 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from eri_export import Metric, Report, export, parity
+from eri_export import Metric, Report, export
 from eri_export import bundle as exporter
-from eri_export.report import TOLERANCES
+from eri_export.gate import parity
+from eri_export.gate.report import TOLERANCES
 from eri_runtime import manifest
 from eri_runtime.errors import ParityError
 

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from eri_export import Progress, Stopwatch, cases, disk, make_plan
+from eri_export import Progress, Stopwatch, disk, make_plan
 from eri_export.estimate import about
 from eri_export.finished import finished
 from eri_export.forecast import forecast
+from eri_export.gate import cases
 from eri_export.progress import stage
 from eri_export.stored import read_header
 from eri_runtime import manifest

@@ -14,11 +14,11 @@ from transformers import T5EncoderModel
 
 from eri_export import bundle as exporter
 from eri_export import export, open_checkpoint
-from eri_export.parity import compare
+from eri_export.gate.parity import compare
+from eri_export.gate.report import TOLERANCES
 from eri_export.plan import spec_of
 from eri_export.precision import Policy, make_policy
 from eri_export.recipes.text import t5_recipe
-from eri_export.report import TOLERANCES
 from eri_export.trace import trace
 from eri_runtime import manifest
 from eri_runtime.errors import BackendError, UnknownNameError

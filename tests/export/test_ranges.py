@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from eri_export import cases, export, parity
+from eri_export import export
+from eri_export.gate import cases, parity
 from eri_export.ranges import Ranges, Wish, make_ranges
 from eri_runtime import load, manifest
 from eri_runtime.errors import SizeError, UsageError

@@ -11,15 +11,16 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from eri_export import bundle as exporter
-from eri_export import cases, export
+from eri_export import export
 from eri_export.checkpoint import Component
+from eri_export.gate import cases
+from eri_export.gate.reduced import reduced
 from eri_export.names import check_names
 from eri_export.recipes.flux import flux_recipe
 from eri_export.recipes.mmdit import mmdit_recipe
 from eri_export.recipes.sizes import Frame
 from eri_export.recipes.text import ClipHiddenPooled, clip_recipe, t5_recipe
 from eri_export.recipes.unet import unet_recipe
-from eri_export.reduced import reduced
 from eri_export.shipped import configs
 from eri_export.sources.found import with_defaults
 from eri_export.stored import Span, StoredTensor

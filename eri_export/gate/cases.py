@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from eri_export.gate.reduced import Copy, reduced
+from eri_export.gate.reference import flops
 from eri_export.machine import available_memory
 from eri_export.recipes.base import Arrays, Recipe, Sizes
-from eri_export.reduced import Copy, reduced
-from eri_export.reference import flops
 
 Kind = Literal["drawn", "real", "smallest", "largest", "one largest"]
 

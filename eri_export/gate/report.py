@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from eri_export.cases import Kind, NotRun
+from eri_export.gate.cases import Kind, NotRun
 from eri_export.recipes.base import Sizes
 from eri_runtime.errors import ParityError
 from eri_runtime.spec import Precision

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from eri_export.cases import Case, cases_of, shallower
+from eri_export.gate.cases import Case, cases_of, shallower
+from eri_export.gate.reference import reference, run
+from eri_export.gate.report import TOLERANCES, Metric, Report, Subject
 from eri_export.passes.widen import widen
 from eri_export.recipes.base import Arrays, Recipe
-from eri_export.reference import reference, run
-from eri_export.report import TOLERANCES, Metric, Report, Subject
 from eri_export.stored import read_headers
 from eri_export.trace import trace
 from eri_export.weights import bind
