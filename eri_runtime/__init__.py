@@ -3,7 +3,7 @@
 from eri_runtime.denoise import Step, denoise
 from eri_runtime.errors import EriError
 from eri_runtime.manifest import read as read_bundle
-from eri_runtime.noise import NoiseSource, SeededNoise
+from eri_runtime.noise import NoiseSource, PhiloxNoise, TorchNoise
 from eri_runtime.pipelines import Pipeline, load
 from eri_runtime.result import Result
 from eri_runtime.samplers import SAMPLERS, Sampler
@@ -17,16 +17,17 @@ __all__ = [
     "ComponentSpec",
     "EriError",
     "NoiseSource",
+    "PhiloxNoise",
     "Pipeline",
     "Point",
     "Result",
     "Sampler",
     "SamplerTable",
     "Schedule",
-    "SeededNoise",
     "ShapeRange",
     "Step",
     "TensorSpec",
+    "TorchNoise",
     "denoise",
     "load",
     "make_schedule",

@@ -1,15 +1,20 @@
-"""Noise as data: keyed by (seed, draw), so an image does not depend on the batch it is in."""
+"""Noise as data: keyed by (seed, draw), so an image does not depend on the batch it is in.
+
+The default is torch's, so that a seed gives the picture diffusers gives for it.
+"""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from math import prod
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.errors import UsageError
+from eri_runtime.randn import TorchNormal
 
 MAX_SEED = 2**64 - 1
 
@@ -22,19 +27,64 @@ class NoiseSource(Protocol):
         ...
 
 
-class SeededNoise:
-    """One Philox stream for each (seed, draw); image b of the batch uses seeds[b]."""
+class TorchNoise:
+    """torch's noise: image b has the stream of `torch.Generator("cpu").manual_seed(seeds[b])`.
+
+    Draw k of a shape is what the generator gives after k draws of that shape, as in diffusers with
+    a list of generators. The streams are only a cursor: a draw out of order starts them anew.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = tuple(seeds)
+        self._start(0)
+
+    def __call__(self, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        size = prod(shape)
+        if draw < self._drawn or size != self._size:
+            self._start(size)
+        while self._drawn <= draw:
+            values = [stream.normal(shape) for stream in self._streams]
+            self._drawn += 1
+        return np.stack(values)
+
+    def _start(self, size: int) -> None:
+        self._streams = [TorchNormal(seed) for seed in self.seeds]
+        self._drawn, self._size = 0, size
+
+
+class PhiloxNoise:
+    """One counter-based stream for each (seed, draw), so draw 1000 costs no more than draw 0.
+
+    Philox 4×64 (Salmon et al. 2011, SC '11), keyed by NumPy's `SeedSequence`.
+    """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = tuple(seeds)
 
     def __call__(self, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        return np.stack([_normal(seed, draw, shape) for seed in self.seeds])
+        return np.stack([_philox(seed, draw, shape) for seed in self.seeds])
 
 
-def _normal(seed: int, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _philox(seed: int, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     stream = np.random.SeedSequence(entropy=seed, spawn_key=(draw,))
     return np.random.Generator(np.random.Philox(stream)).standard_normal(shape, dtype=np.float32)
+
+
+def checked(source: NoiseSource, batch: int, first: int = 0) -> NoiseSource:
+    """`source` for a batch: its draw `first` is asked for as draw 0.
+
+    With latents brought, nothing was drawn for them and the loop, which asks from draw 1 on, begins
+    the stream (`first` −1). Anything but (batch, *shape) floats raises `UsageError`.
+    """
+
+    def noise(draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        given = np.asarray(source(draw + first, shape))
+        if given.shape != (batch, *shape) or given.dtype.kind != "f":
+            expected = f"floats of {(batch, *shape)}"
+            raise UsageError("noise", got=f"{given.dtype} of {given.shape}", expected=expected)
+        return given.astype(np.float32, copy=False)
+
+    return noise
 
 
 def image_seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:

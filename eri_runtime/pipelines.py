@@ -25,7 +25,7 @@ from eri_runtime.latents import (
     token_count,
     unpatchify,
 )
-from eri_runtime.noise import SeededNoise
+from eri_runtime.noise import TorchNoise, checked
 from eri_runtime.request import Request, Words, make_request
 from eri_runtime.result import Result, describe
 from eri_runtime.schedule import make_schedule
@@ -85,9 +85,11 @@ class Pipeline(Closeable):
     def denoise(self, request: Request) -> Iterator[Step]:
         """The steps of a request, one at a time; stop asking and it stops."""
         table = self.table(request)
-        noise = SeededNoise(request.seeds)
+        x, source = request.latents, request.noise
+        if source is None:
+            source = TorchNoise(request.seeds)
+        noise = checked(source, request.batch, first=0 if x is None else -1)
         network = self._network(request)
-        x = request.latents
         if x is None:
             x = noise(0, latent_shape(self.bundle.latents, request.height, request.width))
             if self.bundle.family == "flux":

@@ -14,7 +14,7 @@ from eri_runtime.conditioning import Condition, check_encoders, given_condition
 from eri_runtime.errors import SizeError, UnknownNameError, UsageError
 from eri_runtime.guidance import check_scale
 from eri_runtime.latents import latent_shape, patchify
-from eri_runtime.noise import image_seeds
+from eri_runtime.noise import NoiseSource, image_seeds
 from eri_runtime.samplers import Sampler, find_sampler
 from eri_runtime.spec import Bundle, ShapeRange
 
@@ -41,6 +41,7 @@ class Request:
     eta: float
     max_sequence_length: int
     latents: NDArray[np.float32] | None
+    noise: NoiseSource | None
     output_type: OutputType
 
     @property
@@ -55,9 +56,11 @@ class Words(TypedDict, total=False):
     `height`, `width`, `num_inference_steps`, `guidance_scale`, `sampler` and
     `max_sequence_length` default to the bundle's. `guidance_scale` is CFG for SDXL and SD3.5, off
     at 1 or less, and the embedded guidance for Flux, whose CFG is `true_cfg_scale` (1) with a
-    negative prompt. Image i has seed `seed + i`, or `seed[i]`; no seed draws one. `eta` (0) is
-    DDIM's noise. `latents` is unit noise (B, C, h, w), or packed for Flux. Embeddings are (B, T, D)
-    and pooled (B, P). `output_type` is `pil`, `np` ((B, H, W, 3) in [0, 1]) or `latent`.
+    negative prompt. Image i has seed `seed + i`, or `seed[i]`, and the noise diffusers draws with
+    `torch.Generator("cpu")` of that seed; no seed draws one. `noise` is a `NoiseSource` to draw
+    from instead. `eta` (0) is DDIM's noise. `latents` is unit noise (B, C, h, w), or packed for
+    Flux. Embeddings are (B, T, D) and pooled (B, P). `output_type` is `pil`, `np` ((B, H, W, 3) in
+    [0, 1]) or `latent`.
     """
 
     height: int | None
@@ -71,6 +74,7 @@ class Words(TypedDict, total=False):
     eta: float | None
     max_sequence_length: int | None
     latents: NDArray | None
+    noise: NoiseSource | None
     prompt_embeds: NDArray | None
     pooled_prompt_embeds: NDArray | None
     negative_prompt_embeds: NDArray | None
@@ -112,6 +116,7 @@ def make_request(
         eta=check_scale("eta", _or(words.get("eta"), 0.0)),
         max_sequence_length=_or(words.get("max_sequence_length"), defaults.max_sequence_length),
         latents=_latents(bundle, words.get("latents"), count, height, width),
+        noise=_noise(words.get("noise")),
         output_type=output_type,
     )
 
@@ -228,3 +233,11 @@ def _latents(
     if latents.shape != shape:
         raise SizeError("latents", got=latents.shape, expected=shape)
     return latents
+
+
+def _noise(source: NoiseSource | None) -> NoiseSource | None:
+    if source is not None and not callable(source):
+        raise UsageError(
+            "noise", got=repr(source), expected="a NoiseSource: (draw, shape) -> array"
+        )
+    return source

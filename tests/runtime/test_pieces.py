@@ -7,8 +7,6 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from diffusers.image_processor import VaeImageProcessor
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from eri_runtime.errors import SizeError, UsageError
@@ -22,7 +20,6 @@ from eri_runtime.latents import (
     token_count,
     unpatchify,
 )
-from eri_runtime.noise import SeededNoise, image_seeds
 from eri_runtime.spec import LatentSpec
 
 LATENTS = LatentSpec(channels=16, factor=8, scale=0.3611, shift=0.1159, patch=2)
@@ -74,33 +71,6 @@ def test_cfg_is_the_textbook_formula_for_each_image():
 def test_a_guidance_scale_out_of_range_is_refused(scale):
     with pytest.raises(UsageError, match="guidance_scale"):
         check_scale("guidance_scale", scale)
-
-
-@given(seed=st.integers(0, 2**64 - 3), draw=st.integers(0, 50))
-def test_noise_does_not_depend_on_the_batch(seed, draw):
-    batch = SeededNoise([seed, seed + 1])(draw, (2, 3))
-    np.testing.assert_array_equal(batch[1:], SeededNoise([seed + 1])(draw, (2, 3)))
-    assert not np.array_equal(batch[0], batch[1])
-    assert not np.array_equal(batch, SeededNoise([seed, seed + 1])(draw + 1, (2, 3)))
-
-
-def test_noise_is_unit_normal():
-    values = SeededNoise([0])(0, (200_000,))
-    assert values.dtype == np.float32
-    assert abs(values.mean()) < 0.01
-    assert abs(values.std() - 1) < 0.01
-
-
-def test_seeds_count_up_from_the_first():
-    assert image_seeds(0, 3) == (0, 1, 2)
-    assert image_seeds([7, 7], 2) == (7, 7)
-    assert len(set(image_seeds(None, 2) + image_seeds(None, 2))) == 4
-
-
-@pytest.mark.parametrize("seed", [-1, 2**64, [1, 2, 3], [0.5, 1]])
-def test_a_bad_seed_is_refused(seed):
-    with pytest.raises(UsageError, match="seed"):
-        image_seeds(seed, 2)
 
 
 def test_pixels_are_diffusers_pixels():

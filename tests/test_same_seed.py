@@ -1,0 +1,96 @@
+"""A seed gives diffusers' picture: `seed=` here, there a CPU generator of that seed an image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+)
+
+import eri_runtime as eri
+from eri_runtime.errors import UsageError
+
+PROMPTS = ["a red heart", "two black cats and one white dog"]
+# float32 on both sides, but other kernels: rounding differs, and the steps of CFG amplify it
+LATENT_TOLERANCE = 1e-4
+PIXEL_TOLERANCE = 2 / 255
+CALLS = {
+    "sdxl": (StableDiffusionXLPipeline, {"guidance_scale": 5.0}),
+    "sd35": (StableDiffusion3Pipeline, {"guidance_scale": 5.0, "max_sequence_length": 20}),
+    "flux": (FluxPipeline, {"guidance_scale": 3.5, "max_sequence_length": 20}),
+}
+
+
+def load(request, family):
+    """diffusers' pipeline of a tiny checkpoint, and our bundle of it."""
+    theirs = CALLS[family][0].from_pretrained(request.getfixturevalue(f"{family}_checkpoint"))
+    theirs.set_progress_bar_config(disable=True)
+    return theirs, request.getfixturevalue(f"{family}_bundle")
+
+
+def generators(seeds):
+    """A fresh CPU generator for each image."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def assert_same_latents(mine, theirs):
+    assert mine.shape == theirs.shape
+    error = np.abs(mine - theirs).max() / np.abs(theirs).max()
+    assert error <= LATENT_TOLERANCE, f"latents differ by {error:.2e}"
+
+
+@pytest.mark.parametrize("seeds", [[0], [2**40 + 3], [7, 2]])
+@pytest.mark.parametrize("family", CALLS)
+def test_a_seed_is_diffusers_picture(request, family, seeds):
+    theirs, bundle = load(request, family)
+    words = {"prompt": PROMPTS[: len(seeds)], "height": 48, "width": 80, "num_inference_steps": 3}
+    words |= CALLS[family][1]
+    final = theirs(**words, generator=generators(seeds), output_type="latent").images.numpy()
+    pixels = theirs(**words, generator=generators(seeds), output_type="np").images
+    with eri.load(bundle) as ours:
+        result = ours(**words, seed=seeds[0] if len(seeds) == 1 else seeds, output_type="np")
+    assert_same_latents(result.latents, final)
+    assert np.abs(result.images - pixels).max() <= PIXEL_TOLERANCE
+
+
+@pytest.mark.parametrize("brought", ["nothing", "latents"])
+def test_noise_in_the_loop_goes_on_in_each_images_stream(request, brought):
+    """DDIM with eta 1 draws in every step; with latents brought, it draws first what they would."""
+    theirs, bundle = load(request, "sdxl")
+    theirs.scheduler = DDIMScheduler.from_config(
+        theirs.scheduler.config, clip_sample=False, set_alpha_to_one=True
+    )
+    seeds = [11, 3]
+    words = {"prompt": PROMPTS, "height": 32, "width": 48, "guidance_scale": 5.0}
+    words |= {"num_inference_steps": 5, "eta": 1.0, "output_type": "latent"}
+    with eri.load(bundle) as ours:
+        spec = ours.bundle.latents
+        shape = (2, spec.channels, 32 // spec.factor, 48 // spec.factor)
+        x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        given = {} if brought == "nothing" else {"latents": torch.from_numpy(x)}
+        final = theirs(**words, **given, generator=generators(seeds)).images.numpy()
+        given = {} if brought == "nothing" else {"latents": x}
+        mine = ours(**words, **given, seed=seeds, sampler="ddim").images
+        other = ours(**words, **given, seed=[11, 4], sampler="ddim").images
+    assert_same_latents(mine, final)
+    np.testing.assert_allclose(other[0], mine[0], rtol=1e-4, atol=1e-4)
+    assert np.abs(other[1] - mine[1]).max() > 0.1
+
+
+def test_a_noise_source_can_be_brought(sdxl_bundle):
+    words = {"prompt": "a red heart", "height": 32, "width": 32, "num_inference_steps": 3}
+    words |= {"sampler": "ddim", "eta": 1.0, "output_type": "latent"}
+    with eri.load(sdxl_bundle) as ours:
+        seeded = ours(**words, seed=4).images
+        np.testing.assert_array_equal(ours(**words, noise=eri.TorchNoise([4])).images, seeded)
+        philox = ours(**words, noise=eri.PhiloxNoise([4])).images
+        assert np.abs(philox - seeded).max() > 0.1
+        with pytest.raises(UsageError, match="noise"):
+            ours(**words, noise=eri.PhiloxNoise([4, 5]))
+        with pytest.raises(UsageError, match="noise"):
+            ours(**words, noise=np.zeros((1, 4, 8, 8)))
