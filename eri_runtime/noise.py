@@ -20,7 +20,7 @@ MAX_SEED = 2**64 - 1
 
 
 class NoiseSource(Protocol):
-    """Unit normal noise for a batch; draw 0 is the initial latents."""
+    """Unit normal noise for a batch; draw 0 is the initial latents, draw 1 the loop's first."""
 
     def __call__(self, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """(B, *shape) float32 for a `shape` without the batch; the same for the same `draw`."""
@@ -30,26 +30,29 @@ class NoiseSource(Protocol):
 class TorchNoise:
     """torch's noise: image b has the stream of `torch.Generator("cpu").manual_seed(seeds[b])`.
 
-    Draw k of a shape is what the generator gives after k draws of that shape, as in diffusers with
-    a list of generators. The streams are only a cursor: a draw out of order starts them anew.
+    The stream begins with draw `first`: 1 where the initial latents are brought, as in diffusers. A
+    draw is what the generator gives after the draws before it, all of this shape. The streams are
+    only a cursor: a draw out of order starts them anew.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.seeds = tuple(seeds)
+    def __init__(self, seeds: Sequence[int], first: int = 0) -> None:
+        self.seeds, self.first = tuple(seeds), first
         self._start(0)
 
     def __call__(self, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        if draw < self.first:
+            raise UsageError("draw", got=draw, expected=f"{self.first} or more")
         size = prod(shape)
-        if draw < self._drawn or size != self._size:
+        if draw < self._next or size != self._size:
             self._start(size)
-        while self._drawn <= draw:
+        while self._next <= draw:
             values = [stream.normal(shape) for stream in self._streams]
-            self._drawn += 1
+            self._next += 1
         return np.stack(values)
 
     def _start(self, size: int) -> None:
         self._streams = [TorchNormal(seed) for seed in self.seeds]
-        self._drawn, self._size = 0, size
+        self._next, self._size = self.first, size
 
 
 class PhiloxNoise:
@@ -70,15 +73,11 @@ def _philox(seed: int, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]
     return np.random.Generator(np.random.Philox(stream)).standard_normal(shape, dtype=np.float32)
 
 
-def checked(source: NoiseSource, batch: int, first: int = 0) -> NoiseSource:
-    """`source` for a batch: its draw `first` is asked for as draw 0.
-
-    With latents brought, nothing was drawn for them and the loop, which asks from draw 1 on, begins
-    the stream (`first` −1). Anything but (batch, *shape) floats raises `UsageError`.
-    """
+def checked(source: NoiseSource, batch: int) -> NoiseSource:
+    """`source` for a batch; a draw that is not (batch, *shape) floats raises `UsageError`."""
 
     def noise(draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        given = np.asarray(source(draw + first, shape))
+        given = np.asarray(source(draw, shape))
         if given.shape != (batch, *shape) or given.dtype.kind != "f":
             expected = f"floats of {(batch, *shape)}"
             raise UsageError("noise", got=f"{given.dtype} of {given.shape}", expected=expected)

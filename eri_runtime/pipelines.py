@@ -87,8 +87,8 @@ class Pipeline(Closeable):
         table = self.table(request)
         x, source = request.latents, request.noise
         if source is None:
-            source = TorchNoise(request.seeds)
-        noise = checked(source, request.batch, first=0 if x is None else -1)
+            source = TorchNoise(request.seeds, first=0 if x is None else 1)
+        noise = checked(source, request.batch)
         network = self._network(request)
         if x is None:
             x = noise(0, latent_shape(self.bundle.latents, request.height, request.width))

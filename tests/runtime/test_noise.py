@@ -104,11 +104,17 @@ def test_noise_is_unit_normal(source):
     assert abs(values.std() - 1) < 0.01
 
 
-def test_a_checked_source_is_shifted_and_its_shape_is_told():
-    source = TorchNoise([1, 2])
-    np.testing.assert_array_equal(checked(source, 2, first=-1)(3, (4,)), source(2, (4,)))
+def test_a_stream_may_begin_with_the_loop():
+    noise = TorchNoise([1, 2], first=1)
+    np.testing.assert_array_equal(noise(3, (4,)), TorchNoise([1, 2])(2, (4,)))
+    with pytest.raises(UsageError, match="draw"):
+        noise(0, (4,))
+
+
+def test_noise_of_a_wrong_shape_or_type_is_refused():
+    np.testing.assert_array_equal(checked(TorchNoise([1]), 1)(2, (4,)), TorchNoise([1])(2, (4,)))
     with pytest.raises(UsageError, match=r"\(2, 4\).*\(3, 4\)"):
-        checked(source, 3)(0, (4,))
+        checked(TorchNoise([1, 2]), 3)(0, (4,))
     with pytest.raises(UsageError, match="noise"):
         checked(lambda draw, shape: "noise", 1)(0, (4,))
 
