@@ -45,6 +45,9 @@ def denoise(
     remembered: list[Array] = []  # newest first
     noises: list[Array] = []
     draw = 1
+    if table.C0:
+        x = table.A0 * x + table.C0 * noise(draw, x.shape[1:])
+        draw += 1
     for k in range(len(table)):
         predicted = network(float(table.c_in[k]) * x, float(table.t[k]))
         denoised = hook(float(table.c_skip[k]) * x + float(table.c_out[k]) * predicted)

@@ -6,15 +6,17 @@ al. 2022, arXiv 2209.03003). Everything is float64 and made once per call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import log, sqrt
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eri_runtime.errors import UsageError
-from eri_runtime.spec import BetaCurve, ScheduleSpec, Spacing
+from eri_runtime.sigmas import SigmaName, listed_levels, spaced_levels
+from eri_runtime.spec import BetaCurve, ScheduleKind, ScheduleSpec, Spacing
 
 Float64 = NDArray[np.float64]
 
@@ -28,12 +30,51 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Clock:
+    """The process a schedule's points were taken from, for the points between them.
+
+    A solver works on y = x/scale over a time tau = sigma/scale: sigma/alpha for `vp` (Karras et
+    al. 2022, arXiv 2206.00364), sigma itself for `flow`; dy/dtau = (x − scale·D)/sigma in both.
+    `training` holds the tau of each training step, (T,) ascending.
+    """
+
+    kind: ScheduleKind
+    training: Float64
+
+    def scale(self, point: Point) -> float:
+        """x/y: alpha, or alpha + sigma, which is 1 for `flow`."""
+        return point.alpha if self.kind == "vp" else 1.0
+
+    def tau(self, point: Point) -> float:
+        """The solver's time, falling to 0."""
+        return point.sigma / self.scale(point)
+
+    def at(self, tau: float) -> Point:
+        """The point at `tau`; log tau is linear in t between two training steps of `vp`."""
+        if self.kind == "flow":
+            return Point(tau * len(self.training), 1 - tau, tau)
+        alpha = 1 / sqrt(1 + tau**2)
+        if tau == 0:
+            return Point(0.0, 1.0, 0.0)
+        t = np.interp(log(tau), np.log(self.training), np.arange(len(self.training)))
+        return Point(float(t), alpha, tau * alpha)
+
+    def at_t(self, t: float) -> Point:
+        """The point at training step `t`; tau is linear in t between two of `vp`."""
+        if self.kind == "flow":
+            return self.at(t / len(self.training))
+        tau = float(np.interp(t, np.arange(len(self.training)), self.training))
+        return self.at(tau)._replace(t=t)
+
+
+@dataclass(frozen=True)
 class Schedule:
     """`t`, `alpha` and `sigma`, each (N + 1,) float64, from noise to image."""
 
     t: Float64
     alpha: Float64
     sigma: Float64
+    clock: Clock
 
     def __len__(self) -> int:
         """The number of steps, one less than of points."""
@@ -48,19 +89,52 @@ class Schedule:
             yield self[i], self[i + 1]
 
 
-def make_schedule(spec: ScheduleSpec, steps: int, tokens: int, *, whole_t: bool) -> Schedule:
+def make_schedule(
+    spec: ScheduleSpec,
+    steps: int,
+    tokens: int,
+    *,
+    whole_t: bool,
+    original_steps: int | None = None,
+    sigmas: SigmaName | Sequence[float] = "default",
+) -> Schedule:
     """N = `steps` points of the checkpoint's schedule and the one that follows them.
 
     `tokens` is the number of denoiser tokens of the image, for a resolution-dependent shift.
     `whole_t` rounds a `vp` clock to integers, as DDIM's definition on the training steps does.
-    Raises `UsageError` for a number of steps outside 1 … num_train_timesteps.
+    `original_steps` are those a distilled `vp` model was taught, of which N are taken. `sigmas`
+    respaces the N points: a name of `sigmas.SPACINGS`, or N levels of `Clock.tau`.
+    Raises `UsageError` for a number of steps outside 1 … num_train_timesteps (or the original
+    steps), and for unusable `sigmas`.
     """
-    if not 1 <= steps <= spec.num_train_timesteps:
-        expected = f"1 to {spec.num_train_timesteps}"
-        raise UsageError("num_inference_steps", got=steps, expected=expected)
+    most = spec.num_train_timesteps
+    if original_steps is not None and spec.kind == "vp":
+        most = min(most, original_steps)
+    if not 1 <= steps <= most:
+        raise UsageError("num_inference_steps", got=steps, expected=f"1 to {most}")
     if spec.kind == "flow":
-        return flow_schedule(spec, steps, tokens)
-    return vp_schedule(spec, steps, whole_t=whole_t)
+        schedule = flow_schedule(spec, steps, tokens)
+    else:
+        schedule = vp_schedule(spec, steps, whole_t=whole_t, original_steps=original_steps)
+    if isinstance(sigmas, str) and sigmas == "default":
+        return schedule
+    return respace(schedule, sigmas, whole_t=whole_t)
+
+
+def respace(schedule: Schedule, sigmas: SigmaName | Sequence[float], *, whole_t: bool) -> Schedule:
+    """The same range of noise and the same end, with other levels between."""
+    clock, count = schedule.clock, len(schedule)
+    taus = [clock.tau(schedule[i]) for i in range(count + 1)]
+    if isinstance(sigmas, str):
+        levels = spaced_levels(sigmas, taus[0], taus[-2], count, clock.training)
+    else:
+        most = 1.0 if clock.kind == "flow" else float("inf")
+        levels = listed_levels(sigmas, count, taus[-1], most)
+    points = [clock.at(float(level)) for level in levels]
+    if whole_t:
+        points = [point._replace(t=float(round(point.t))) for point in points]
+    t, alpha, sigma = np.array([*points, schedule[count]]).T
+    return Schedule(t, alpha, sigma, clock)
 
 
 # flow
@@ -75,7 +149,9 @@ def flow_schedule(spec: ScheduleSpec, steps: int, tokens: int) -> Schedule:
         first_shift = 1.0 if spec.dynamic_shift else shift
         last = float(shift_sigma(1 / spec.num_train_timesteps, first_shift))
     sigma = np.append(shift_sigma(np.linspace(1.0, last, steps), shift), 0.0)
-    return Schedule(t=sigma * spec.num_train_timesteps, alpha=1 - sigma, sigma=sigma)
+    count = spec.num_train_timesteps
+    clock = Clock("flow", shift_sigma(np.arange(1, count + 1) / count, shift))
+    return Schedule(t=sigma * count, alpha=1 - sigma, sigma=sigma, clock=clock)
 
 
 def flow_shift(spec: ScheduleSpec, tokens: int) -> float:
@@ -95,17 +171,32 @@ def shift_sigma(sigma: ArrayLike, shift: float) -> Float64:
 # variance preserving
 
 
-def vp_schedule(spec: ScheduleSpec, steps: int, *, whole_t: bool) -> Schedule:
+def vp_schedule(
+    spec: ScheduleSpec, steps: int, *, whole_t: bool, original_steps: int | None = None
+) -> Schedule:
     """N points of the DDPM schedule; between training steps sigma/alpha is linear in t."""
     alpha_bar = alphas_cumprod(spec)
-    t = spaced_timesteps(spec.spacing, steps, spec.num_train_timesteps, spec.steps_offset)
+    if original_steps is None:
+        t = spaced_timesteps(spec.spacing, steps, spec.num_train_timesteps, spec.steps_offset)
+    else:
+        t = distilled_timesteps(steps, spec.num_train_timesteps, original_steps)
     t = np.clip(np.round(t) if whole_t else t, 0, spec.num_train_timesteps - 1)
     noise_to_signal = np.sqrt((1 - alpha_bar) / alpha_bar)
     ratio = np.interp(t, np.arange(spec.num_train_timesteps), noise_to_signal)
     last = 0.0 if spec.final == "zero" else noise_to_signal[0]
     ratio = np.append(ratio, last)
     alpha = 1 / np.sqrt(1 + ratio**2)
-    return Schedule(t=np.append(t, 0.0), alpha=alpha, sigma=ratio * alpha)
+    clock = Clock("vp", noise_to_signal)
+    return Schedule(t=np.append(t, 0.0), alpha=alpha, sigma=ratio * alpha, clock=clock)
+
+
+def distilled_timesteps(steps: int, count: int, original: int) -> Float64:
+    """N of the `original` evenly spaced training steps a consistency model was taught.
+
+    Luo et al. 2023 (arXiv 2310.04378), section 4.3: the last step of each of `original` blocks.
+    """
+    taught = np.arange(original, 0, -1) * (count // original) - 1.0
+    return taught[np.floor(np.arange(steps) * (original / steps)).astype(int)]
 
 
 def alphas_cumprod(spec: ScheduleSpec) -> Float64:

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -21,19 +21,22 @@ import numpy as np
 from eri_runtime.errors import UsageError
 from eri_runtime.linear import Linear
 from eri_runtime.prediction import precondition
-from eri_runtime.samplers import Sampler
-from eri_runtime.schedule import Float64, Point, Schedule
+from eri_runtime.samplers import Memory, Sampler
+from eri_runtime.schedule import Clock, Float64, Point, Schedule
 from eri_runtime.spec import Prediction, ScheduleSpec
 
 MAX_W, MAX_V = 4, 2
 START = "x"
+BEFORE = "before"  # the noise drawn before the first evaluation
 
 
 @dataclass(frozen=True)
 class SamplerTable:
     """K rows, float64: `B` is (K, W), `C` is (K, V), everything else (K,).
 
-    x starts at `scale`·noise. `sigma` is for the reader of a `Step`; the loop does not use it.
+    x starts at `scale`·noise; the loop begins with x = `A0`·x + `C0`·n, which is x itself but for a
+    sampler that adds noise before its first evaluation. `sigma` is for the reader of a `Step`; the
+    loop does not use it.
     """
 
     scale: float
@@ -47,6 +50,8 @@ class SamplerTable:
     A: Float64
     B: Float64
     C: Float64
+    A0: float = 1.0
+    C0: float = 0.0
 
     def __len__(self) -> int:
         return len(self.t)
@@ -59,55 +64,79 @@ class SamplerTable:
 class _Recorder:
     """Stands in for the network and the noise, and writes down what the algorithm asks of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock, memory: Memory) -> None:
+        self.clock = clock
+        self.memory = memory
         self.points: list[Point] = []
         self.states: list[Linear] = []  # x at each evaluation
         self.drawn: set[int] = set()  # the rows that draw noise
 
     def denoise(self, x: Linear, point: Point) -> Linear:
-        """Begin row k: its x is known, its x_0 is the new symbol m_k."""
+        """Begin row k: its x is known, what it remembers is the new symbol m_k."""
         self.states.append(x)
         self.points.append(point)
-        return Linear.symbol(f"m{len(self.points) - 1}")
+        memory = Linear.symbol(f"m{len(self.points) - 1}")
+        if self.memory == "x0":
+            return memory
+        return (x - point.sigma * memory) / self.clock.scale(point)
+
+    def remembered(self) -> list[tuple[float, float]]:
+        """p and q of every row: m = p·x + q·D."""
+        if self.memory == "x0":
+            return [(0.0, 1.0)] * len(self.points)
+        return [(1 / at.sigma, -self.clock.scale(at) / at.sigma) for at in self.points]
 
     def noise(self) -> Linear:
-        """The draw that belongs to the row begun last; each row has at most one."""
+        """The draw that belongs to the row begun last, or to the start; each has at most one."""
         row = len(self.points) - 1
-        if row < 0 or row in self.drawn:
-            got = "none begun" if row < 0 else f"a second draw in row {row}"
+        if row in self.drawn:
+            got = f"a second draw in row {row}"
             raise UsageError("a sampler's noise", got=got, expected="one draw for each evaluation")
         self.drawn.add(row)
-        return Linear.symbol(f"n{row}")
+        return Linear.symbol(BEFORE if row < 0 else f"n{row}")
 
 
 def make_table(
-    sampler: Sampler, schedule: Schedule, spec: ScheduleSpec, *, eta: float = 0.0
+    sampler: Sampler,
+    schedule: Schedule,
+    spec: ScheduleSpec,
+    *,
+    eta: float = 0.0,
+    options: Mapping[str, float] | None = None,
 ) -> SamplerTable:
-    """Tabulate a named sampler with its own conventions; `eta` is for those that take it."""
-    options: dict[str, Any] = {"eta": eta} if sampler.takes_eta else {}
-    if eta and not sampler.takes_eta:
-        takers = "sampler ddim" if "vp" in sampler.kinds else "0"
-        raise UsageError("eta", got=f"{eta} with {sampler.name}", expected=takers)
-    algorithm = partial(sampler.algorithm, **options)
+    """Tabulate a named sampler with its own conventions.
+
+    `options` are the algorithm's own, by name; `eta` is short for one of them, and 0 leaves the
+    sampler's default. Raises `UsageError` for an option it does not take, or out of range.
+    """
+    given = dict(options or {})
+    if eta:
+        given.setdefault("eta", eta)
+    algorithm = partial(sampler.algorithm, **sampler.checked(given))
     at_sigma = sampler.starts_at_sigma and spec.spacing != "leading"
     scale = schedule[0].sigma if at_sigma else 1.0
-    return tabulate(algorithm, schedule, spec.prediction, scale=scale)
+    return tabulate(algorithm, schedule, spec.prediction, scale=scale, memory=sampler.memory)
 
 
 def tabulate(
-    algorithm: Any, schedule: Schedule, prediction: Prediction, *, scale: float = 1.0
+    algorithm: Any,
+    schedule: Schedule,
+    prediction: Prediction,
+    *,
+    scale: float = 1.0,
+    memory: Memory = "x0",
 ) -> SamplerTable:
     """Run `algorithm` once on symbols and read each row off what it did.
 
-    x_0 estimates are what is remembered (p = 0, q = 1). Raises `UsageError` for an algorithm that
-    is not linear in them, or reaches further back than the table is wide.
+    `memory` is what the rows remember, x_0 or the ODE's slope. Raises `UsageError` for an algorithm
+    that is not linear in them, or reaches further back than the table is wide.
     """
-    recorder = _Recorder()
+    recorder = _Recorder(schedule.clock, memory)
     result = algorithm(recorder.denoise, recorder.noise, Linear.symbol(START), schedule)
     states = [*recorder.states, result]
     rows = [_row(k, here, there) for k, (here, there) in enumerate(pairwise(states))]
     conditioning = np.array([precondition(prediction, point) for point in recorder.points])
-    ones = np.ones(len(rows))
+    remembered = np.array(recorder.remembered())
     return SamplerTable(
         scale=scale,
         t=np.array([point.t for point in recorder.points]),
@@ -115,11 +144,13 @@ def tabulate(
         c_in=conditioning[:, 0],
         c_skip=conditioning[:, 1],
         c_out=conditioning[:, 2],
-        p=0 * ones,
-        q=ones,
+        p=remembered[:, 0],
+        q=remembered[:, 1],
         A=np.array([row.A for row in rows]),
-        B=_columns([row.B for row in rows], MAX_W, "history of x_0"),
+        B=_columns([row.B for row in rows], MAX_W, f"history of {memory}"),
         C=_columns([row.C for row in rows], MAX_V, "history of noise"),
+        A0=states[0][START],
+        C0=states[0][BEFORE],
     )
 
 
@@ -153,7 +184,7 @@ def _oldest(x: Linear) -> Iterator[str]:
 
     The initial noise, while any is left in x; else the oldest noise or the oldest x_0 in it.
     """
-    names = [name for name, value in x.terms.items() if value != 0]
+    names = [name for name, value in x.terms.items() if value != 0 and name != BEFORE]
     if START in names:
         names = [START]
     seen = set()

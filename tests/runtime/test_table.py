@@ -114,7 +114,7 @@ def test_an_algorithm_that_reaches_too_far_back_is_refused():
         return x
 
     schedule = make_schedule(VP, 8, 64, whole_t=False)
-    with pytest.raises(UsageError, match="history of x_0: got 5, expected at most 4"):
+    with pytest.raises(UsageError, match="history of x0: got 5, expected at most 4"):
         tabulate(five_back, schedule, "eps")
 
 

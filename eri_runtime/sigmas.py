@@ -1,0 +1,99 @@
+"""Noise levels from the first to the last one: how N of them are spaced.
+
+A level is a solver's time (`schedule.Clock.tau`): sigma/alpha for `vp`, sigma for `flow`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import gamma, isfinite
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eri_runtime.errors import UnknownNameError, UsageError, short
+
+Float64 = NDArray[np.float64]
+SigmaName = Literal["default", "karras", "exponential", "beta", "simple"]
+Spacer = Callable[[float, float, int, Float64], Float64]
+
+
+def karras(first: float, last: float, count: int, _training: Float64, rho: float = 7.0) -> Float64:
+    """Karras et al. 2022 (arXiv 2206.00364), eq. 5: linear in level^(1/rho)."""
+    low, high = last ** (1 / rho), first ** (1 / rho)
+    return (high + np.linspace(0, 1, count) * (low - high)) ** rho
+
+
+def exponential(first: float, last: float, count: int, _training: Float64) -> Float64:
+    """Linear in the logarithm of the level."""
+    return np.exp(np.linspace(np.log(first), np.log(last), count))
+
+
+def beta(first: float, last: float, count: int, _training: Float64, shape: float = 0.6) -> Float64:
+    """Lee et al. 2024 (arXiv 2407.12173): quantiles of Beta(0.6, 0.6), dense at both ends."""
+    quantiles = [beta_quantile(1 - p, shape) for p in np.linspace(0, 1, count)]
+    return last + np.array(quantiles) * (first - last)
+
+
+def simple(_first: float, _last: float, count: int, training: Float64) -> Float64:
+    """Every (T/N)-th training step from the noisiest on, rounded down, as ComfyUI's `simple`."""
+    skipped = (np.arange(count) * (len(training) / count)).astype(int)
+    return training[::-1][skipped]
+
+
+SPACINGS: Mapping[str, Spacer] = {
+    "karras": karras,
+    "exponential": exponential,
+    "beta": beta,
+    "simple": simple,
+}
+
+
+def spaced_levels(name: str, first: float, last: float, count: int, training: Float64) -> Float64:
+    """(N,) float64 levels, falling; raises `UnknownNameError` for a name that is none."""
+    if name not in SPACINGS:
+        expected = f"one of default, {', '.join(SPACINGS)}, or a list of levels"
+        raise UnknownNameError("sigmas", got=repr(name), expected=expected)
+    return SPACINGS[name](first, last, count, training)
+
+
+def listed_levels(sigmas: Sequence[float], count: int, end: float, most: float) -> Float64:
+    """The caller's (N,) levels, falling from at most `most` and above `end`; a last 0 may follow.
+
+    Raises `UsageError` for anything else.
+    """
+    levels = [float(level) for level in sigmas if isinstance(level, int | float)]
+    if len(levels) == count + 1 and levels[-1] == 0:
+        levels.pop()
+    bad = len(levels) != count or not all(isfinite(level) for level in levels)
+    falling = all(a > b for a, b in zip(levels, [*levels[1:], end], strict=False))
+    if bad or not falling or levels[0] > most:
+        limit = "" if most == np.inf else f" and at most {most:g}"
+        expected = f"{count} numbers, each less than the one before, above {end:.3g}{limit}"
+        fix = "pass as many levels as num_inference_steps"
+        raise UsageError("sigmas", got=short(list(sigmas)), expected=expected, fix=fix)
+    return np.array(levels)
+
+
+def beta_quantile(p: float, shape: float) -> float:
+    """x with I_x(shape, shape) = p, the regularised incomplete beta function, by bisection."""
+    if p > 0.5:
+        return 1 - beta_quantile(1 - p, shape)
+    low, high = 0.0, 0.5
+    for _ in range(80):
+        middle = (low + high) / 2
+        if _incomplete_beta(middle, shape) < p:
+            low = middle
+        else:
+            high = middle
+    return high if p > 0 else 0.0
+
+
+def _incomplete_beta(x: float, shape: float) -> float:
+    """I_x(a, a) for x ≤ 1/2: x^a/B · Σ (1−a)_n/n! · x^n/(a+n) (NIST DLMF 8.17.7)."""
+    total, term = 0.0, 1.0
+    for n in range(64):
+        total += term / (shape + n)
+        term *= (n + 1 - shape) / (n + 1) * x
+    return float(x**shape * total * gamma(2 * shape) / gamma(shape) ** 2)

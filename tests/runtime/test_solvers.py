@@ -1,0 +1,154 @@
+"""Every sampler's whole trajectory against diffusers' scheduler of the same algorithm.
+
+The reference's alpha-bar is accumulated in float64 (diffusers' float32 products are off by 1e-5 of
+sigma), and its noise is injected.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from eri_runtime import SAMPLERS, denoise, make_table
+from eri_runtime.spec import ScheduleSpec
+
+STEPS = [1, 2, 7, 20]
+SHAPE = (2, 4, 5, 3)
+TOLERANCE = 1e-5
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "flow": "flow_prediction"}
+VP = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def network(x, t):
+    """Non-linear in x and t, and the same in NumPy and torch."""
+    return 0.7 * x / (1 + x**2) + 0.1 * x * (t / 1000) - 0.05
+
+
+def draws(draw, shape=SHAPE[1:]):
+    return np.random.default_rng(draw).standard_normal((SHAPE[0], *shape), dtype=np.float32)
+
+
+def ours(name, spec, steps, sigmas="default", **options):
+    sampler = SAMPLERS[name]
+    schedule = sampler.schedule(spec, steps, 64, sigmas)
+    table = make_table(sampler, schedule, spec, options=options)
+    x = np.float32(table.scale) * draws(0)
+    return table, [step.x for step in denoise(network, table, x, draws)]
+
+
+def theirs(scheduler, steps, scale, monkeypatch, **options):
+    """Every x of diffusers' loop from unit noise times `scale`, in its own scale."""
+    count = 0
+
+    def injected(*args, **kwargs):
+        nonlocal count
+        count += 1
+        return torch.from_numpy(draws(count))
+
+    module = sys.modules[type(scheduler).__module__]
+    if hasattr(module, "randn_tensor"):
+        monkeypatch.setattr(module, "randn_tensor", injected)
+    if hasattr(scheduler, "alphas_cumprod"):
+        scheduler.alphas_cumprod = torch.cumprod(1 - scheduler.betas.double(), 0)
+    scheduler.set_timesteps(steps, **options)
+    x = torch.from_numpy(draws(0)) * scale
+    trajectory = []
+    for t in scheduler.timesteps:
+        scaled = x
+        if hasattr(scheduler, "scale_model_input"):
+            scaled = scheduler.scale_model_input(x, t)
+        x = scheduler.step(network(scaled, float(t)), t, x, return_dict=False)[0]
+        trajectory.append(x.numpy())
+    return trajectory
+
+
+def assert_close(mine, reference, tolerance=TOLERANCE):
+    assert len(mine) == len(reference)
+    for a, b in zip(mine, reference, strict=True):
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+
+
+def to_vp(table, trajectory):
+    """k-diffusion's x / alpha as x: each state is at the sigma of the evaluation that follows."""
+    sigmas = np.append(table.sigma[1:], 0.0)
+    return [np.sqrt(1 - s**2) * x for s, x in zip(sigmas, trajectory, strict=True)]
+
+
+K_DIFFUSION = {
+    "euler_a": diffusers.EulerAncestralDiscreteScheduler,
+    "heun": diffusers.HeunDiscreteScheduler,
+}
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("name", K_DIFFUSION)
+def test_a_sampler_over_sigma_is_diffusers(name, prediction, steps, monkeypatch):
+    spec = ScheduleSpec(kind="vp", prediction=prediction, spacing="trailing")
+    table, mine = ours(name, spec, steps)
+    config = VP | {"timestep_spacing": "trailing", "prediction_type": PREDICTIONS[prediction]}
+    scale = table.scale / np.sqrt(1 - table.sigma[0] ** 2)
+    reference = theirs(K_DIFFUSION[name](**config), steps, scale, monkeypatch)
+    assert_close(mine, to_vp(table, reference))
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_ddpm_is_diffusers(prediction, steps, monkeypatch):
+    """With the `leading` spacing: elsewhere diffusers' DDPM steps to a t that is none of its N."""
+    spec = ScheduleSpec(kind="vp", prediction=prediction)
+    _, mine = ours("ddpm", spec, steps)
+    config = VP | {"steps_offset": 1, "prediction_type": PREDICTIONS[prediction]}
+    scheduler = diffusers.DDPMScheduler(**config, clip_sample=False)
+    assert_close(mine, theirs(scheduler, steps, 1.0, monkeypatch))
+
+
+MULTISTEP = {
+    "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}, {}),
+    "dpmpp_2m_sde": (
+        diffusers.DPMSolverMultistepScheduler,
+        {"algorithm_type": "sde-dpmsolver++"},
+        {},
+    ),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}, {}),
+    "unipc_3": (diffusers.UniPCMultistepScheduler, {"solver_order": 3}, {"order": 3}),
+}
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("case", MULTISTEP)
+def test_a_multistep_sampler_is_diffusers(case, prediction, steps, monkeypatch):
+    cls, extra, options = MULTISTEP[case]
+    spec = ScheduleSpec(kind="vp", prediction=prediction, spacing="trailing")
+    table, mine = ours(case.removesuffix("_3"), spec, steps, **options)
+    config = VP | {"timestep_spacing": "trailing", "prediction_type": PREDICTIONS[prediction]}
+    scheduler = cls(**config, **extra, final_sigmas_type="zero")
+    assert_close(mine, theirs(scheduler, steps, table.scale, monkeypatch))
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("name", ["lcm", "tcd"])
+def test_a_distilled_sampler_is_diffusers(name, prediction, steps, monkeypatch):
+    final = "sigma_min" if name == "tcd" else "zero"
+    spec = ScheduleSpec(kind="vp", prediction=prediction, final=final)
+    _, mine = ours(name, spec, steps)
+    cls = {"lcm": diffusers.LCMScheduler, "tcd": diffusers.TCDScheduler}[name]
+    scheduler = cls(**VP, prediction_type=PREDICTIONS[prediction])
+    assert_close(mine, theirs(scheduler, steps, 1.0, monkeypatch))
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_heun_is_diffusers(shift, steps, monkeypatch):
+    spec = ScheduleSpec(kind="flow", prediction="flow", spacing="linspace", shift=shift)
+    _, mine = ours("flow_heun", spec, steps)
+    scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=shift)
+    # from sigma 1 to 0.001 at once: diffusers divides a float32 rounding by the 0.001
+    tolerance = 1e-4 if steps == 2 else TOLERANCE
+    assert_close(mine, theirs(scheduler, steps, 1.0, monkeypatch), tolerance)
