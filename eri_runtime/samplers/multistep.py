@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eri_runtime.samplers.steps import Denoise, Noise, decay, log_snr, move
+from eri_runtime.samplers.steps import Denoise, Noise, decay, is_finite_step, log_snr, move
 from eri_runtime.schedule import Point, Schedule
 
 
@@ -32,7 +32,7 @@ def dpmpp_2m(
             estimate = denoised + log(rest) / (2 * h_before) * (denoised - before)
         x = _sde_step(x, estimate, here, there, eta)
         x = _sde_noise(x, noise, here, there, eta, s_noise)
-        before, h_before = (denoised, log(rest)) if rest > 0 else (None, 0.0)
+        before, h_before = (denoised, log(rest)) if is_finite_step(here, there) else (None, 0.0)
     return x
 
 
@@ -52,11 +52,11 @@ def dpmpp_3m_sde(
     """
     past: list[tuple[Any, float]] = []  # D and lambda, newest first
     for here, there in schedule.steps():
-        rest, denoised = decay(here, there), denoise(x, here)
+        denoised = denoise(x, here)
         x = _sde_step(x, denoised, here, there, eta)
-        if rest > 0:
+        if is_finite_step(here, there):
             past = [(denoised, log_snr(here)), *past][:3]
-            correction = _third_order(past, -log(rest), eta)
+            correction = _third_order(past, -log(decay(here, there)), eta)
             if correction is not None:
                 x = x + there.alpha * correction
         x = _sde_noise(x, noise, here, there, eta, s_noise)
@@ -141,7 +141,7 @@ def unipc(denoise: Denoise, noise: Noise, x: Any, schedule: Schedule, *, order: 
             start, last_order = taken
             x = _unipc_step(start, past[:last_order], here, denoised)
         past = [(denoised, here), *past][:3]
-        if here.alpha == 0 or there.sigma == 0:  # h is infinite: first order, not corrected
+        if not is_finite_step(here, there):  # first order, not corrected
             x, taken = move(x, denoised, here, there), None
             past = past if here.alpha > 0 else []
             continue

@@ -9,7 +9,15 @@ from functools import partial
 from math import sqrt
 from typing import Any
 
-from eri_runtime.samplers.steps import Denoise, Noise, ancestral_step, decay, move, split_noise
+from eri_runtime.samplers.steps import (
+    Denoise,
+    Noise,
+    ancestral_step,
+    decay,
+    is_finite_step,
+    move,
+    split_noise,
+)
 from eri_runtime.schedule import Point, Schedule
 
 
@@ -35,7 +43,7 @@ def heun(
         tau = clock.tau(here)
         if gamma > 0 and s_tmin <= tau <= s_tmax:
             hat = clock.at(tau * (1 + gamma))
-            added = clock.scale(hat) * s_noise * sqrt(clock.tau(hat) ** 2 - tau**2)
+            added = clock.scale(hat) * s_noise * tau * sqrt(gamma * (2 + gamma))
             x = clock.scale(hat) / clock.scale(here) * x + added * noise()
             here = hat
         first = denoise(x, here)
@@ -114,7 +122,7 @@ def dpmpp_sde(
     for here, there in schedule.steps():
         denoised = denoise(x, here)
         rest = decay(here, there)
-        if rest == 0:
+        if not is_finite_step(here, there):
             x = ancestral_step(x, denoised, here, there, eta, lambda up: s_noise * up * noise())
             continue
         middle = halfway(schedule, here, there)

@@ -44,6 +44,11 @@ def decay(here: Point, there: Point) -> float:
     return here.alpha * there.sigma / (there.alpha * here.sigma)
 
 
+def is_finite_step(here: Point, there: Point) -> bool:
+    """Whether h is neither infinite nor 0, so that a higher order has something to divide by."""
+    return 0 < decay(here, there) < 1 - 1e-12
+
+
 def log_snr(point: Point) -> float:
     """lambda = log(alpha/sigma), of a point that has both."""
     return log(point.alpha / point.sigma)

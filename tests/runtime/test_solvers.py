@@ -32,15 +32,15 @@ def draws(draw, shape=SHAPE[1:]):
     return np.random.default_rng(draw).standard_normal((SHAPE[0], *shape), dtype=np.float32)
 
 
-def ours(name, spec, steps, sigmas="default", **options):
+def ours(name, spec, steps, sigmas="default", net=network, **options):
     sampler = SAMPLERS[name]
     schedule = sampler.schedule(spec, steps, 64, sigmas)
     table = make_table(sampler, schedule, spec, options=options)
     x = np.float32(table.scale) * draws(0)
-    return table, [step.x for step in denoise(network, table, x, draws)]
+    return table, [step.x for step in denoise(net, table, x, draws)]
 
 
-def theirs(scheduler, steps, scale, monkeypatch, **options):
+def theirs(scheduler, steps, scale, monkeypatch, net=network):
     """Every x of diffusers' loop from unit noise times `scale`, in its own scale."""
     count = 0
 
@@ -54,14 +54,14 @@ def theirs(scheduler, steps, scale, monkeypatch, **options):
         monkeypatch.setattr(module, "randn_tensor", injected)
     if hasattr(scheduler, "alphas_cumprod"):
         scheduler.alphas_cumprod = torch.cumprod(1 - scheduler.betas.double(), 0)
-    scheduler.set_timesteps(steps, **options)
+    scheduler.set_timesteps(steps)
     x = torch.from_numpy(draws(0)) * scale
     trajectory = []
     for t in scheduler.timesteps:
         scaled = x
         if hasattr(scheduler, "scale_model_input"):
             scaled = scheduler.scale_model_input(x, t)
-        x = scheduler.step(network(scaled, float(t)), t, x, return_dict=False)[0]
+        x = scheduler.step(net(scaled, float(t)), t, x, return_dict=False)[0]
         trajectory.append(x.numpy())
     return trajectory
 
@@ -152,3 +152,43 @@ def test_flow_heun_is_diffusers(shift, steps, monkeypatch):
     # from sigma 1 to 0.001 at once: diffusers divides a float32 rounding by the 0.001
     tolerance = 1e-4 if steps == 2 else TOLERANCE
     assert_close(mine, theirs(scheduler, steps, 1.0, monkeypatch), tolerance)
+
+
+def timeless(x, t):
+    """diffusers' flow solvers round the clock of a flow to whole numbers; this cannot tell."""
+    return network(x, 300.0)
+
+
+FLOW_MULTISTEP = {
+    "dpmpp_2m": MULTISTEP["dpmpp_2m"],
+    "dpmpp_2m_sde": MULTISTEP["dpmpp_2m_sde"],
+    "unipc": MULTISTEP["unipc"],
+    "unipc_3": MULTISTEP["unipc_3"],
+}
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("case", FLOW_MULTISTEP)
+def test_a_multistep_sampler_on_a_flow_is_diffusers(case, steps, monkeypatch):
+    """At diffusers' levels, which start at 0.999 where ours start at 1."""
+    cls, extra, options = FLOW_MULTISTEP[case]
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    scheduler = cls(**extra, **flow, final_sigmas_type="zero")
+    scheduler.set_timesteps(steps)
+    levels = scheduler.sigmas[:-1].tolist()
+    spec = ScheduleSpec(kind="flow", prediction="flow", shift=3.0)
+    table, mine = ours(case.removesuffix("_3"), spec, steps, levels, timeless, **options)
+    assert_close(mine, theirs(scheduler, steps, table.scale, monkeypatch, timeless))
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_lcm_on_a_flow_draws_fresh_noise_at_each_level(steps):
+    """x' = (1 − sigma')·x_0 + sigma'·n, the re-noising of diffusers' FlowMatchLCM."""
+    spec = ScheduleSpec(kind="flow", prediction="flow", spacing="linspace", shift=3.0)
+    table, mine = ours("lcm", spec, steps)
+    x = draws(0)
+    for k, state in enumerate(mine):
+        x_0 = x - table.sigma[k] * network(x, table.t[k])
+        after = table.sigma[k + 1] if k + 1 < steps else 0.0
+        x = (1 - after) * x_0 + after * draws(k + 1)
+        assert np.abs(state - x).max() <= TOLERANCE * np.abs(x).max()
