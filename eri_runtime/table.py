@@ -28,6 +28,7 @@ from eri_runtime.spec import Prediction, ScheduleSpec
 MAX_W, MAX_V = 4, 2
 START = "x"
 BEFORE = "before"  # the noise drawn before the first evaluation
+FADED = 1e-250  # a coefficient near the smallest float has lost the digits a ratio needs
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _oldest(x: Linear) -> Iterator[str]:
 
     The initial noise, while any is left in x; else the oldest noise or the oldest x_0 in it.
     """
-    names = [name for name, value in x.terms.items() if value != 0 and name != BEFORE]
+    names = [name for name, value in x.terms.items() if abs(value) > FADED and name != BEFORE]
     if START in names:
         names = [START]
     seen = set()

@@ -41,6 +41,7 @@ def tcd(denoise: Denoise, noise: Noise, x: Any, schedule: Schedule, *, eta: floa
             x = move(x, denoised, here, there)
             continue
         less = schedule.clock.at_t(floor((1 - eta) * there.t))
-        keep = there.alpha / less.alpha
+        less = min(less, there, key=lambda point: point.sigma)  # t' itself may have been rounded up
+        keep = min(1.0, there.alpha / less.alpha)
         x = keep * move(x, denoised, here, less) + sqrt(1 - keep**2) * noise()
     return x

@@ -1,9 +1,8 @@
 """k-diffusion's published formulas, written out in its own x/alpha over sigma, as the oracle.
 
-For what diffusers defines otherwise: its KDPM2 takes the last midpoint at sigma 0 (nothing is
-denoised there) and k-diffusion steps with Euler; its DPMSolverSDE keeps an unseedable Brownian
-tree; its third-order SDE has another sign at phi_3; its LMS needs SciPy. k-diffusion's `sigma` is
-our tau, its x our x / alpha.
+For what diffusers has not, or otherwise: its DPMSolverSDE needs torchsde, its LMS needs SciPy, its
+DPMSolverSinglestep and its Heun know no noise (eta, s_churn), and its third-order SDE has another
+sign in its last term. k-diffusion's `sigma` is our tau, its x our x / alpha.
 """
 
 from __future__ import annotations

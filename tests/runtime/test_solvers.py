@@ -81,9 +81,12 @@ def to_vp(table, trajectory):
 K_DIFFUSION = {
     "euler_a": diffusers.EulerAncestralDiscreteScheduler,
     "heun": diffusers.HeunDiscreteScheduler,
+    "dpm2": diffusers.KDPM2DiscreteScheduler,
+    "dpm2_a": diffusers.KDPM2AncestralDiscreteScheduler,
 }
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # diffusers' KDPM2
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("name", K_DIFFUSION)
