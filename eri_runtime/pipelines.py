@@ -28,7 +28,6 @@ from eri_runtime.latents import (
 from eri_runtime.noise import TorchNoise, checked
 from eri_runtime.request import Request, Words, make_request
 from eri_runtime.result import Result, describe
-from eri_runtime.schedule import make_schedule
 from eri_runtime.spec import Bundle
 from eri_runtime.table import SamplerTable, make_table
 
@@ -108,7 +107,7 @@ class Pipeline(Closeable):
         """The sampler's coefficients for a request."""
         tokens = token_count(self.bundle.latents, request.height, request.width)
         spec, sampler = self.bundle.schedule, request.sampler
-        schedule = make_schedule(spec, request.steps, tokens, whole_t=sampler.whole_t)
+        schedule = sampler.schedule(spec, request.steps, tokens)
         return make_table(sampler, schedule, spec, eta=request.eta)
 
     def finish(self, request: Request, x: Array) -> Result:
