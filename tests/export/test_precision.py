@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
-from eri_export import bundle as exporter
 from eri_export import export, open_checkpoint
+from eri_export import plan as planner
 from eri_export.gate.parity import compare
 from eri_export.gate.report import TOLERANCES
 from eri_export.plan import spec_of
@@ -38,14 +38,14 @@ CASES = [
 def exported(request, workshop):
     """A bundle, its precision and its family; sd35's VAE is left out, being flux's with a block."""
     family, precision = request.param
-    all_recipes = exporter.recipes_for
+    all_recipes = planner.recipes_for
 
     def fewer(*arguments):
         recipes = all_recipes(*arguments)
         return [each for each in recipes if family != "sd35" or "vae" not in each.name]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "recipes_for", fewer)
+        patch.setattr(planner, "recipes_for", fewer)
         checkpoint = request.getfixturevalue(f"{family}_checkpoint")
         export(checkpoint, workshop / "engines" / f"{family}-{precision}", precision=precision)
     return manifest.read(workshop / "engines" / f"{family}-{precision}"), family, precision
