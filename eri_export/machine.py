@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
+STATUS = Path("/proc/self/status")
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -17,16 +18,23 @@ def available_memory() -> int:
 
 
 def peak_memory() -> int:
-    """The most bytes this process has held at once."""
+    """The most bytes this program has held at once."""
+    if STATUS.is_file():  # getrusage counts in what the process was before it began this program
+        return _kilobytes(STATUS, "VmHWM") * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _machine_memory() -> int:
     if MEMINFO.is_file():
-        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
+        return _kilobytes(MEMINFO, "MemAvailable") * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _kilobytes(file: Path, name: str) -> int:
+    """The number in a line `name:   number kB`."""
+    lines = dict(line.split(":", 1) for line in file.read_text().splitlines())
+    return int(lines[name].split()[0])
 
 
 def _container_memory() -> int:

@@ -120,6 +120,7 @@ def _measure(
         yield Metric(
             component=recipe.name,
             output=name,
+            precision=recipe.precision,
             subject=subject,
             case=case.kind,
             network=network,

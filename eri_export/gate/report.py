@@ -36,6 +36,7 @@ class Metric:
 
     component: str
     output: str
+    precision: Precision
     subject: Subject
     case: Kind
     network: str
@@ -83,7 +84,7 @@ class Report:
             f"{worst.component}.{worst.output} at {dict(worst.sizes)}",
             got=f"a relative error of {worst.max_rel:.2g} ({worst.subject})",
             expected=f"at most {worst.tolerance:g}",
-            fix="nothing was published",
+            fix=f"nothing was published{_way_out(worst)}",
         )
 
     def to_json(self) -> str:
@@ -98,3 +99,10 @@ class Report:
         not_run = [dataclasses.asdict(each) for each in self.not_run]
         report = {"passed": self.passed, "metrics": metrics, "not_run": not_run}
         return json.dumps(report, indent=1, sort_keys=True)
+
+
+def _way_out(worst: Metric) -> str:
+    """What to try where a float16 graph gave NaN or Inf, which its float32 twin did not."""
+    if (worst.precision, worst.subject) != ("fp16", "graph") or not math.isinf(worst.max_rel):
+        return ""
+    return f"; where float16 overflows, `--precision fp16,{worst.component}=fp32` does not"

@@ -22,6 +22,7 @@ def metric(error, **changes):
     values = {
         "component": "denoiser",
         "output": "output",
+        "precision": "fp32",
         "subject": "graph",
         "case": "drawn",
         "network": "whole",

@@ -12,17 +12,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
-from eri_export import bundle as exporter
 from eri_export import export, open_checkpoint
+from eri_export import plan as planner
 from eri_export.gate.parity import compare
 from eri_export.gate.report import TOLERANCES
 from eri_export.plan import spec_of
 from eri_export.precision import Policy, make_policy
+from eri_export.recipes.sizes import Frame
 from eri_export.recipes.text import t5_recipe
+from eri_export.recipes.vae import decoder_recipe
 from eri_export.trace import trace
 from eri_runtime import manifest
-from eri_runtime.errors import BackendError, UnknownNameError
+from eri_runtime.errors import BackendError, ParityError, UnknownNameError
 from eri_runtime.executors.ort import OrtExecutor
+from eri_runtime.spec import LatentSpec, ShapeRange
 from tests.components import up_to, write_component
 
 TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -35,14 +38,14 @@ CASES = [
 def exported(request, workshop):
     """A bundle, its precision and its family; sd35's VAE is left out, being flux's with a block."""
     family, precision = request.param
-    all_recipes = exporter.recipes_for
+    all_recipes = planner.recipes_for
 
     def fewer(*arguments):
         recipes = all_recipes(*arguments)
         return [each for each in recipes if family != "sd35" or "vae" not in each.name]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "recipes_for", fewer)
+        patch.setattr(planner, "recipes_for", fewer)
         checkpoint = request.getfixturevalue(f"{family}_checkpoint")
         export(checkpoint, workshop / "engines" / f"{family}-{precision}", precision=precision)
     return manifest.read(workshop / "engines" / f"{family}-{precision}"), family, precision
@@ -155,6 +158,27 @@ def test_t5_does_not_overflow_float16(sd35_checkpoint, tmp_path):
     with torch.no_grad():
         wrapper(torch.zeros(1, 5, dtype=torch.int64))
     assert peaks[0] > 65504, "the test must reach what it is about"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_a_vae_that_overflows_float16_is_refused_with_the_way_out(
+    sd35_checkpoint, tmp_path, precision
+):
+    root = shutil.copytree(sd35_checkpoint, tmp_path / "checkpoint")
+    file = root / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["decoder.conv_in.weight"] *= 1e5  # beyond 65504 before the first norm
+    save_file(tensors, file)
+    source = open_checkpoint(root).components["vae"]
+    latents = LatentSpec(channels=16, factor=4, scale=1.0, shift=0.0, patch=2)
+    side = ShapeRange(min=2, opt=8, max=16)
+    recipe = decoder_recipe(source, precision, Frame(unit=2, height=side, width=side), latents)
+    graph = write_component(trace(recipe), recipe, tmp_path / "part")
+    if precision == "fp32":
+        assert compare(recipe, graph, spec_of(recipe), None).report
+        return
+    with pytest.raises(ParityError, match="`--precision fp16,vae_decoder=fp32`"):
+        compare(recipe, graph, spec_of(recipe), None)
 
 
 def _loaded(recipe):
