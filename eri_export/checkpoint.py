@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,6 +64,11 @@ class Component:
     def tensors(self) -> Tensors:
         """Every tensor by name; the errors are those of whoever reads this layout."""
         return self.read()
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all of its tensors."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
 @dataclass(frozen=True, kw_only=True)

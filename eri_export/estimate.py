@@ -8,7 +8,6 @@ all runs. The rates are those of two shared CPU cores, one thread each; a faster
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -64,7 +63,7 @@ def _compare(recipe: Recipe, costly: bool) -> float:
     if copy is not None:
         gate = dataclasses.replace(gate, source=copy.source)
     again = _trace(gate) if gate is not recipe else 0.0
-    nbytes = 4 * sum(math.prod(tensor.shape) for tensor in gate.source.tensors.values())
+    nbytes = 4 * gate.source.parameters
     runs = RUNS[recipe.precision]
     return again + runs * (nbytes / LOAD + work(gate) / RUN)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -67,7 +66,7 @@ def _found(component: Component) -> str:
     names = [f"{file.name} ({megabytes(file.stat().st_size)})" for file in files]
     where = ", ".join(names[:SHOWN]) + (f" and {len(names[SHOWN:])} more" if names[SHOWN:] else "")
     return (
-        f"{component.name}: {component.class_name}, {_parameters(component):,} parameters, "
+        f"{component.name}: {component.class_name}, {component.parameters:,} parameters, "
         f"{nbytes} of {dtypes} in {where}"
     )
 
@@ -84,7 +83,7 @@ def _compared(plan: Plan) -> Iterator[str]:
     costly, whole = too_costly(plan.recipes), []
     for recipe in plan.recipes:
         if (copy := shallower(recipe)) is not None:
-            needed = megabytes(BYTES_PER_PARAMETER * _parameters(recipe.source))
+            needed = megabytes(BYTES_PER_PARAMETER * recipe.source.parameters)
             free = megabytes(available_memory())
             memory = f"the whole takes {needed} of memory and {free} are available"
             yield f"{recipe.name}: a copy, {copy.depth}; {memory}"
@@ -103,7 +102,3 @@ def _time(plan: Plan) -> str:
         f"{about(guess.write)}, compare {about(guess.compare)}; by the speed of two shared CPU "
         "cores, so it will differ here"
     )
-
-
-def _parameters(component: Component) -> int:
-    return sum(math.prod(tensor.shape) for tensor in component.tensors.values())

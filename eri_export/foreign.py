@@ -24,12 +24,12 @@ class Kind:
     fix: str
 
 
-_PICKLED = "pickled weights, which may run code when they are read"
-_SAVE = "load it where you trust it and save with `safe_serialization=True`"
+PICKLED = "pickled weights, which may run code when they are read"
+SAVE = "load it where you trust it and save with `safe_serialization=True`"
 
 KINDS = (
-    Kind(re.compile(rb"PK\x03\x04"), f"a zip archive of {_PICKLED}", PickleError, _SAVE),
-    Kind(re.compile(rb"\x80[\x02-\x05]"), _PICKLED, PickleError, _SAVE),
+    Kind(re.compile(rb"PK\x03\x04"), f"a zip archive of {PICKLED}", PickleError, SAVE),
+    Kind(re.compile(rb"\x80[\x02-\x05]"), PICKLED, PickleError, SAVE),
     Kind(
         re.compile(rb"version https://git-lfs"),
         "a git-lfs pointer in place of the file",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import get_args
 
+from eri_runtime import spec
 from eri_runtime.errors import UnknownNameError
 from eri_runtime.spec import Family, Precision
 
@@ -20,7 +21,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "unet": ("denoiser",),
     "transformer": ("denoiser",),
 }
-COMPONENTS = ("denoiser", *HALVES, "text_encoder", "text_encoder_2", "text_encoder_3")
+COMPONENTS = tuple(dict.fromkeys(name for names in spec.COMPONENTS.values() for name in names))
 
 # Components whose activations leave float16's range: what they compute in instead.
 OVERFLOWING: Mapping[tuple[Family, Precision], Mapping[str, Precision]] = {

@@ -23,17 +23,11 @@ Spacing = Literal["leading", "trailing", "linspace"]
 FinalSigma = Literal["zero", "sigma_min"]
 
 FAMILIES: tuple[Family, ...] = ("sdxl", "sd35", "flux")
+_EVERYWHERE = ("denoiser", "vae_decoder", "vae_encoder", "text_encoder", "text_encoder_2")
 COMPONENTS: Mapping[Family, tuple[str, ...]] = {
-    "sdxl": ("denoiser", "vae_decoder", "vae_encoder", "text_encoder", "text_encoder_2"),
-    "sd35": (
-        "denoiser",
-        "vae_decoder",
-        "vae_encoder",
-        "text_encoder",
-        "text_encoder_2",
-        "text_encoder_3",
-    ),
-    "flux": ("denoiser", "vae_decoder", "vae_encoder", "text_encoder", "text_encoder_2"),
+    "sdxl": _EVERYWHERE,
+    "sd35": (*_EVERYWHERE, "text_encoder_3"),
+    "flux": _EVERYWHERE,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -56,8 +55,7 @@ def shallower(recipe: Recipe) -> Copy | None:
 
     None where it can, or where there are no more than those few.
     """
-    parameters = sum(math.prod(tensor.shape) for tensor in recipe.source.tensors.values())
-    fits = BYTES_PER_PARAMETER * parameters <= SHARE * available_memory()
+    fits = BYTES_PER_PARAMETER * recipe.source.parameters <= SHARE * available_memory()
     return None if fits else reduced(recipe.source)
 
 

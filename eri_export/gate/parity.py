@@ -76,7 +76,8 @@ def _runnable(recipe: Recipe, graph: Path, anew: bool) -> Iterator[tuple[Recipe,
     if copy is None and not anew:
         yield recipe, graph, WHOLE
         return
-    name = ", ".join([*(copy.depth for copy in [copy] if copy), *([SMALL] if anew else [])])
+    depth = [] if copy is None else [copy.depth]
+    name = ", ".join([*depth, SMALL] if anew else depth)
     log.info("%s: too large for this machine; compared with %s", recipe.name, name)
     smaller = recipe if copy is None else dataclasses.replace(recipe, source=copy.source)
     model = trace(smaller)

@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 
+from eri_export.foreign import PICKLED, SAVE
 from eri_runtime.errors import NotACheckpointError, PickleError
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -47,7 +48,7 @@ def pickle_error(path: Path) -> PickleError:
     """The refusal of a pickle, which is never opened."""
     return PickleError(
         path,
-        got="pickled weights, which may run code when they are read",
+        got=PICKLED,
         expected="safetensors",
-        fix="load it where you trust it and save with `safe_serialization=True`",
+        fix=SAVE,
     )
