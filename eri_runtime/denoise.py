@@ -6,66 +6,111 @@ This NumPy loop is the oracle for every faster one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.executors.base import check_finite
 from eri_runtime.noise import NoiseSource
+from eri_runtime.schedule import Point
 from eri_runtime.table import SamplerTable
 
 Array = NDArray[np.float32]
-Network = Callable[[Array, float], Array]
+Network = Callable[[Array, Point], Array]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
-    """Row `index` of `total`, taken: `denoised` is x_0 as seen at `sigma`, `x` the state after."""
+    """Row `index` of `total`, taken: `denoised` is x_0 as seen at `sigma`, `x` the state after.
+
+    `sigma` is in k-diffusion's unit, `Clock.tau`. The rest is what a loop needs to go on from here:
+    what the rows remember and their noises, newest first, and the next `draw` of noise.
+    """
 
     index: int
     total: int
     sigma: float
     x: Array
     denoised: Array
+    remembered: tuple[Array, ...]
+    noises: tuple[Array, ...]
+    draw: int
+
+
+def unchanged(value: Array, *_: object) -> Array:
+    """What a loop does that is not told otherwise."""
+    return value
 
 
 def denoise(
     network: Network,
     table: SamplerTable,
-    x: Array,
+    start: Array | Step,
     noise: NoiseSource,
-    hook: Callable[[Array], Array] = lambda denoised: denoised,
+    *,
+    hook: Callable[[Array], Array] = unchanged,
+    mend: Callable[[Array, int], Array] = unchanged,
+    draw: int = 1,
 ) -> Iterator[Step]:
-    """Run the table from the initial latents `x` (B, …), which is already scaled.
+    """Run the table from the initial latents `start` (B, …), already scaled, or on from a `Step`.
 
-    `network(c_in·x, t)` is the guided prediction, `noise` is asked from draw 1 on, and `hook` may
-    change x_0 (clip, threshold). Raises `NonFiniteError` naming the step that made NaN or Inf.
+    `network(c_in·x, point)` is the guided prediction, `noise` is asked from `draw` on, `hook` may
+    change x_0 (clip, threshold), and `mend(x, k)` the state after row k, a sample of
+    `table.points[k + 1]`. Raises `NonFiniteError` naming the step that made NaN or Inf.
     """
-    remembered: list[Array] = []  # newest first
-    noises: list[Array] = []
-    draw = 1
+    step = start if isinstance(start, Step) else _begin(table, start, noise, draw)
+    for k in range(step.index + 1, len(table)):
+        at, x, draw = table.points[k], step.x, step.draw
+        predicted = network(float(table.c_in[k]) * x, at)
+        denoised = hook(float(table.c_skip[k]) * x + float(table.c_out[k]) * predicted)
+        memory = float(table.p[k]) * x + float(table.q[k]) * denoised
+        remembered = _push(memory, step.remembered, table.B.shape[1])
+        noises = step.noises
+        if table.C.shape[1]:
+            fresh = table.draws_noise(k)
+            newest = noise(draw, x.shape[1:]) if fresh else np.zeros_like(x)
+            noises, draw = _push(newest, noises, table.C.shape[1]), draw + fresh
+        x = float(table.A[k]) * x
+        x = _accumulate(x, table.B[k], remembered)
+        x = mend(_accumulate(x, table.C[k], noises), k)
+        check_finite(f"latents after step {k + 1} of {len(table)}", x)
+        step = replace(
+            step,
+            index=k,
+            sigma=table.level(k),
+            x=x,
+            denoised=denoised,
+            remembered=remembered,
+            noises=noises,
+            draw=draw,
+        )
+        yield step
+
+
+def _begin(table: SamplerTable, x: Array, noise: NoiseSource, draw: int) -> Step:
+    """The state before row 0."""
     if table.C0:
         x = table.A0 * x + table.C0 * noise(draw, x.shape[1:])
         draw += 1
-    for k in range(len(table)):
-        predicted = network(float(table.c_in[k]) * x, float(table.t[k]))
-        denoised = hook(float(table.c_skip[k]) * x + float(table.c_out[k]) * predicted)
-        memory = float(table.p[k]) * x + float(table.q[k]) * denoised
-        remembered = [memory, *remembered[: max(table.B.shape[1] - 1, 0)]]
-        if table.C.shape[1]:
-            noises = [np.zeros_like(x), *noises[: table.C.shape[1] - 1]]
-        if table.draws_noise(k):
-            noises[0] = noise(draw, x.shape[1:])
-            draw += 1
-        x = float(table.A[k]) * x
-        x = _accumulate(x, table.B[k], remembered)
-        x = _accumulate(x, table.C[k], noises)
-        check_finite(f"latents after step {k + 1} of {len(table)}", x)
-        yield Step(k, len(table), float(table.sigma[k]), x, denoised)
+    return Step(
+        index=-1,
+        total=len(table),
+        sigma=table.level(0),
+        x=x,
+        denoised=x,
+        remembered=(),
+        noises=(),
+        draw=draw,
+    )
 
 
-def _accumulate(x: Array, coefficients: NDArray[np.float64], history: list[Array]) -> Array:
+def _push(newest: Array, history: tuple[Array, ...], width: int) -> tuple[Array, ...]:
+    """The `width` newest of a history, newest first."""
+    return (newest, *history)[:width]
+
+
+def _accumulate(x: Array, coefficients: NDArray[np.float64], history: tuple[Array, ...]) -> Array:
     for coefficient, value in zip(coefficients, history, strict=False):
         if coefficient:
             x = x + float(coefficient) * value

@@ -28,6 +28,7 @@ from eri_runtime.latents import (
 from eri_runtime.noise import TorchNoise, checked
 from eri_runtime.request import Request, Words, make_request
 from eri_runtime.result import Result, describe
+from eri_runtime.schedule import Point
 from eri_runtime.spec import Bundle
 from eri_runtime.table import SamplerTable, make_table
 
@@ -108,7 +109,9 @@ class Pipeline(Closeable):
         tokens = token_count(self.bundle.latents, request.height, request.width)
         spec, sampler = self.bundle.schedule, request.sampler
         schedule = sampler.schedule(spec, request.steps, tokens)
-        return make_table(sampler, schedule, spec, eta=request.eta)
+        return make_table(
+            sampler, schedule, spec, options={"eta": request.eta} if request.eta else {}
+        )
 
     def finish(self, request: Request, x: Array) -> Result:
         """Decode the last `Step.x` of a request."""
@@ -147,9 +150,9 @@ class Pipeline(Closeable):
         inputs = denoiser_inputs(self.bundle, conditions, *size, request.guidance_scale)
         count = len(mix)
 
-        def network(x: Array, t: float) -> Array:
+        def network(x: Array, at: Point) -> Array:
             sample = np.concatenate([x] * count)
-            timestep = np.full(len(sample), t, dtype=np.float32)
+            timestep = np.full(len(sample), at.t, dtype=np.float32)
             outputs = self.run("denoiser", {"sample": sample, "timestep": timestep, **inputs})
             return mix_predictions(mix, outputs["output"])
 

@@ -36,13 +36,12 @@ class SamplerTable:
     """K rows, float64: `B` is (K, W), `C` is (K, V), everything else (K,).
 
     x starts at `scale`·noise; the loop begins with x = `A0`·x + `C0`·n, which is x itself but for a
-    sampler that adds noise before its first evaluation. `sigma` is for the reader of a `Step`; the
-    loop does not use it.
+    sampler that adds noise before its first evaluation. `points` are the points of the K
+    evaluations and the one where the last row ends: x before row k is a sample of `points[k]`.
     """
 
     scale: float
-    t: Float64
-    sigma: Float64
+    points: Schedule
     c_in: Float64
     c_skip: Float64
     c_out: Float64
@@ -55,7 +54,11 @@ class SamplerTable:
     C0: float = 0.0
 
     def __len__(self) -> int:
-        return len(self.t)
+        return len(self.points)
+
+    def level(self, k: int) -> float:
+        """The noise before row k in k-diffusion's unit, `Clock.tau`."""
+        return self.points.clock.tau(self.points[k])
 
     def draws_noise(self, k: int) -> bool:
         """Whether n_k is used, in row k or later."""
@@ -102,18 +105,14 @@ def make_table(
     schedule: Schedule,
     spec: ScheduleSpec,
     *,
-    eta: float = 0.0,
     options: Mapping[str, float] | None = None,
 ) -> SamplerTable:
     """Tabulate a named sampler with its own conventions.
 
-    `options` are the algorithm's own, by name; `eta` is short for one of them, and 0 leaves the
-    sampler's default. Raises `UsageError` for an option it does not take, or out of range.
+    `options` are the algorithm's own, by name. Raises `UsageError` for an option it does not take,
+    or out of range.
     """
-    given = dict(options or {})
-    if eta:
-        given.setdefault("eta", eta)
-    algorithm = partial(sampler.algorithm, **sampler.checked(given))
+    algorithm = partial(sampler.algorithm, **sampler.checked(options or {}))
     at_sigma = sampler.starts_at_sigma and spec.spacing != "leading"
     scale = schedule[0].sigma if at_sigma else 1.0
     return tabulate(algorithm, schedule, spec.prediction, scale=scale, memory=sampler.memory)
@@ -138,10 +137,10 @@ def tabulate(
     rows = [_row(k, here, there) for k, (here, there) in enumerate(pairwise(states))]
     conditioning = np.array([precondition(prediction, point) for point in recorder.points])
     remembered = np.array(recorder.remembered())
+    t, alpha, sigma = np.array([*recorder.points, schedule[len(schedule)]]).T
     return SamplerTable(
         scale=scale,
-        t=np.array([point.t for point in recorder.points]),
-        sigma=np.array([point.sigma for point in recorder.points]),
+        points=Schedule(t, alpha, sigma, schedule.clock),
         c_in=conditioning[:, 0],
         c_skip=conditioning[:, 1],
         c_out=conditioning[:, 2],

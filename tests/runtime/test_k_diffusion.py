@@ -13,10 +13,11 @@ from math import exp, expm1, log, sqrt
 import numpy as np
 import pytest
 
-from eri_runtime import SAMPLERS, denoise, make_table
+from eri_runtime import SAMPLERS, make_table
 from eri_runtime.prediction import precondition
 from eri_runtime.spec import ScheduleSpec
-from tests.runtime.test_solvers import STEPS, network
+from tests.oracles import network, trajectory
+from tests.runtime.test_solvers import STEPS
 
 SHAPE = (2, 3, 4)
 TOLERANCE = 1e-10  # all in float64
@@ -177,7 +178,7 @@ def test_a_sampler_is_k_diffusions(case, prediction, steps, sigmas):
         point = schedule.clock.at(sigma)
         vp = x * point.alpha
         states.append(vp)
-        t = float(table.t[len(states) - 1])
+        t = float(table.points.t[len(states) - 1])
         assert t == pytest.approx(point.t, abs=1.0)
         c = precondition(prediction, point)
         return c.c_skip * vp + c.c_out * network(vp, t)
@@ -185,6 +186,6 @@ def test_a_sampler_is_k_diffusions(case, prediction, steps, sigmas):
     ratios = [schedule.clock.tau(schedule[i]) for i in range(steps + 1)]
     x = table.scale * draws(0)
     last = oracle(model, x / schedule[0].alpha, ratios, eta, fresh())
-    mine = [step.x for step in denoise(network, table, x, draws)]
+    mine = trajectory(table, x, draws)
     for a, b in zip(mine, [*states[1:], last], strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * np.abs(b).max())

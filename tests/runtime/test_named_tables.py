@@ -14,6 +14,7 @@ from eri_runtime.errors import EriError, UnknownNameError, UsageError
 from eri_runtime.prediction import precondition
 from eri_runtime.samplers import REFUSED, find_sampler
 from eri_runtime.spec import ScheduleSpec
+from tests.oracles import clip, network, trajectory
 
 SHAPE = (2, 3, 4)
 SIGMAS = ["default", "karras", "exponential", "beta", "simple"]
@@ -25,16 +26,8 @@ SPECS = {
 }
 
 
-def network(x, t):
-    return 0.7 * x / (1 + x**2) + 0.1 * x * (t / 1000) - 0.05
-
-
 def draws(draw, shape=SHAPE[1:]):
     return np.random.default_rng(draw).standard_normal((SHAPE[0], *shape))
-
-
-def clip(x):
-    return np.clip(x, -1.0, 1.0)
 
 
 @pytest.mark.parametrize("sigmas", SIGMAS)
@@ -60,7 +53,7 @@ def test_the_table_is_the_algorithm_on_arrays(name, prediction, steps, sigmas):
     last = sampler.algorithm(
         evaluate, lambda: draws(next(count)), x, schedule, **sampler.checked({})
     )
-    mine = [step.x for step in denoise(network, table, x, draws, clip)]
+    mine = trajectory(table, x, draws, hook=clip)
     for a, b in zip(mine, [*states[1:], last], strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(b).max())
 
@@ -82,6 +75,14 @@ def test_a_table_is_as_wide_as_its_algorithm_reaches(name):
     sampler = SAMPLERS[name]
     table = make_table(sampler, sampler.schedule(SPECS["v"], 12, 64), SPECS["v"])
     assert (table.B.shape[1], table.C.shape[1]) == WIDTHS[name]
+
+
+def numbers(table):
+    """Every coefficient of a table and of its points."""
+    for part in (table, table.points):
+        for value in vars(part).values():
+            if isinstance(value, float | np.ndarray):
+                yield value
 
 
 @st.composite
@@ -114,11 +115,11 @@ def test_a_perfect_network_is_followed_to_its_image(configuration):
     schedule = sampler.schedule(spec, steps, 64, sigmas)
     constant = dataclasses.replace(spec, prediction="x0")
     for table in (make_table(sampler, schedule, s, options=options) for s in (spec, constant)):
-        for column in dataclasses.astuple(table):
+        for column in numbers(table):
             assert np.isfinite(column).all()
     target = np.full(SHAPE, 0.3)
     x = table.scale * draws(0)
-    *_, last = denoise(lambda x, t: target, table, x, draws)
+    *_, last = denoise(lambda x, at: target, table, x, draws)
     if schedule.sigma[-1] == 0:
         # lcm's boundary condition keeps a trace of x: c_skip is 7e-6 at its first taught t, 19
         tolerance = 1e-4 if name == "lcm" else 1e-8

@@ -7,10 +7,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
-from eri_runtime import SAMPLERS, denoise, make_schedule, make_table
+from eri_runtime import SAMPLERS, make_schedule, make_table
 from eri_runtime.errors import UnknownNameError, UsageError
 from eri_runtime.samplers import find_sampler
 from eri_runtime.spec import ScheduleSpec
+from tests.oracles import network, trajectory
 
 STEPS = [1, 2, 7, 20]
 SHAPE = (2, 4, 5, 3)
@@ -21,21 +22,16 @@ COSINE_TOLERANCE = 3e-4
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
-def network(x, t):
-    """Non-linear in x and t, and the same in NumPy and torch."""
-    return 0.7 * x / (1 + x**2) + 0.1 * x * (t / 1000) - 0.05
-
-
 def initial_noise():
     return np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
 
 
-def ours(spec, sampler, steps, *, tokens=64, eta=0.0, noise=None):
+def ours(spec, sampler, steps, *, tokens=64, noise=None, **options):
     sampler = SAMPLERS[sampler]
     schedule = make_schedule(spec, steps, tokens, whole_t=sampler.whole_t)
-    table = make_table(sampler, schedule, spec, eta=eta)
+    table = make_table(sampler, schedule, spec, options=options)
     x = table.scale * initial_noise()
-    return [step.x for step in denoise(network, table, x, noise)]
+    return trajectory(table, x, noise)
 
 
 def theirs(scheduler, steps, **options):
@@ -44,21 +40,21 @@ def theirs(scheduler, steps, **options):
     scheduler.set_timesteps(**({"num_inference_steps": steps} | options))
     scale = getattr(scheduler, "init_noise_sigma", 1.0)
     x = torch.from_numpy(initial_noise()) * scale
-    trajectory = []
+    states = []
     for i, t in enumerate(scheduler.timesteps):
         scaled = x
         if hasattr(scheduler, "scale_model_input"):
             scaled = scheduler.scale_model_input(x, t)
         extra = {} if draws is None else {"eta": 1.0, "variance_noise": torch.from_numpy(draws[i])}
         x = scheduler.step(network(scaled, float(t)), t, x, **extra).prev_sample
-        trajectory.append(x.numpy())
-    return trajectory
+        states.append(x.numpy())
+    return states
 
 
-def to_vp(scheduler, trajectory):
+def to_vp(scheduler, states):
     """diffusers' Euler keeps x / alpha; ours keeps x."""
     sigmas = [float(sigma) for sigma in scheduler.sigmas[1:]]
-    return [x / np.sqrt(1 + s**2) for x, s in zip(trajectory, sigmas, strict=True)]
+    return [x / np.sqrt(1 + s**2) for x, s in zip(states, sigmas, strict=True)]
 
 
 def assert_close(mine, reference, tolerance=TOLERANCE):

@@ -13,19 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from eri_runtime import SAMPLERS, denoise, make_table
+from eri_runtime import SAMPLERS, make_table
 from eri_runtime.spec import ScheduleSpec
+from tests.oracles import network, trajectory
 
 STEPS = [1, 2, 7, 20]
 SHAPE = (2, 4, 5, 3)
 TOLERANCE = 1e-5
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "flow": "flow_prediction"}
 VP = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
-
-def network(x, t):
-    """Non-linear in x and t, and the same in NumPy and torch."""
-    return 0.7 * x / (1 + x**2) + 0.1 * x * (t / 1000) - 0.05
 
 
 def draws(draw, shape=SHAPE[1:]):
@@ -37,7 +33,7 @@ def ours(name, spec, steps, sigmas="default", net=network, **options):
     schedule = sampler.schedule(spec, steps, 64, sigmas)
     table = make_table(sampler, schedule, spec, options=options)
     x = np.float32(table.scale) * draws(0)
-    return table, [step.x for step in denoise(net, table, x, draws)]
+    return table, trajectory(table, x, draws, net)
 
 
 def theirs(scheduler, steps, scale, monkeypatch, net=network):
@@ -56,14 +52,14 @@ def theirs(scheduler, steps, scale, monkeypatch, net=network):
         scheduler.alphas_cumprod = torch.cumprod(1 - scheduler.betas.double(), 0)
     scheduler.set_timesteps(steps)
     x = torch.from_numpy(draws(0)) * scale
-    trajectory = []
+    states = []
     for t in scheduler.timesteps:
         scaled = x
         if hasattr(scheduler, "scale_model_input"):
             scaled = scheduler.scale_model_input(x, t)
         x = scheduler.step(net(scaled, float(t)), t, x, return_dict=False)[0]
-        trajectory.append(x.numpy())
-    return trajectory
+        states.append(x.numpy())
+    return states
 
 
 def assert_close(mine, reference, tolerance=TOLERANCE):
@@ -72,10 +68,9 @@ def assert_close(mine, reference, tolerance=TOLERANCE):
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
-def to_vp(table, trajectory):
+def to_vp(table, states):
     """k-diffusion's x / alpha as x: each state is at the sigma of the evaluation that follows."""
-    sigmas = np.append(table.sigma[1:], 0.0)
-    return [np.sqrt(1 - s**2) * x for s, x in zip(sigmas, trajectory, strict=True)]
+    return [alpha * x for alpha, x in zip(table.points.alpha[1:], states, strict=True)]
 
 
 K_DIFFUSION = {
@@ -94,7 +89,7 @@ def test_a_sampler_over_sigma_is_diffusers(name, prediction, steps, monkeypatch)
     spec = ScheduleSpec(kind="vp", prediction=prediction, spacing="trailing")
     table, mine = ours(name, spec, steps)
     config = VP | {"timestep_spacing": "trailing", "prediction_type": PREDICTIONS[prediction]}
-    scale = table.scale / np.sqrt(1 - table.sigma[0] ** 2)
+    scale = table.scale / table.points.alpha[0]
     reference = theirs(K_DIFFUSION[name](**config), steps, scale, monkeypatch)
     assert_close(mine, to_vp(table, reference))
 
@@ -191,7 +186,7 @@ def test_lcm_on_a_flow_draws_fresh_noise_at_each_level(steps):
     table, mine = ours("lcm", spec, steps)
     x = draws(0)
     for k, state in enumerate(mine):
-        x_0 = x - table.sigma[k] * network(x, table.t[k])
-        after = table.sigma[k + 1] if k + 1 < steps else 0.0
+        at, after = table.points[k], table.points[k + 1].sigma
+        x_0 = x - at.sigma * network(x, at.t)
         x = (1 - after) * x_0 + after * draws(k + 1)
         assert np.abs(state - x).max() <= TOLERANCE * np.abs(x).max()

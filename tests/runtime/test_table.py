@@ -13,22 +13,15 @@ from eri_runtime.linear import Linear
 from eri_runtime.prediction import precondition
 from eri_runtime.samplers import ddim
 from eri_runtime.spec import ScheduleSpec
+from tests.oracles import clip, network, trajectory
 
 SHAPE = (2, 3, 4)
 VP = ScheduleSpec(kind="vp", prediction="v")
 FLOW = ScheduleSpec(kind="flow", prediction="flow", spacing="linspace", shift=3.0)
 
 
-def network(x, t):
-    return 0.7 * x / (1 + x**2) + 0.1 * x * (t / 1000) - 0.05
-
-
 def draws(draw, shape):
     return np.random.default_rng(draw).standard_normal((SHAPE[0], *shape))
-
-
-def clip(x):
-    return np.clip(x, -1.0, 1.0)
 
 
 def heun(denoise, noise, x, schedule):
@@ -88,7 +81,7 @@ def test_the_table_is_the_algorithm(algorithm, spec, steps, hook):
     schedule = make_schedule(spec, steps, 64, whole_t=False)
     x = np.random.default_rng(0).standard_normal(SHAPE)
     table = tabulate(algorithm, schedule, spec.prediction)
-    mine = [step.x for step in denoise(network, table, x, draws, hook)]
+    mine = trajectory(table, x, draws, hook=hook)
     reference = eager(algorithm, schedule, spec.prediction, x, hook)
     assert len(mine) == len(reference)
     for a, b in zip(mine, reference, strict=True):
@@ -149,7 +142,7 @@ def test_a_perfect_network_is_followed_exactly(steps, eta, zero_snr, spacing):
     schedule = make_schedule(spec, steps, 64, whole_t=False)
     table = tabulate(lambda d, n, x, s: ddim(d, n, x, s, eta=eta), schedule, "x0")
     target = np.full(SHAPE, 0.3)
-    *_, last = denoise(lambda x, t: target, table, draws(0, SHAPE[1:]), draws)
+    *_, last = denoise(lambda x, at: target, table, draws(0, SHAPE[1:]), draws)
     np.testing.assert_allclose(last.x, target, atol=1e-9)
 
 
@@ -165,8 +158,8 @@ def test_the_loop_names_the_step_that_was_not_finite():
     schedule = make_schedule(FLOW, 5, 64, whole_t=False)
     table = tabulate(ddim, schedule, "flow")
 
-    def failing(x, t):
-        return x if t > 500 else np.full_like(x, np.nan)
+    def failing(x, at):
+        return x if at.t > 500 else np.full_like(x, np.nan)
 
     steps = denoise(failing, table, draws(0, SHAPE[1:]), draws)
     with pytest.raises(NonFiniteError, match=r"latents after step 5 of 5: got NaN or Inf in 24"):
@@ -177,8 +170,8 @@ def test_the_loop_can_be_left_at_any_step():
     table = tabulate(ddim, make_schedule(FLOW, 5, 64, whole_t=False), "flow")
     calls = []
 
-    def counting(x, t):
-        calls.append(t)
+    def counting(x, at):
+        calls.append(at)
         return x
 
     for step in denoise(counting, table, draws(0, SHAPE[1:]), draws):
