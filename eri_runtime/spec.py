@@ -164,7 +164,7 @@ class Bundle:
       (-> hidden_states, pooled), `text_encoder_3` (-> hidden_states)
     - flux: `denoiser` (sample (B,S,64), timestep, encoder_hidden_states, pooled_projections,
       img_ids (S,3), txt_ids (T,3), and guidance (B,) if distilled -> output), `text_encoder`
-      (-> pooled), `text_encoder_2` (-> hidden_states)
+      (-> pooled), `text_encoder_2` (-> hidden_states); a guidance below 0 leaves its embedding out
 
     All but the denoiser may be absent. Without the VAE there are latents and no images; without
     its text encoders a bundle takes embeddings and no prompts, except that in sd35's without

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from diffusers import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux import (
     FluxSingleTransformerBlock,
@@ -39,10 +41,16 @@ class Flux(Wrapper):
         txt_ids: Tensor,
         guidance: Tensor | None = None,
     ) -> Tensor:
-        """Packed patches (B, S, 64) float32 -> the same; `timestep` (B,) in [0, 1000)."""
+        """Packed patches (B, S, 64) float32 -> the same; `timestep` (B,) in [0, 1000).
+
+        An image whose `guidance` (B,) is below 0 goes without the embedding of it.
+        """
         timestep = timestep * (1 / CLOCK)  # not `/ CLOCK`, which torch and ONNX round differently
         clocks = [timestep * CLOCK] if guidance is None else [timestep * CLOCK, guidance * CLOCK]
-        with self._exact(clocks):
+        with ExitStack() as hooks:
+            hooks.enter_context(self._exact(clocks))
+            if guidance is not None:
+                hooks.enter_context(self._optional(guidance))
             output = self.network(
                 hidden_states=sample.to(self.dtype),
                 timestep=timestep,
@@ -63,6 +71,15 @@ class Flux(Wrapper):
         """
         embedding = self.network.get_submodule("time_text_embed")
         return embedding.register_forward_pre_hook(lambda _, given: (*clocks, given[-1]))
+
+    def _optional(self, guidance: Tensor) -> RemovableHandle:
+        """Leave out the embedding of a `guidance` below 0 while the handle is open.
+
+        Trainers of a distilled Flux leave it out, which no value of guidance does.
+        """
+        embedder = self.network.get_submodule("time_text_embed.guidance_embedder")
+        present = (guidance >= 0)[:, None]
+        return embedder.register_forward_hook(lambda _, _given, made: made * present.to(made.dtype))
 
 
 def flux_recipe(
