@@ -1,0 +1,50 @@
+"""A caller's numbers, checked once: what comes back is a plain `float` or `int`."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from math import isfinite
+from numbers import Real
+
+from eri_runtime.errors import UsageError, short
+
+NOT_NEGATIVE = "a finite number, 0 or more"
+
+
+def real(
+    name: str,
+    value: object,
+    expected: str,
+    allowed: Callable[[float], bool],
+    fix: str | None = None,
+) -> float:
+    """`value` as a float, if it is a real number that is `allowed`; else a `UsageError`."""
+    try:
+        number = float(value) if _is_number(value) and isinstance(value, Real) else None
+    except OverflowError:  # an int beyond every float
+        number = None
+    if number is None or not allowed(number):
+        raise UsageError(name, got=short(value), expected=expected, fix=fix)
+    return number
+
+
+def not_negative(name: str, value: object) -> float:
+    """`value` as a float, if it is finite and 0 or more; else a `UsageError`."""
+    return real(name, value, NOT_NEGATIVE, lambda number: isfinite(number) and number >= 0)
+
+
+def whole(name: str, value: object, low: int, high: int | None = None) -> int:
+    """`value` as an int, if it is an integer from `low` to `high`; else a `UsageError`."""
+    try:
+        number = operator.index(value) if _is_number(value) else None  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or number < low or (high is not None and number > high):
+        expected = f"an integer, {low} or more" if high is None else f"an integer, {low} to {high}"
+        raise UsageError(name, got=short(value), expected=expected)
+    return number
+
+
+def _is_number(value: object) -> bool:
+    return not isinstance(value, bool)
