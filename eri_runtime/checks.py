@@ -1,4 +1,4 @@
-"""A caller's numbers, checked once: what comes back is a plain `float` or `int`."""
+"""A caller's numbers and arrays, checked: a plain `float`, `int` or array comes back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Callable
 from math import isfinite
 from numbers import Real
 
+import numpy as np
+from numpy.typing import NDArray
+
 from eri_runtime.errors import UsageError, short
+from eri_runtime.executors.base import check_finite
 
 NOT_NEGATIVE = "a finite number, 0 or more"
 
@@ -44,6 +48,20 @@ def whole(name: str, value: object, low: int, high: int | None = None) -> int:
         expected = f"an integer, {low} or more" if high is None else f"an integer, {low} to {high}"
         raise UsageError(name, got=short(value), expected=expected)
     return number
+
+
+def floats(name: str, value: object) -> NDArray[np.floating]:
+    """`value` as an array of finite floats, of the type it has.
+
+    Raises `UsageError` for anything else, `NonFiniteError` for NaN or Inf.
+    """
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors with gradients
+        raise UsageError(name, got=short(str(error)), expected="an array of floats") from error
+    if array.dtype.kind != "f":
+        raise UsageError(name, got=f"an array of {array.dtype}", expected="an array of floats")
+    return check_finite(name, array)
 
 
 def _is_number(value: object) -> bool:
