@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from eri_runtime.errors import UsageError
 from eri_runtime.noise import TorchNoise
+from eri_runtime.table import SamplerTable
 
 DEPTH = 18  # two times in one of 2^18 leaves are joined to its ends, not to each other
 ROOT, LEAF = 0, 1  # what a stream of a seed is for, beside the nodes from 2 on
@@ -22,11 +23,12 @@ Path = NDArray[np.float64]
 
 
 class BrownianNoise:
-    """A `NoiseSource`: draw k ≥ 1 is W(a, b)/sqrt(|b − a|) with a, b = intervals[k − 1].
+    """A `NoiseSource`: draw `first` + k is W(a, b)/sqrt(|b − a|) with a, b = intervals[k].
 
     Times are whatever the sampler's noise is Brownian in, within `span` (low, high), which must be
-    the same for the same path. Draw 0, the initial latents, is `TorchNoise`'s. Image b follows
-    seeds[b]. Raises `UsageError` for a time outside the span or an interval of no length.
+    the same for the same path. Draws before `first`, those before the loop, are `TorchNoise`'s.
+    Image b follows seeds[b]. Raises `UsageError` for a time outside the span or an interval of no
+    length.
     """
 
     def __init__(
@@ -34,21 +36,42 @@ class BrownianNoise:
         seeds: Sequence[int],
         intervals: Sequence[tuple[float, float]],
         span: tuple[float, float],
+        first: int = 1,
     ) -> None:
         low, high = span
         for a, b in intervals:
             if a == b or not (low <= a <= high and low <= b <= high):
                 raise UsageError("interval", got=(a, b), expected=f"two times in {span}")
         self.seeds, self.intervals, self.span = tuple(seeds), tuple(intervals), span
+        self.first = first
 
     def __call__(self, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        if draw == 0:
-            return TorchNoise(self.seeds)(0, shape)
-        if draw > len(self.intervals):
-            raise UsageError("draw", got=draw, expected=f"at most {len(self.intervals)}")
-        a, b = self.intervals[draw - 1]
+        if draw < self.first:
+            return TorchNoise(self.seeds)(draw, shape)
+        if draw >= self.first + len(self.intervals):
+            most = self.first + len(self.intervals) - 1
+            raise UsageError("draw", got=draw, expected=f"at most {most}")
+        a, b = self.intervals[draw - self.first]
         steps = [increment(seed, shape, self.span, a, b) for seed in self.seeds]
         return (np.stack(steps) / sqrt(abs(b - a))).astype(np.float32)
+
+
+def intervals_of(table: SamplerTable) -> list[tuple[float, float]]:
+    """The levels each draw of a table covers: from where the last one ended to where its row does.
+
+    Raises `UsageError` for noise that is no part of a path: before the first row, or upwards.
+    """
+    covered, begin = [], table.level(0)
+    for k in range(len(table)):
+        if not table.draws_noise(k):
+            continue
+        end = table.level(k + 1)
+        covered.append((begin, end))
+        begin = end
+    if table.C0 or any(a <= b for a, b in covered):
+        fix = "leave out s_churn, or use noise='torch'"
+        raise UsageError("noise", got="brownian", expected="noise of an SDE", fix=fix)
+    return covered
 
 
 def increment(

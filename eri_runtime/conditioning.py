@@ -129,12 +129,12 @@ def _width_and_most_tokens(bundle: Bundle) -> tuple[int, int]:
     return int(shape[-1]), denoiser.ranges["tokens"].max
 
 
-def denoiser_inputs(
-    bundle: Bundle, condition: Condition, height: int, width: int, guidance_scale: float
+def condition_inputs(
+    bundle: Bundle, condition: Condition, height: int, width: int, guidance: Array
 ) -> dict[str, Array]:
-    """Everything the denoiser takes beside the sample and the timestep.
+    """What the denoiser takes for each row of a condition.
 
-    `guidance_scale` is for a denoiser that embeds it (Meng et al. 2023, arXiv 2210.03142).
+    `guidance` (B,) is for a denoiser that embeds it (Meng et al. 2023, arXiv 2210.03142).
     """
     if bundle.family == "sdxl":
         return {
@@ -143,13 +143,20 @@ def denoiser_inputs(
             "time_ids": _time_ids(len(condition.pooled), height, width),
         }
     inputs = {"encoder_hidden_states": condition.embeds, "pooled_projections": condition.pooled}
-    if bundle.family == "flux":
-        _, h, w = latent_shape(bundle.latents, height, width)
-        inputs["img_ids"] = image_ids(h, w, bundle.latents.patch)
-        inputs["txt_ids"] = np.zeros((condition.embeds.shape[1], 3), dtype=np.float32)
     if bundle.guidance_embedding:
-        inputs["guidance"] = np.full(len(condition.embeds), guidance_scale, dtype=np.float32)
+        inputs["guidance"] = guidance
     return inputs
+
+
+def shared_inputs(bundle: Bundle, height: int, width: int, tokens: int) -> dict[str, Array]:
+    """What the denoiser takes once for all rows: Flux's positions of patches and of text tokens."""
+    if bundle.family != "flux":
+        return {}
+    _, h, w = latent_shape(bundle.latents, height, width)
+    return {
+        "img_ids": image_ids(h, w, bundle.latents.patch),
+        "txt_ids": np.zeros((tokens, 3), dtype=np.float32),
+    }
 
 
 def _time_ids(batch: int, height: int, width: int) -> Array:

@@ -1,4 +1,4 @@
-"""Decoder output to pixels, and PNG files that say how they were made."""
+"""Pictures to pixels and back, and PNG files that say how they were made."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from eri_runtime.errors import SizeError, UsageError, short
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,6 +28,69 @@ def to_pil(unit: NDArray[np.float32]) -> list[Image]:
     from PIL import Image
 
     return [Image.fromarray(pixels) for pixels in np.round(unit * 255).astype(np.uint8)]
+
+
+def size_of(name: str, image: Any) -> tuple[int, int]:
+    """Width and height of a PIL image or an array (H, W, …); raises `UsageError` for another."""
+    if isinstance(image, np.ndarray) and image.ndim in (2, 3):
+        return image.shape[1], image.shape[0]
+    size = getattr(image, "size", None)
+    if not isinstance(size, tuple) or not hasattr(image, "convert"):
+        raise UsageError(name, got=short(image), expected="a PIL image or an array (H, W, …)")
+    return size
+
+
+def pixels_of(image: Any, height: int, width: int) -> NDArray[np.float32]:
+    """(3, height, width) in [−1, 1] of a PIL image, resized if need be, or an array (H, W, 3).
+
+    Raises `UsageError` for an array of other size, type or range.
+    """
+    size_of("image", image)
+    if isinstance(image, np.ndarray):
+        unit = _unit_array("image", image, (height, width, 3))
+    else:
+        unit = _unit_array("image", _pil_array(image, "RGB", height, width), (height, width, 3))
+    return np.float32(2) * unit.transpose(2, 0, 1) - np.float32(1)
+
+
+def mask_of(mask: Any, image: Any, height: int, width: int) -> NDArray[np.float32]:
+    """(height, width) of 0 and 1, as white as half or more, of a mask of the size of `image`.
+
+    Raises `UsageError` for a mask of other size, type or range.
+    """
+    if size_of("mask", mask) != size_of("image", image):
+        got, expected = size_of("mask", mask), f"{size_of('image', image)}, the image's size"
+        raise SizeError("mask", got=got, expected=expected)
+    if not isinstance(mask, np.ndarray):
+        mask = _pil_array(mask, "L", height, width)
+    elif mask.dtype == bool:
+        mask = mask.astype(np.float32)
+    return (_unit_array("mask", mask, (height, width)) >= 0.5).astype(np.float32)
+
+
+def _pil_array(image: Image, mode: str, height: int, width: int) -> NDArray[np.uint8]:
+    """The picture in `mode`, resized as diffusers does it where its size is another."""
+    from PIL.Image import Resampling
+
+    converted = image.convert(mode)
+    if converted.size != (width, height):
+        converted = converted.resize((width, height), Resampling.LANCZOS)
+    return np.asarray(converted)
+
+
+def _unit_array(name: str, array: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An array of bytes or of floats in [0, 1], as float32 in [0, 1]."""
+    if array.shape != shape:
+        fix = "pass a PIL image to have it resized, or its height and width"
+        raise SizeError(name, got=array.shape, expected=shape, fix=fix)
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / np.float32(255)
+    if array.dtype.kind != "f":
+        raise UsageError(name, got=array.dtype, expected="uint8, or floats from 0 to 1")
+    if not ((array >= 0) & (array <= 1)).all():
+        got = "values outside of it, or NaN"
+        raise UsageError(name, got=got, expected="floats from 0 to 1")
+    return array.astype(np.float32)
 
 
 def parameters_text(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> str:

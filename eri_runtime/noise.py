@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from math import prod
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,15 @@ from eri_runtime.errors import UsageError
 from eri_runtime.randn import TorchNormal
 
 MAX_SEED = 2**64 - 1
+NoiseName = Literal["torch", "philox", "brownian"]
 
 
 class NoiseSource(Protocol):
-    """Unit normal noise for a batch; draw 0 is the initial latents, draw 1 the loop's first."""
+    """Unit normal noise for a batch, by draw.
+
+    Draw 0 is the initial latents and draw 1 the loop's first; of an edit draw 0 is the VAE's
+    posterior, draw 1 the initial latents, and the loop begins at `Edit.first_draw`.
+    """
 
     def __call__(self, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """(B, *shape) float32 for a `shape` without the batch; the same for the same `draw`."""

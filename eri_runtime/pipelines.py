@@ -4,33 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime import executors, manifest
-from eri_runtime.conditioning import Condition, TextEncoders, check_encoders, denoiser_inputs
-from eri_runtime.denoise import Array, Network, Step, denoise
+from eri_runtime import executors, manifest, vae
+from eri_runtime.brownian import BrownianNoise, intervals_of
+from eri_runtime.conditioning import (
+    Condition,
+    TextEncoders,
+    check_encoders,
+    condition_inputs,
+    shared_inputs,
+)
+from eri_runtime.denoise import Array, Network, Step, denoise, unchanged
+from eri_runtime.editing import begun, keep_outside, noised
 from eri_runtime.errors import UsageError
-from eri_runtime.executors.base import Closeable, Executor, check_finite
-from eri_runtime.guidance import cfg_mix, mix_predictions, no_mix
+from eri_runtime.executors.base import Closeable, Executor
+from eri_runtime.guided import guided_network
 from eri_runtime.images import to_pil, to_unit
 from eri_runtime.integrity import verify_on_load
-from eri_runtime.latents import (
-    latent_shape,
-    patchify,
-    to_vae,
-    token_count,
-    unpatchify,
-)
-from eri_runtime.noise import TorchNoise, checked
-from eri_runtime.request import Request, Words, make_request
+from eri_runtime.latents import latent_shape, token_count
+from eri_runtime.noise import NoiseSource, PhiloxNoise, TorchNoise, checked
+from eri_runtime.pieces import in_pieces
+from eri_runtime.prompts import PromptLike, columns
+from eri_runtime.request import Request, make_request
 from eri_runtime.result import Result, describe
-from eri_runtime.schedule import Point
+from eri_runtime.schedule import Clock, Schedule
 from eri_runtime.spec import Bundle
 from eri_runtime.table import SamplerTable, make_table
+from eri_runtime.words import Words
 
 
 def load(bundle: str | Path, backend: str = "auto", *, threads: int | None = None) -> Pipeline:
@@ -56,7 +62,7 @@ class Pipeline(Closeable):
 
     def __call__(
         self,
-        prompt: str | Sequence[str] | None = None,
+        prompt: PromptLike | Sequence[PromptLike] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         *,
         on_step: Callable[[Step], object] | None = None,
@@ -64,8 +70,9 @@ class Pipeline(Closeable):
     ) -> Result:
         """Generate images; `words` are diffusers' keywords, explained at `Words`.
 
-        `on_step` hears of every `Step`. Raises `UsageError` for a bad argument, `NonFiniteError`
-        for NaN or Inf in latents or image.
+        A prompt may be a mapping of texts to weights, which guide one image together. `on_step`
+        hears of every `Step`. Raises `UsageError` for a bad argument, `NonFiniteError` for NaN or
+        Inf in latents or image.
         """
         request = make_request(self.bundle, prompt, negative_prompt, words)
         for step in self.denoise(request):
@@ -75,26 +82,49 @@ class Pipeline(Closeable):
 
     def request(
         self,
-        prompt: str | Sequence[str] | None = None,
+        prompt: PromptLike | Sequence[PromptLike] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         **words: Unpack[Words],
     ) -> Request:
         """A checked call, for `denoise` and `finish`: a loop of your own."""
         return make_request(self.bundle, prompt, negative_prompt, words)
 
-    def denoise(self, request: Request) -> Iterator[Step]:
-        """The steps of a request, one at a time; stop asking and it stops."""
+    def denoise(self, request: Request, start: Step | None = None) -> Iterator[Step]:
+        """The steps of a request, one at a time; stop asking and it stops.
+
+        `start` is a step of the same request to go on from, of this run or another. Raises
+        `UsageError` for one that cannot be of this request.
+        """
         table = self.table(request)
-        x, source = request.latents, request.noise
-        if source is None:
-            source = TorchNoise(request.seeds, first=0 if x is None else 1)
-        noise = checked(source, request.batch)
-        network = self._network(request)
-        if x is None:
-            x = noise(0, latent_shape(self.bundle.latents, request.height, request.width))
-            if self.bundle.family == "flux":
-                x = patchify(x, self.bundle.latents.patch)
-        return denoise(network, table, table.scale * x, noise)
+        noise = checked(self._noise(request, table), request.batch)
+        network = self._network(request, table.points.clock)
+        x, mend = self._begin(request, table, noise)
+        if start is not None and (start.total, start.x.shape) != (len(table), x.shape):
+            got = f"a step of {start.total} with latents {start.x.shape}"
+            raise UsageError("start", got=got, expected=f"one of {len(table)} with {x.shape}")
+        draw = 1 if request.edit is None else request.edit.first_draw
+        return denoise(network, table, start or x, noise, hook=request.hook, mend=mend, draw=draw)
+
+    def schedule(self, request: Request) -> Schedule:
+        """The points a request passes; of an edit, those that its strength leaves."""
+        tokens = token_count(self.bundle.latents, request.height, request.width)
+        spec = self.bundle.schedule
+        whole = request.sampler.schedule(spec, request.steps, tokens, request.sigmas)
+        return whole if request.edit is None else begun(whole, request.edit)
+
+    def table(self, request: Request) -> SamplerTable:
+        """The sampler's coefficients for a request."""
+        schedule, spec = self.schedule(request), self.bundle.schedule
+        return make_table(request.sampler, schedule, spec, options=request.options)
+
+    def finish(self, request: Request, x: Array) -> Result:
+        """Decode the last `Step.x` of a request, or any `Step.denoised`."""
+        parameters = describe(self.bundle, request)
+        if request.output_type == "latent":
+            return Result(images=x, latents=x, seeds=request.seeds, parameters=parameters)
+        unit = to_unit(self.decode(x, request.height, request.width))
+        images = to_pil(unit) if request.output_type == "pil" else unit
+        return Result(images=images, latents=x, seeds=request.seeds, parameters=parameters)
 
     def encode_prompt(
         self, prompt: str | Sequence[str], max_sequence_length: int | None = None
@@ -104,32 +134,9 @@ class Pipeline(Closeable):
         length = self.bundle.defaults.max_sequence_length
         return self._encode(prompts, length if max_sequence_length is None else max_sequence_length)
 
-    def table(self, request: Request) -> SamplerTable:
-        """The sampler's coefficients for a request."""
-        tokens = token_count(self.bundle.latents, request.height, request.width)
-        spec, sampler = self.bundle.schedule, request.sampler
-        schedule = sampler.schedule(spec, request.steps, tokens)
-        return make_table(
-            sampler, schedule, spec, options={"eta": request.eta} if request.eta else {}
-        )
-
-    def finish(self, request: Request, x: Array) -> Result:
-        """Decode the last `Step.x` of a request."""
-        parameters = describe(self.bundle, request)
-        if request.output_type == "latent":
-            return Result(images=x, latents=x, seeds=request.seeds, parameters=parameters)
-        unit = to_unit(self.decode(x, request.height, request.width))
-        images = to_pil(unit) if request.output_type == "pil" else unit
-        return Result(images=images, latents=x, seeds=request.seeds, parameters=parameters)
-
     def decode(self, latents: Array, height: int, width: int) -> Array:
         """Denoiser latents to images (B, 3, height, width), about [−1, 1]."""
-        spec = self.bundle.latents
-        if self.bundle.family == "flux":
-            _, h, w = latent_shape(spec, height, width)
-            latents = unpatchify(latents, h, w, spec.patch)
-        image = self.run("vae_decoder", {"latents": to_vae(spec, latents)})["image"]
-        return check_finite("decoded image", image)
+        return vae.decode(self.bundle, self.run, latents, height, width)
 
     def run(self, name: str, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
         """Run one component on NumPy arrays, opening it if this is its first use."""
@@ -143,37 +150,73 @@ class Pipeline(Closeable):
         self._components.clear()
         self._resources.close()
 
-    def _network(self, request: Request) -> Network:
-        """The guided denoiser x, t -> F of a request, conditions bound."""
-        conditions, mix = self._conditions(request)
+    # the parts of a request's loop
+
+    def _noise(self, request: Request, table: SamplerTable) -> NoiseSource:
+        if callable(request.noise):
+            return request.noise
+        if request.noise == "philox":
+            return PhiloxNoise(request.seeds)
+        if request.noise == "brownian":
+            first = 1 if request.edit is None else request.edit.first_draw
+            span = (0.0, float(table.points.clock.training[-1]))
+            return BrownianNoise(request.seeds, intervals_of(table), span, first)
+        brought = request.latents is not None and request.edit is None
+        return TorchNoise(request.seeds, first=int(brought))
+
+    def _begin(
+        self, request: Request, table: SamplerTable, noise: NoiseSource
+    ) -> tuple[Array, Callable[[Array, int], Array]]:
+        """The first latents, and what an edit does to every state after them."""
+        shape = latent_shape(self.bundle.latents, request.height, request.width)
+        pack, edit = partial(vae.pack, self.bundle), request.edit
+        if edit is None:
+            unit = pack(noise(0, shape)) if request.latents is None else request.latents
+            return table.scale * unit, unchanged
+        original = pack(vae.encode(self.bundle, self.run, edit.pixels, noise(0, shape)))
+        unit = pack(noise(1, shape)) if request.latents is None else request.latents
+        begin = self.schedule(request)[0]
+        x = table.scale * unit if edit.from_noise else noised(original, unit, begin)
+        if edit.mask is None:
+            return x, unchanged
+        mask = pack(np.broadcast_to(edit.mask, (request.batch, *shape)))
+        return x, keep_outside(mask, original, unit, table)
+
+    def _network(self, request: Request, clock: Clock) -> Network:
+        """The guided denoiser x, point -> F of a request, conditions bound."""
         size = (request.height, request.width)
-        inputs = denoiser_inputs(self.bundle, conditions, *size, request.guidance_scale)
-        count = len(mix)
+        positives, weights = self._positives(request)
+        shared = shared_inputs(self.bundle, *size, positives[0].embeds.shape[1])
+        rows = self.bundle.components["denoiser"].ranges["batch"]
 
-        def network(x: Array, at: Point) -> Array:
-            sample = np.concatenate([x] * count)
-            timestep = np.full(len(sample), at.t, dtype=np.float32)
-            outputs = self.run("denoiser", {"sample": sample, "timestep": timestep, **inputs})
-            return mix_predictions(mix, outputs["output"])
+        def denoiser(inputs: Mapping[str, Array]) -> Array:
+            return in_pieces(partial(self.run, "denoiser"), rows, inputs, shared)["output"]
 
-        return network
+        def inputs(k: int) -> dict[str, Array]:
+            condition = positives[k - 1] if k else self._negative(request, positives[0])
+            return condition_inputs(self.bundle, condition, *size, request.guidance.embedded)
 
-    def _conditions(self, request: Request) -> tuple[Condition, Array]:
-        """The stacked conditions, negative first, and the matrix that mixes their predictions."""
-        positive = request.positive or self._encode(request.prompts, request.max_sequence_length)
-        positive = positive.repeat(request.images_per_prompt)
-        scale = self._cfg_scale(request)
-        if scale <= 1:
-            if request.batch in self.bundle.components["denoiser"].ranges["batch"]:
-                return positive, no_mix(request.batch)
-            scale = 1.0  # a graph of one size always takes both conditions
-        negative = self._negative(request, positive)
+        return guided_network(denoiser, inputs, weights, request.guidance, clock)
+
+    def _positives(self, request: Request) -> tuple[list[Condition], NDArray[np.float64]]:
+        """P conditions (B, …) and their weights (P, B): the texts of every prompt."""
+        each = request.images_per_prompt
+        if request.positive is not None:
+            return [request.positive.repeat(each)], np.ones((1, request.batch))
+        length = request.max_sequence_length
+        texts, weights = zip(*columns(request.prompts), strict=True)
+        conditions = [self._encode(column, length).repeat(each) for column in texts]
+        return conditions, np.stack(weights).repeat(each, axis=1)
+
+    def _negative(self, request: Request, positive: Condition) -> Condition:
+        """The negative condition, of the shape of a positive one."""
+        negative = self._unconditional(request, positive)
         if negative.embeds.shape != positive.embeds.shape:
             expected = f"{positive.embeds.shape}, the positive prompt's"
             raise UsageError("negative_prompt_embeds", got=negative.embeds.shape, expected=expected)
-        return Condition.stack([negative, positive]), cfg_mix(scale, request.batch)
+        return negative
 
-    def _negative(self, request: Request, positive: Condition) -> Condition:
+    def _unconditional(self, request: Request, positive: Condition) -> Condition:
         if request.negative is not None:
             return request.negative.repeat(request.images_per_prompt)
         if request.negative_prompts is None and self.bundle.zero_empty_negative:
@@ -182,10 +225,3 @@ class Pipeline(Closeable):
         prompts = request.negative_prompts or ("",) * len(request.prompts)
         encoded = self._encode(prompts, request.max_sequence_length)
         return encoded.repeat(request.images_per_prompt)
-
-    def _cfg_scale(self, request: Request) -> float:
-        """The scale of classifier-free guidance, which Flux has only with a negative prompt."""
-        if self.bundle.family != "flux":
-            return request.guidance_scale
-        has_negative = request.negative_prompts is not None or request.negative is not None
-        return request.true_cfg_scale if has_negative else 1.0

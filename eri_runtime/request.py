@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.conditioning import Condition, check_encoders, given_condition
-from eri_runtime.errors import SizeError, UnknownNameError, UsageError
-from eri_runtime.guidance import check_scale
-from eri_runtime.latents import latent_shape, patchify
-from eri_runtime.noise import NoiseSource, image_seeds
+from eri_runtime.denoise import unchanged
+from eri_runtime.editing import Edit, image_size, make_edit
+from eri_runtime.errors import SizeError, UnknownNameError, UsageError, short
+from eri_runtime.guidance import NO_EMBEDDING, Guidance, check_interval, check_share, per_image
+from eri_runtime.latents import latent_shape
+from eri_runtime.noise import NoiseName, NoiseSource, image_seeds
+from eri_runtime.prompts import EMPTY, Prompt, PromptLike, make_prompts
 from eri_runtime.samplers import Sampler, find_sampler
+from eri_runtime.sigmas import SigmaName
 from eri_runtime.spec import Bundle, ShapeRange
+from eri_runtime.thresholding import check_limits, dynamic_thresholding
+from eri_runtime.vae import pack
+from eri_runtime.words import Words, complete
 
 OutputType = Literal["pil", "np", "latent"]
-DECODER = "vae_decoder"
+Given = Mapping[str, Any]
+Hook = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+DECODER, ENCODER = "vae_decoder", "vae_encoder"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A checked call: `prompts` and `seeds` have one entry an image's prompt and an image."""
+    """A checked call: `prompts` has one entry a prompt, `seeds` one an image."""
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     negative_prompts: tuple[str, ...] | None
     positive: Condition | None
     negative: Condition | None
     height: int
     width: int
     steps: int
-    guidance_scale: float
-    true_cfg_scale: float
+    sampler: Sampler
+    options: Mapping[str, float]
+    sigmas: SigmaName | Sequence[float]
+    guidance: Guidance
+    hook: Hook
     images_per_prompt: int
     seeds: tuple[int, ...]
-    sampler: Sampler
-    eta: float
-    max_sequence_length: int
+    noise: NoiseSource | NoiseName
     latents: NDArray[np.float32] | None
-    noise: NoiseSource | None
+    edit: Edit | None
+    max_sequence_length: int
     output_type: OutputType
 
     @property
@@ -50,87 +61,115 @@ class Request:
         return len(self.seeds)
 
 
-class Words(TypedDict, total=False):
-    """The keywords of a call, named as in diffusers; one left out, or None, is the default.
-
-    `height`, `width`, `num_inference_steps`, `guidance_scale`, `sampler` and
-    `max_sequence_length` default to the bundle's. `guidance_scale` is CFG for SDXL and SD3.5, off
-    at 1 or less, and the embedded guidance for Flux, whose CFG is `true_cfg_scale` (1) with a
-    negative prompt. Image i has seed `seed + i`, or `seed[i]`, and the noise diffusers draws with
-    `torch.Generator("cpu")` of that seed; no seed draws one. `noise` is a `NoiseSource` to draw
-    from instead. `eta` (0) is DDIM's noise. `latents` is unit noise (B, C, h, w), or packed for
-    Flux. Embeddings are (B, T, D) and pooled (B, P). `output_type` is `pil`, `np` ((B, H, W, 3) in
-    [0, 1]) or `latent`.
-    """
-
-    height: int | None
-    width: int | None
-    num_inference_steps: int | None
-    guidance_scale: float | None
-    true_cfg_scale: float | None
-    num_images_per_prompt: int | None
-    seed: int | Sequence[int] | None
-    sampler: str | None
-    eta: float | None
-    max_sequence_length: int | None
-    latents: NDArray | None
-    noise: NoiseSource | None
-    prompt_embeds: NDArray | None
-    pooled_prompt_embeds: NDArray | None
-    negative_prompt_embeds: NDArray | None
-    negative_pooled_prompt_embeds: NDArray | None
-    output_type: str | None
-
-
 def make_request(
     bundle: Bundle,
-    prompt: str | Sequence[str] | None,
+    prompt: PromptLike | Sequence[PromptLike] | None,
     negative_prompt: str | Sequence[str] | None,
     words: Words,
 ) -> Request:
     """Check the arguments of a call; raises `UsageError` or one of its kinds for a bad one."""
-    _check_known(words)
-    defaults = bundle.defaults
-    output_type = _output_type(bundle, _or(words.get("output_type"), "pil"))
-    positive = _embeds(words, "prompt_embeds", "pooled_prompt_embeds")
-    negative = _embeds(words, "negative_prompt_embeds", "negative_pooled_prompt_embeds")
+    given, defaults = complete(words), bundle.defaults
+    output_type = _output_type(bundle, given.get("output_type", "pil"))
+    positive = _embeds(given, "prompt_embeds", "pooled_prompt_embeds")
+    negative = _embeds(given, "negative_prompt_embeds", "negative_pooled_prompt_embeds")
     prompts = _prompts(bundle, prompt, positive)
-    per_prompt = _or(words.get("num_images_per_prompt"), 1)
+    negatives = _negative_prompts(negative_prompt, len(prompts))
+    per_prompt = given.get("num_images_per_prompt", 1)
     count = _check_count(bundle, len(prompts), per_prompt)
-    height, width = _size(bundle, words)
-    sampler = _or(words.get("sampler"), defaults.sampler)
-    guidance = _or(words.get("guidance_scale"), defaults.guidance_scale)
+    height, width = _size(bundle, given)
+    sampler = find_sampler(given.get("sampler", defaults.sampler), bundle.schedule.kind)
+    has_negative = negatives is not None or negative is not None
     return Request(
         prompts=prompts,
-        negative_prompts=_negative_prompts(negative_prompt, len(prompts)),
+        negative_prompts=negatives,
         positive=positive,
         negative=negative,
         height=height,
         width=width,
-        steps=_or(words.get("num_inference_steps"), defaults.num_inference_steps),
-        guidance_scale=check_scale("guidance_scale", guidance),
-        true_cfg_scale=check_scale("true_cfg_scale", _or(words.get("true_cfg_scale"), 1.0)),
+        steps=given.get("num_inference_steps", defaults.num_inference_steps),
+        sampler=sampler,
+        options=_options(sampler, given),
+        sigmas=given.get("sigmas", "default"),
+        guidance=_guidance(bundle, given, count, len(prompts), has_negative=has_negative),
+        hook=_hook(given),
         images_per_prompt=per_prompt,
-        seeds=image_seeds(words.get("seed"), count),
-        sampler=find_sampler(sampler, bundle.schedule.kind),
-        eta=check_scale("eta", _or(words.get("eta"), 0.0)),
-        max_sequence_length=_or(words.get("max_sequence_length"), defaults.max_sequence_length),
-        latents=_latents(bundle, words.get("latents"), count, height, width),
-        noise=_noise(words.get("noise")),
+        seeds=image_seeds(given.get("seed"), count),
+        noise=_noise(given.get("noise", "torch")),
+        latents=_latents(bundle, given.get("latents"), count, height, width),
+        edit=make_edit(
+            _editable(bundle, given.get("image")),
+            given.get("mask"),
+            given.get("strength"),
+            size=(height, width),
+            factor=bundle.latents.factor,
+            prompts=len(prompts),
+            count=count,
+        ),
+        max_sequence_length=given.get("max_sequence_length", defaults.max_sequence_length),
         output_type=output_type,
     )
 
 
-def _check_known(words: Words) -> None:
-    for word in words:
-        if word not in Words.__annotations__:
-            expected = f"one of {', '.join(Words.__annotations__)}"
-            raise UnknownNameError("keyword", got=repr(word), expected=expected)
+def _options(sampler: Sampler, words: Given) -> dict[str, float]:
+    """All of the sampler's options; an `eta` of 0 is for any sampler that adds no noise."""
+    given = dict(words.get("sampler_options", {}))
+    if (eta := words.get("eta")) is not None and (eta != 0 or "eta" in sampler.options):
+        given["eta"] = eta
+    return sampler.checked(given)
 
 
-def _embeds(words: Words, embeds: str, pooled: str) -> Condition | None:
-    given: Any = words
-    return given_condition(embeds, given.get(embeds), given.get(pooled))
+def _guidance(
+    bundle: Bundle, words: Given, count: int, prompts: int, *, has_negative: bool
+) -> Guidance:
+    """CFG is `guidance_scale` but for Flux, whose `true_cfg_scale` needs a negative prompt."""
+
+    def numbers(name: str, default: float) -> NDArray[np.float32]:
+        return per_image(name, words.get(name, default), count, prompts)
+
+    asked = numbers("guidance_scale", bundle.defaults.guidance_scale)
+    true_cfg, none = numbers("true_cfg_scale", 1.0), np.ones_like(asked)
+    embeds = bundle.family == "flux"
+    scale = (true_cfg if has_negative else none) if embeds else asked
+    told = words.get("guidance_embedding")
+    embedded = asked if told is None else per_image("guidance_embedding", told, count, prompts)
+    if words.get("bypass_guidance", False):
+        scale, embedded = none, np.full_like(asked, NO_EMBEDDING)
+    return Guidance(
+        scale=scale,
+        embedded=embedded,
+        rescale=check_share("guidance_rescale", words.get("guidance_rescale", 0.0)),
+        interval=check_interval(words.get("guidance_interval")),
+    )
+
+
+def _hook(words: Given) -> Hook:
+    """What is done to x_0 in every step: thresholding, then the caller's own."""
+    own, limits = words.get("hook", unchanged), words.get("dynamic_thresholding")
+    if not callable(own):
+        raise UsageError("hook", got=short(own), expected="a function x_0 -> x_0")
+    if limits is None:
+        return own
+    if not isinstance(limits, Sequence) or len(limits) != 2:
+        expected = "(threshold, percentile), such as (1.0, 0.995)"
+        raise UsageError("dynamic_thresholding", got=short(limits), expected=expected)
+    check_limits(*limits)
+    return lambda denoised: own(dynamic_thresholding(denoised, *limits))
+
+
+def _editable(bundle: Bundle, image: Any) -> Any:
+    """`image`, if the bundle can encode it."""
+    if image is not None and ENCODER not in bundle.components:
+        raise UsageError(
+            "image",
+            got=f"a bundle without {ENCODER}",
+            expected="the VAE's encoder",
+            fix="export again with `--vae`",
+        )
+    return image
+
+
+def _embeds(words: Given, embeds: str, pooled: str) -> Condition | None:
+    return given_condition(embeds, words.get(embeds), words.get(pooled))
 
 
 def _check_count(bundle: Bundle, prompts: int, per_prompt: int) -> int:
@@ -164,14 +203,12 @@ def _output_type(bundle: Bundle, name: str) -> OutputType:
     return cast(OutputType, name)
 
 
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-def _size(bundle: Bundle, words: Words) -> tuple[int, int]:
+def _size(bundle: Bundle, words: Given) -> tuple[int, int]:
     """Height and width, if latents can have that size and the bundle was exported for it."""
-    height = _or(words.get("height"), bundle.defaults.height)
-    width = _or(words.get("width"), bundle.defaults.width)
+    usual = bundle.defaults.height, bundle.defaults.width
+    if (image := words.get("image")) is not None:
+        usual = image_size(image, bundle.latents.factor * bundle.latents.patch)
+    height, width = words.get("height", usual[0]), words.get("width", usual[1])
     latent_shape(bundle.latents, height, width)
     factor = bundle.latents.factor
     for name, pixels in (("height", height), ("width", width)):
@@ -195,16 +232,16 @@ def _side(bundle: Bundle, name: str) -> ShapeRange:
 
 
 def _prompts(
-    bundle: Bundle, prompt: str | Sequence[str] | None, given: Condition | None
-) -> tuple[str, ...]:
+    bundle: Bundle,
+    prompt: PromptLike | Sequence[PromptLike] | None,
+    given: Condition | None,
+) -> tuple[Prompt, ...]:
     """The prompts as a tuple; with embeddings instead, an empty text for each."""
     if given is not None:
         if prompt is not None:
             raise UsageError("prompt", got="prompt and prompt_embeds", expected="one of them")
-        return ("",) * len(given.embeds)
-    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt or ())
-    if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise UsageError("prompt", got=repr(prompt), expected="a string or a list of strings")
+        return (EMPTY,) * len(given.embeds)
+    prompts = make_prompts(prompt)
     check_encoders(bundle)
     return prompts
 
@@ -226,18 +263,16 @@ def _latents(
         return None
     shape = (count, *latent_shape(bundle.latents, height, width))
     latents = np.asarray(latents, dtype=np.float32)
-    if bundle.family == "flux":
-        if latents.shape == shape:
-            return patchify(latents, bundle.latents.patch)
-        shape = patchify(np.broadcast_to(np.float32(0), shape), bundle.latents.patch).shape
+    if latents.shape == shape:
+        return pack(bundle, latents)
+    shape = pack(bundle, np.broadcast_to(np.float32(0), shape)).shape
     if latents.shape != shape:
         raise SizeError("latents", got=latents.shape, expected=shape)
     return latents
 
 
-def _noise(source: NoiseSource | None) -> NoiseSource | None:
-    if source is not None and not callable(source):
-        raise UsageError(
-            "noise", got=repr(source), expected="a NoiseSource: (draw, shape) -> array"
-        )
-    return source
+def _noise(source: Any) -> NoiseSource | NoiseName:
+    if not callable(source) and source not in get_args(NoiseName):
+        expected = f"one of {', '.join(get_args(NoiseName))}, or a function (draw, shape) -> array"
+        raise UnknownNameError("noise", got=short(source), expected=expected)
+    return cast(NoiseSource | NoiseName, source)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,14 @@ from eri_runtime.errors import UsageError
 from eri_runtime.images import parameters_text, save_png
 from eri_runtime.request import Request
 from eri_runtime.spec import Bundle
+
+OPTION_LABELS = {
+    "eta": "Eta",
+    "s_churn": "Sigma churn",
+    "s_tmin": "Sigma tmin",
+    "s_tmax": "Sigma tmax",
+    "s_noise": "Sigma noise",
+}
 
 
 @dataclass(frozen=True)
@@ -45,23 +55,39 @@ class Result:
 def describe(bundle: Bundle, request: Request) -> tuple[str, ...]:
     """AUTOMATIC1111's `parameters` text of each image of a request."""
     negatives = request.negative_prompts or ("",) * len(request.prompts)
-    weights = bundle.files[bundle.components["denoiser"].weights]
-    version_text = f"eri {eri_version()}"
     texts = []
-    for i, seed in enumerate(request.seeds):
-        settings = {
-            "Steps": request.steps,
-            "Sampler": request.sampler.label,
-            "CFG scale": f"{request.guidance_scale:g}",
-            "Seed": seed,
-            "Size": f"{request.width}x{request.height}",
-            "Model hash": weights.sha256[:10],
-            "Model": bundle.root.resolve().name,
-            "Version": version_text,
-        }
-        which = i // request.images_per_prompt
-        texts.append(parameters_text(request.prompts[which], negatives[which], settings))
+    for image in range(request.batch):
+        which = image // request.images_per_prompt
+        settings = dict(_settings(bundle, request, image))
+        texts.append(parameters_text(str(request.prompts[which]), negatives[which], settings))
     return tuple(texts)
+
+
+def _settings(bundle: Bundle, request: Request, image: int) -> Iterator[tuple[str, object]]:
+    """What differs from the checkpoint's own way is named as AUTOMATIC1111 and Forge name it."""
+    guidance = request.guidance
+    yield "Steps", request.steps
+    yield "Sampler", request.sampler.label
+    if request.sigmas != "default":
+        named = isinstance(request.sigmas, str)
+        yield "Schedule type", str(request.sigmas).title() if named else list(request.sigmas)
+    for name, value in request.options.items():
+        if value != request.sampler.options[name].default:
+            yield OPTION_LABELS.get(name, name), f"{value:g}"
+    yield "CFG scale", f"{guidance.scale[image]:g}"
+    if bundle.guidance_embedding and guidance.embedded[image] >= 0:
+        yield "Distilled CFG Scale", f"{guidance.embedded[image]:g}"
+    if guidance.rescale:
+        yield "CFG Rescale", f"{guidance.rescale:g}"
+    if guidance.interval != (0.0, inf):
+        yield "CFG Interval", "{:g} to {:g}".format(*guidance.interval)
+    yield "Seed", request.seeds[image]
+    yield "Size", f"{request.width}x{request.height}"
+    if request.edit is not None:
+        yield "Denoising strength", f"{request.edit.strength:g}"
+    yield "Model hash", bundle.files[bundle.components["denoiser"].weights].sha256[:10]
+    yield "Model", bundle.root.resolve().name
+    yield "Version", f"eri {eri_version()}"
 
 
 def eri_version() -> str:

@@ -83,6 +83,10 @@ class Schedule:
     def __getitem__(self, i: int) -> Point:
         return Point(float(self.t[i]), float(self.alpha[i]), float(self.sigma[i]))
 
+    def tail(self, start: int) -> Schedule:
+        """What is left of the schedule from point `start` on."""
+        return Schedule(self.t[start:], self.alpha[start:], self.sigma[start:], self.clock)
+
     def steps(self) -> Iterator[tuple[Point, Point]]:
         """Each step's two ends, the noisier first."""
         for i in range(len(self)):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_export.recipes.base import Arrays, Recipe
-from eri_runtime.conditioning import NEEDED, TextEncoders, denoiser_inputs
+from eri_runtime.conditioning import NEEDED, TextEncoders, condition_inputs, shared_inputs
 from eri_runtime.latents import Array, from_vae, patchify, token_count
 from eri_runtime.schedule import make_schedule
 from eri_runtime.spec import Bundle
@@ -63,8 +63,10 @@ def _denoiser(bundle: Bundle, recipe: Recipe, made: Mapping[str, Arrays]) -> Arr
     prompts = list(islice(cycle(PROMPTS), len(z)))
     condition = TextEncoders(bundle, lambda name, _: dict(made[name]))(prompts, tokens)
     sample, timestep = _noisy(bundle, z, token_count(bundle.latents, height, width))
-    given = denoiser_inputs(bundle, condition, height, width, GUIDANCE)
-    named = {"sample": sample, "timestep": timestep, **given}
+    guidance = np.full(len(sample), GUIDANCE, np.float32)
+    given = condition_inputs(bundle, condition, height, width, guidance)
+    shared = shared_inputs(bundle, height, width, condition.embeds.shape[1])
+    named = {"sample": sample, "timestep": timestep, **given, **shared}
     inputs = {each.spec.name: named[each.spec.name] for each in recipe.inputs}
     sizes = recipe.sizes_of(inputs)
     return inputs if all(sizes[name] == size for name, size in recipe.constants.items()) else None

@@ -10,7 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from eri_runtime.errors import SizeError, UsageError
-from eri_runtime.guidance import cfg_mix, check_scale, mix_predictions, no_mix
+from eri_runtime.guidance import cfg_mix, mix_predictions, per_image
 from eri_runtime.images import contact_sheet, parameters_text, save_png, to_pil, to_unit
 from eri_runtime.latents import (
     image_ids,
@@ -61,16 +61,16 @@ def test_the_vae_gets_its_own_scale_back():
 def test_cfg_is_the_textbook_formula_for_each_image():
     negative, positive = normal((2, 3, 4, 5)).astype(np.float32)
     scale = np.array([1.0, 4.0, 7.5], dtype=np.float32)
-    mixed = mix_predictions(cfg_mix(scale, 3), np.concatenate([negative, positive]))
+    mixed = mix_predictions(cfg_mix(scale, np.ones((1, 3))), np.concatenate([negative, positive]))
     textbook = negative + scale[:, None, None] * (positive - negative)
     np.testing.assert_allclose(mixed, textbook, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(mix_predictions(no_mix(3), positive), positive)
+    np.testing.assert_array_equal(cfg_mix(0.5, np.ones((1, 3))), [[0, 0, 0], [1, 1, 1]])
 
 
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
 def test_a_guidance_scale_out_of_range_is_refused(scale):
     with pytest.raises(UsageError, match="guidance_scale"):
-        check_scale("guidance_scale", scale)
+        per_image("guidance_scale", scale, 1)
 
 
 def test_pixels_are_diffusers_pixels():
