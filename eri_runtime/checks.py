@@ -64,5 +64,17 @@ def floats(name: str, value: object) -> NDArray[np.floating]:
     return check_finite(name, array)
 
 
+def integers(name: str, value: object, low: int, high: int) -> NDArray[np.integer]:
+    """`value` as an array of integers from `low` to `high`; else a `UsageError`."""
+    expected = f"integers, {low} to {high}"
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(name, got=short(str(error)), expected=expected) from error
+    if array.dtype.kind not in "iu" or ((array < low) | (array > high)).any():
+        raise UsageError(name, got=short(value), expected=expected)
+    return array
+
+
 def _is_number(value: object) -> bool:
     return not isinstance(value, bool)

@@ -38,6 +38,12 @@ class TorchNormal:
         values = self._few(size).astype(dtype) if size < BLOCK else self._many(size, dtype)
         return values.reshape(shape)
 
+    def standard_normal(
+        self, size: tuple[int, ...], dtype: type[np.floating] = np.float32
+    ) -> Normals:
+        """`normal` by the name it has in NumPy's `Generator`, to be passed in place of one."""
+        return self.normal(size, dtype)
+
     def _many(self, size: int, dtype: type[np.floating]) -> Normals:
         """Whole blocks; where `size` is no multiple, fresh uniforms make the last block again."""
         uniforms = self._uniforms(size, dtype)
