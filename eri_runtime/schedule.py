@@ -135,7 +135,7 @@ def respace(schedule: Schedule, sigmas: SigmaName | Sequence[float], *, whole_t:
         most = 1.0 if clock.kind == "flow" else float("inf")
         levels = listed_levels(sigmas, count, taus[-1], most)
     points = [clock.at(float(level)) for level in levels]
-    if whole_t:
+    if whole_t and clock.kind == "vp":
         points = [point._replace(t=float(round(point.t))) for point in points]
     t, alpha, sigma = np.array([*points, schedule[count]]).T
     return Schedule(t, alpha, sigma, clock)

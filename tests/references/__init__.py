@@ -1,0 +1,1 @@
+"""Samplers beside independent references: cases as data, and how far each run is off."""
