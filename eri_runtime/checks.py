@@ -55,24 +55,36 @@ def floats(name: str, value: object) -> NDArray[np.floating]:
 
     Raises `UsageError` for anything else, `NonFiniteError` for NaN or Inf.
     """
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors with gradients
-        raise UsageError(name, got=short(str(error)), expected="an array of floats") from error
-    if array.dtype.kind != "f":
-        raise UsageError(name, got=f"an array of {array.dtype}", expected="an array of floats")
+    return check_finite(name, _array(name, value, "f", "an array of floats"))
+
+
+def float32(name: str, value: object) -> NDArray[np.float32]:
+    """`value`, any array of finite numbers, as float32.
+
+    Raises `UsageError` for anything else, `NonFiniteError` for NaN, Inf or a number too large.
+    """
+    with np.errstate(over="ignore"):
+        array = _array(name, value, "fiu", "an array of numbers").astype(np.float32)
     return check_finite(name, array)
 
 
 def integers(name: str, value: object, low: int, high: int) -> NDArray[np.integer]:
     """`value` as an array of integers from `low` to `high`; else a `UsageError`."""
     expected = f"integers, {low} to {high}"
+    array = _array(name, value, "iu", expected)
+    if ((array < low) | (array > high)).any():
+        raise UsageError(name, got=short(value), expected=expected)
+    return array
+
+
+def _array(name: str, value: object, kinds: str, expected: str) -> NDArray:
+    """`value` as an array whose dtype is of the `kinds`."""
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors with gradients
         raise UsageError(name, got=short(str(error)), expected=expected) from error
-    if array.dtype.kind not in "iu" or ((array < low) | (array > high)).any():
-        raise UsageError(name, got=short(value), expected=expected)
+    if array.dtype.kind not in kinds:
+        raise UsageError(name, got=f"an array of {array.dtype}", expected=expected)
     return array
 
 
