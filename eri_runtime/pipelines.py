@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from eri_runtime.integrity import verify_on_load
 from eri_runtime.latents import latent_shape, token_count
 from eri_runtime.noise import NoiseSource, PhiloxNoise, TorchNoise, checked
 from eri_runtime.pieces import in_pieces
+from eri_runtime.preview import enlarged, fit_rgb, to_rgb
 from eri_runtime.prompts import PromptLike, columns
 from eri_runtime.request import Request, make_request
 from eri_runtime.result import Result, describe
@@ -37,6 +38,9 @@ from eri_runtime.schedule import Clock, Schedule
 from eri_runtime.spec import Bundle
 from eri_runtime.table import SamplerTable, make_table
 from eri_runtime.words import Words
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def load(bundle: str | Path, backend: str = "auto", *, threads: int | None = None) -> Pipeline:
@@ -59,6 +63,7 @@ class Pipeline(Closeable):
         self._components: dict[str, Executor] = {}
         self._resources = ExitStack()
         self._encode = TextEncoders(bundle, self.run)
+        self._rgb = cache(partial(fit_rgb, bundle, self.run))
 
     def __call__(
         self,
@@ -125,6 +130,16 @@ class Pipeline(Closeable):
         unit = to_unit(self.decode(x, request.height, request.width))
         images = to_pil(unit) if request.output_type == "pil" else unit
         return Result(images=images, latents=x, seeds=request.seeds, parameters=parameters)
+
+    def preview(self, request: Request, step: Step) -> list[Image]:
+        """`step.denoised` as PIL images of the request's size, blurred: no decoder is run.
+
+        Colours are fitted to the VAE at the first call. Raises `UsageError` for a bundle without
+        its encoder, `SizeError` for a step of another size.
+        """
+        factors, size = self._rgb(), (request.height, request.width)
+        latents = vae.unpack(self.bundle, step.denoised, *size)
+        return enlarged(to_rgb(factors, latents), self.bundle.latents.factor)
 
     def encode_prompt(
         self, prompt: str | Sequence[str], max_sequence_length: int | None = None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from eri_runtime.errors import SizeError
 from eri_runtime.executors.base import check_finite
 from eri_runtime.latents import from_vae, latent_shape, patchify, to_vae, unpatchify
 from eri_runtime.pieces import in_pieces
@@ -23,11 +24,17 @@ def pack(bundle: Bundle, latents: Array) -> Array:
 
 
 def unpack(bundle: Bundle, latents: Array, height: int, width: int) -> Array:
-    """The inverse of `pack`, for an image of height × width pixels."""
+    """The inverse of `pack`, for an image of height × width pixels.
+
+    Raises `SizeError` for latents of another size.
+    """
+    shape = latent_shape(bundle.latents, height, width)
+    packed = pack(bundle, np.broadcast_to(np.float32(0), (len(latents), *shape))).shape
+    if latents.shape != packed:
+        raise SizeError("latents", got=latents.shape, expected=packed)
     if bundle.family != "flux":
         return latents
-    _, h, w = latent_shape(bundle.latents, height, width)
-    return unpatchify(latents, h, w, bundle.latents.patch)
+    return unpatchify(latents, *shape[1:], bundle.latents.patch)
 
 
 def decode(bundle: Bundle, run: Run, latents: Array, height: int, width: int) -> Array:
