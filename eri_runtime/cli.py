@@ -6,12 +6,10 @@ Exit status: 0 done, 1 failure, 2 bad use. An error is one line that says the wa
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 from eri_runtime.errors import BundleError, CheckpointError, EriError, UsageError
@@ -36,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Every command this installation has."""
+    from eri_runtime.generate import generate_command
+
     parser = argparse.ArgumentParser(
         prog="eri", description="Export diffusion models, and run them without torch."
     )
@@ -65,82 +65,6 @@ def _fail(error: object, status: int) -> int:
     text = " ".join(str(error).split())
     sys.stderr.write(f"eri: {text}\n")
     return status
-
-
-# eri generate
-
-
-def generate_command(commands: Subparsers) -> None:
-    """Register `eri generate`."""
-    parser = add_command(commands, "generate", "Make images from a bundle.", generate)
-    parser.add_argument("bundle", metavar="BUNDLE", help="a folder made by eri export")
-    parser.add_argument("prompt", metavar="PROMPT")
-    parser.add_argument("--negative", metavar="TEXT", help="negative prompt")
-    parser.add_argument("--steps", type=int, metavar="N", help="denoising steps")
-    parser.add_argument("--guidance", type=float, metavar="G", help="guidance scale")
-    parser.add_argument(
-        "--true-cfg", type=float, default=1.0, metavar="G", help="Flux's CFG with --negative"
-    )
-    parser.add_argument("--size", type=parse_size, metavar="WxH", help="pixels, such as 1024x1024")
-    parser.add_argument("--seed", type=int, metavar="S", help="seed of the first image")
-    parser.add_argument("--sampler", metavar="NAME")
-    parser.add_argument("--eta", type=float, default=0.0, help="DDIM's noise level, 0 to 1")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="number of images")
-    parser.add_argument("--backend", default="auto", metavar="auto|cpu")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        metavar="FILE.png",
-        help="eri-SEED.png, never overwriting, if left",
-    )
-
-
-def generate(options: argparse.Namespace) -> None:
-    """Make images, save them with their parameters, and name the files."""
-    from eri_runtime.pipelines import load
-    from eri_runtime.progress import progress_bars
-
-    if options.output is not None and options.output.suffix.lower() != ".png":
-        raise UsageError("--output", got=options.output, expected="a name that ends in .png")
-    width, height = options.size or (None, None)
-    with (
-        load(options.bundle, options.backend, threads=options.threads) as pipe,
-        progress_bars() as advance,
-    ):
-        result = pipe(
-            options.prompt,
-            options.negative,
-            height=height,
-            width=width,
-            num_inference_steps=options.steps,
-            guidance_scale=options.guidance,
-            true_cfg_scale=options.true_cfg,
-            num_images_per_prompt=options.batch,
-            seed=options.seed,
-            sampler=options.sampler,
-            eta=options.eta,
-            on_step=lambda step: advance("denoising", step.index + 1, step.total),
-        )
-    output = options.output or _unused(f"eri-{result.seeds[0]}")
-    for path, seed in zip(result.save(output), result.seeds, strict=True):
-        say(f"{path}  seed {seed}")
-
-
-def _unused(stem: str) -> Path:
-    """`STEM.png` here, or the first `STEM_2.png`, `STEM_3.png`, … of which nothing exists yet."""
-    stems = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
-    free = next(name for name in stems if not any(Path().glob(f"{name}[.-]*")))
-    return Path(f"{free}.png")
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`1024x768` as (width, height)."""
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected WIDTHxHEIGHT, such as 1024x768")
-    return int(width), int(height)
 
 
 # eri inspect

@@ -111,14 +111,19 @@ def save_png(image: Image, path: str | Path, parameters: str) -> Path:
     """Write `image` with a `parameters` text; the file appears whole or not at all."""
     from PIL.PngImagePlugin import PngInfo
 
-    path = Path(path)
     info = PngInfo()
     add_text = info.add_text if parameters.isascii() else info.add_itxt
     add_text("parameters", parameters)
+    return write_png(image, path, pnginfo=info)
+
+
+def write_png(image: Image, path: str | Path, **options: Any) -> Path:
+    """Write `image`; the file appears whole or not at all."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        image.save(partial, format="PNG", pnginfo=info)
+        image.save(partial, format="PNG", **options)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -86,7 +86,7 @@ def make_request(
         negative=negative,
         height=height,
         width=width,
-        steps=given.get("num_inference_steps", defaults.num_inference_steps),
+        steps=_steps(bundle, given),
         sampler=sampler,
         options=_options(sampler, given),
         sigmas=given.get("sigmas", "default"),
@@ -108,6 +108,14 @@ def make_request(
         max_sequence_length=given.get("max_sequence_length", defaults.max_sequence_length),
         output_type=output_type,
     )
+
+
+def _steps(bundle: Bundle, words: Given) -> int:
+    """As many as were asked for, or as there are noise levels, or the bundle's."""
+    sigmas, usual = words.get("sigmas", "default"), bundle.defaults.num_inference_steps
+    if not isinstance(sigmas, str):
+        usual = sum(1 for level in sigmas if level != 0)
+    return words.get("num_inference_steps", usual)
 
 
 def _options(sampler: Sampler, words: Given) -> dict[str, float]:

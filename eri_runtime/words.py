@@ -17,8 +17,8 @@ class Words(TypedDict, total=False):
 
     **Size and steps.** `height`, `width`, `num_inference_steps`, `guidance_scale`, `sampler` and
     `max_sequence_length` default to the bundle's. `sigmas` respaces the noise levels: `default`,
-    `karras`, `exponential`, `beta`, `simple`, or a list of as many levels as there are steps, in
-    k-diffusion's unit (sigma/alpha for SDXL, sigma for a flow). `sampler_options` are the
+    `karras`, `exponential`, `beta`, `simple`, or a list of levels, one a step, in k-diffusion's
+    unit (sigma/alpha for SDXL, sigma for a flow). `sampler_options` are the
     algorithm's own (`samplers.SAMPLERS[name].options`), `eta` is short for one of them.
 
     **Guidance.** `guidance_scale` is CFG for SDXL and SD3.5, off at 1 or less, and the embedded
