@@ -151,6 +151,7 @@ class DDPMScheduler:
         alpha, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
         return alpha.astype(x_0.dtype) * x_0 + sigma.astype(x_0.dtype) * eps
 
+    @np.errstate(over="ignore", invalid="ignore")  # what is not finite is an error of its own
     def step(
         self,
         model_output: ArrayLike,
@@ -246,7 +247,8 @@ def _alike(name: str, value: ArrayLike, like: Array) -> Array:
     array = floats(name, value)
     if array.shape != like.shape:
         raise SizeError(name, got=array.shape, expected=like.shape)
-    return floats(name, array.astype(like.dtype, copy=False))
+    with np.errstate(over="ignore"):
+        return floats(name, array.astype(like.dtype, copy=False))
 
 
 def _source(generator: NormalGenerator | None, like: Array) -> NoiseSource:

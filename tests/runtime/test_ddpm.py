@@ -321,6 +321,8 @@ BAD_STEPS = [
     ({"sample": NAN}, NonFiniteError, "^sample"),
     ({"model_output": NAN}, NonFiniteError, "^model_output"),
     ({"model_output": INF}, NonFiniteError, "^model_output"),
+    ({"model_output": INF.clip(0, 1e300)}, NonFiniteError, "^model_output"),
+    ({"model_output": X + 3e38, "sample": X - np.float32(3e38)}, NonFiniteError, "^latents"),
     ({"model_output": "noise"}, UsageError, "^model_output"),
     ({"eta": 1.5}, UsageError, r"^eta: got 1\.5, expected a number from 0 to 1"),
     ({"eta": None}, UsageError, "^eta"),
