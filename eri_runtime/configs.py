@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from eri_runtime.checks import NOT_NEGATIVE, not_negative, real, whole
 from eri_runtime.errors import UsageError, short
-from eri_runtime.noise import MAX_SEED
+from eri_runtime.randn import MAX_SEED
 from eri_runtime.samplers import CHURN, ETA
 
 Check = Callable[[str, Any], Any]

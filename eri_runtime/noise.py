@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.errors import UsageError
-from eri_runtime.randn import TorchNormal
+from eri_runtime.randn import MAX_SEED, TorchNormal
 
-MAX_SEED = 2**64 - 1
 NoiseName = Literal["torch", "philox", "brownian"]
 
 
@@ -51,7 +50,7 @@ class TorchNoise:
         if draw < self._next or size != self._size:
             self._start(size)
         while self._next <= draw:
-            values = [stream.normal(shape) for stream in self._streams]
+            values = [stream.standard_normal(shape) for stream in self._streams]
             self._next += 1
         return np.stack(values)
 

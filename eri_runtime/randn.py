@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime import cephes
+from eri_runtime.checks import whole
 
 Normals = NDArray[np.float32] | NDArray[np.float64]
 
+MAX_SEED = 2**64 - 1
 BLOCK = 16  # torch transforms sixteen uniforms at once: 8 radii, then 8 angles
 
 
@@ -26,23 +28,24 @@ class TorchNormal:
     Box & Muller's transform (1958, Ann. Math. Statist. 29:2) of uniforms u, v in [0, 1):
 
         n = sqrt(−2 ln(1 − u)) · (cos 2πv, sin 2πv)
+
+    Raises `UsageError` for a seed outside 0 … 2⁶⁴ − 1.
     """
 
     def __init__(self, seed: int) -> None:
-        self._bits = np.random.RandomState(seed & 0xFFFFFFFF)
+        self._bits = np.random.RandomState(whole("seed", seed, 0, MAX_SEED) & 0xFFFFFFFF)
         self._spare: NDArray[np.float64] = np.empty(0)
-
-    def normal(self, shape: tuple[int, ...], dtype: type[np.floating] = np.float32) -> Normals:
-        """Unit normals in float32 or float64, as `torch.randn(shape, generator=…, dtype=…)`."""
-        size = prod(shape)
-        values = self._few(size).astype(dtype) if size < BLOCK else self._many(size, dtype)
-        return values.reshape(shape)
 
     def standard_normal(
         self, size: tuple[int, ...], dtype: type[np.floating] = np.float32
     ) -> Normals:
-        """`normal` by the name it has in NumPy's `Generator`, to be passed in place of one."""
-        return self.normal(size, dtype)
+        """Unit normals in float32 or float64, as `torch.randn(size, generator=…, dtype=…)`.
+
+        Named as in NumPy's `Generator`, in place of which it may be passed.
+        """
+        count = prod(size)
+        values = self._few(count).astype(dtype) if count < BLOCK else self._many(count, dtype)
+        return values.reshape(size)
 
     def _many(self, size: int, dtype: type[np.floating]) -> Normals:
         """Whole blocks; where `size` is no multiple, fresh uniforms make the last block again."""

@@ -37,7 +37,7 @@ def assert_torchs(mine, theirs):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_draw_is_torchs(seed, shape, dtype):
-    assert_torchs(TorchNormal(seed).normal(shape, dtype), torch_stream(seed, dtype)(shape))
+    assert_torchs(TorchNormal(seed).standard_normal(shape, dtype), torch_stream(seed, dtype)(shape))
 
 
 @given(
@@ -49,13 +49,13 @@ def test_a_sequence_of_draws_is_torchs(seed, draws):
     generator, stream = torch.Generator("cpu").manual_seed(seed), TorchNormal(seed)
     for size, dtype in draws:
         theirs = torch.randn(size, generator=generator, dtype=TORCH[dtype]).numpy()
-        assert_torchs(stream.normal((size,), dtype), theirs)
+        assert_torchs(stream.standard_normal((size,), dtype), theirs)
 
 
 @pytest.mark.parametrize("dtype", TORCH)
 def test_many_values_are_torchs_and_never_infinite(dtype):
     shape = (4, 16, 128, 128)
-    mine = TorchNormal(3).normal(shape, dtype)
+    mine = TorchNormal(3).standard_normal(shape, dtype)
     assert_torchs(mine, torch_stream(3, dtype)(shape))
     assert np.isfinite(mine).all()
     assert abs(mine.mean()) < 0.01
@@ -76,7 +76,7 @@ def test_diffusers_16_bit_noise_is_this_noise_rounded(half):
     """For whole blocks, which latents are; so a seed means one picture in every precision."""
     theirs = torch.randn(1024, generator=torch.Generator("cpu").manual_seed(5), dtype=half)
     theirs = theirs.float().numpy()
-    error = np.abs(TorchNormal(5).normal((1024,)) - theirs)
+    error = np.abs(TorchNormal(5).standard_normal((1024,)) - theirs)
     assert (error <= torch.finfo(half).eps * np.abs(theirs)).all()
 
 
