@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["trace", "write", "compare", "publish"]
+Stage = Literal["trace", "write", "compare", "build", "publish"]
 
 WHOLE = "bundle"  # the component of "publish"
 

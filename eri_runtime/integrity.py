@@ -61,11 +61,12 @@ def verify_all(bundle: Bundle, on_bytes: Listener = ignore) -> None:
 
 
 def verify_on_load(bundle: Bundle) -> None:
-    """Check every size, and the sha256 of all but the weights.
+    """Check every size, and the sha256 of all but the weights and the plans.
 
     Hashing the weights of a 12-billion-parameter model takes longer than opening it; a truncated
-    file is still caught by its size, and `eri inspect` checks the rest.
+    file is still caught by its size, and `eri inspect` checks the rest. A plan is checked when it
+    is read, as it is native code.
     """
     verify_sizes(bundle)
-    weights = {component.weights for component in bundle.components.values()}
-    verify_hashes(bundle, [name for name in bundle.files if name not in weights])
+    large = {component.weights for component in bundle.components.values()} | bundle.plans.keys()
+    verify_hashes(bundle, [name for name in bundle.files if name not in large])

@@ -63,7 +63,7 @@ def _check_files(bundle: Bundle, where: str) -> None:
     named = [tokenizer.file for tokenizer in bundle.tokenizers.values()]
     for component in bundle.components.values():
         named += [component.graph, component.weights]
-    for name in named:
+    for name in [*named, *bundle.plans]:
         if name not in bundle.files:
             expected = "its size and sha256 under `files`"
             raise ManifestError(f"{where}: {name}", got="none", expected=expected, fix=FIX)
@@ -76,6 +76,8 @@ def _check_parts(bundle: Bundle, where: str) -> None:
         if name.startswith("text_encoder"):
             tokenizer = name.replace("text_encoder", "tokenizer")
             _check_present(tokenizer, bundle.tokenizers, f"{where}: tokenizers")
+    for file, plan in bundle.plans.items():
+        _check_present(plan.component, bundle.components, f"{where}: plans.{file}")
 
 
 def _check_present(name: str, parts: Mapping[str, object], where: str) -> None:

@@ -21,6 +21,8 @@ ScheduleKind = Literal["vp", "flow"]
 BetaCurve = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 Spacing = Literal["leading", "trailing", "linspace"]
 FinalSigma = Literal["zero", "sigma_min"]
+EngineName = Literal["tensorrt", "tensorrt-rtx"]
+PlanFlag = Literal["refit", "stripped", "streaming", "hardware-compatible", "version-compatible"]
 
 FAMILIES: tuple[Family, ...] = ("sdxl", "sd35", "flux")
 _EVERYWHERE = ("denoiser", "vae_decoder", "vae_encoder", "text_encoder", "text_encoder_2")
@@ -149,6 +151,29 @@ class FileRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanSpec:
+    """A TensorRT plan: the graph it was built from, what built it, and the GPUs it is for.
+
+    `version` is the engine's own and `capabilities` are compute capabilities, such as 8.9. A
+    profile has sizes for each dynamic dimension of the graph's inputs; the first that holds a call
+    serves it best. `attention` counts the graph's attention layers, `fused` those that became one
+    kernel. `level` and `workspace` (bytes, None for no limit) are what the builder ended with.
+    """
+
+    component: str
+    graph: str
+    engine: EngineName
+    version: str
+    capabilities: tuple[str, ...]
+    profiles: tuple[Mapping[str, ShapeRange], ...]
+    flags: tuple[PlanFlag, ...]
+    level: int
+    workspace: int | None
+    attention: int
+    fused: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """A published bundle, read from `manifest.json`.
 
@@ -172,7 +197,8 @@ class Bundle:
 
     `timestep` is the training clock in [0, num_train_timesteps) for every family. Tokenizers are
     named as in a diffusers folder: `tokenizer`, `tokenizer_2`, `tokenizer_3`.
-    `zero_empty_negative` is SDXL's rule that a missing negative prompt is all zeros.
+    `zero_empty_negative` is SDXL's rule that a missing negative prompt is all zeros. `plans` are by
+    file.
     """
 
     root: Path
@@ -187,6 +213,7 @@ class Bundle:
     zero_empty_negative: bool = False
     source_digest: str = ""
     built_with: Mapping[str, str] = field(default_factory=dict)
+    plans: Mapping[str, PlanSpec] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

@@ -1,0 +1,88 @@
+"""How plans are to be built, as the user says it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from eri_export.trt.engine import Engine
+from eri_runtime.errors import UsageError
+from eri_runtime.executors.gpu import compute_capability
+from eri_runtime.spec import EngineName, PlanFlag
+
+ProfileKind = Literal["best", "range"]
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+LEVELS = range(6)
+# what an engine has no such thing for, and why that is no loss
+WITHOUT: Mapping[EngineName, Mapping[str, str]] = {
+    "tensorrt": {},
+    "tensorrt-rtx": {
+        "hardware-compatible": "name every GPU with --compute-capability: one plan serves them all",
+        "timing cache": "it times no kernels; leave --timing-cache out",
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """`capabilities` are those of this machine's GPU if none is named; `workspace` is in bytes.
+
+    `profiles` are the best size alone, the whole range, or both; `timing_cache` is a file that
+    TensorRT's measurements of kernels are read from and added to.
+    """
+
+    engine: EngineName = "tensorrt-rtx"
+    capabilities: tuple[str, ...] = ()
+    profiles: tuple[ProfileKind, ...] = ("best", "range")
+    level: int = 3
+    workspace: int | None = None
+    flags: tuple[PlanFlag, ...] = ()
+    timing_cache: Path | None = None
+
+
+def parse_bytes(text: str) -> int:
+    """`4GB` is 4·10⁹ and `4GiB` 4·2³⁰; raises `UsageError` for anything else."""
+    found = AMOUNT.fullmatch(text.strip())
+    if found is None or found[2].upper() not in UNITS or float(found[1]) == 0:
+        raise UsageError("workspace", got=repr(text), expected="an amount of memory, as 4GB")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+def check_options(options: BuildOptions, engine: Engine) -> tuple[str, ...]:
+    """The compute capabilities to build for; `UsageError` for what this engine cannot do."""
+    if options.level not in LEVELS:
+        raise UsageError("level", got=options.level, expected=f"0 to {LEVELS[-1]}")
+    for flag in options.flags:
+        if flag not in get_args(PlanFlag):
+            raise UsageError("flags", got=repr(flag), expected=", ".join(get_args(PlanFlag)))
+    kinds = get_args(ProfileKind)
+    if not options.profiles or not set(options.profiles) <= set(kinds):
+        raise UsageError("profiles", got=options.profiles, expected=f"some of {', '.join(kinds)}")
+    wished = (*options.flags, *(["timing cache"] if options.timing_cache else []))
+    for wish in wished:
+        if wish in WITHOUT[engine.name]:
+            fix = WITHOUT[engine.name][wish]
+            raise UsageError(engine.name, got=wish, expected="something it has", fix=fix)
+    return _capabilities(options.capabilities, engine)
+
+
+def _capabilities(named: tuple[str, ...], engine: Engine) -> tuple[str, ...]:
+    here = compute_capability()
+    allowed = engine.capabilities or tuple(filter(None, [here]))
+    where = f"compute capability of {engine.name}"
+    if not allowed:
+        fix = "build on the machine that will run the plan"
+        raise UsageError(where, got="no NVIDIA GPU", expected="the GPU to build for", fix=fix)
+    if not named and here is None:
+        fix = "name the GPU to build for, as --compute-capability 8.9"
+        raise UsageError(where, got="no NVIDIA GPU here", expected=", ".join(allowed), fix=fix)
+    chosen = named or tuple(filter(None, [here]))
+    for capability in chosen:
+        if capability not in allowed:
+            raise UsageError(where, got=capability, expected=" or ".join(allowed))
+    return tuple(each for each in allowed if each in chosen)

@@ -1,0 +1,46 @@
+"""What a builder says when it gives no plan, and what to do about it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+from eri_runtime.errors import BackendError
+
+Kind = Literal["attention", "workspace", "memory", "lean", "driver", "type", "other"]
+
+# the first that fits, as later ones are said in passing too
+SAID: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    ("attention", re.compile("not supported by a dedicated kernel")),
+    ("workspace", re.compile("within workspace limit")),
+    ("memory", re.compile(r"(?i)out ?of ?memory|bad_alloc|FAILED_ALLOCATION|insufficient memory")),
+    ("type", re.compile("model contains HW-specific data")),
+    ("lean", re.compile("libnvinfer_lean")),
+    ("driver", re.compile(r"CUDA_SUCCESS|CUDA driver version is insufficient")),
+)
+FIXES: dict[Kind, str] = {
+    "attention": "report it, naming the checkpoint",
+    "workspace": "give the builder more --workspace, or leave the limit out",
+    "memory": "export with a smaller --size and --batch, or build on a machine with more memory",
+    "type": "export with --precision fp16 for this GPU",
+    "lean": "build without --version-compatible, or install the engine's lean runtime",
+    "driver": "build --refit and --strip plans on the machine with the GPU: they need its driver",
+    "other": "run again with --verbose, and report what it says",
+}
+SHOWN = 300  # characters of an engine's message that ours repeats
+
+
+def kind_of(errors: Iterable[str]) -> Kind:
+    """Why there is no plan, by what was said."""
+    said = "\n".join(errors)
+    return next((kind for kind, pattern in SAID if pattern.search(said)), "other")
+
+
+def refusal(where: str, errors: list[str]) -> BackendError:
+    """The error for a build that came to nothing."""
+    kind = kind_of(errors)
+    pattern = dict(SAID).get(kind)
+    told = [each for each in errors if pattern is not None and pattern.search(each)] or errors
+    got = told[0][:SHOWN] if told else "no plan and no reason"
+    return BackendError(where, got=got, expected="a plan", fix=FIXES[kind])
