@@ -22,6 +22,7 @@ from eri_export.progress import WHOLE, Listener, silent, stage
 from eri_export.publish import records, staging, write_manifest
 from eri_export.ranges import USUAL, Ranges
 from eri_export.recipes.base import Arrays, Recipe
+from eri_export.step import compose
 from eri_export.tokenizers import write_tokenizers
 from eri_export.trace import trace
 from eri_export.weights import bind, conversions, write_weights
@@ -120,6 +121,9 @@ def _component(
         written = write_weights(weights, items, advance)
         bind(model, written.tensors)
         ir.save(model, graph)
+        if spec.step is not None:
+            compose(model)
+            ir.save(model, planned.path(spec.step))
     with stage(tell, recipe.name, "compare"):
         compared = compare(gate, graph, spec, real, anew=gate is not recipe)
     worst = compared.report.worst(recipe.name)

@@ -123,6 +123,7 @@ def spec_of(recipe: Recipe) -> ComponentSpec:
     """What the manifest says of a component, but for what is known only once it is written."""
     return ComponentSpec(
         graph=f"{recipe.name}/model.onnx",
+        step=f"{recipe.name}/step.onnx" if recipe.name == "denoiser" else None,
         weights=f"{recipe.name}/weights.safetensors",
         precision=recipe.precision,
         kept_float32=recipe.kept_float32,

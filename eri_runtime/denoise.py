@@ -6,12 +6,13 @@ This NumPy loop is the oracle for every faster one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.executors.base import check_finite
+from eri_runtime.executors.stepper import Latents
 from eri_runtime.noise import NoiseSource
 from eri_runtime.schedule import Point
 from eri_runtime.table import SamplerTable
@@ -21,21 +22,44 @@ Network = Callable[[Array, Point], Array]
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostLatents:
+    """`Latents` in NumPy's memory."""
+
+    x: Array
+    denoised: Array
+    remembered: tuple[Array, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """Row `index` of `total`, taken: `denoised` is x_0 as seen at `sigma`, `x` the state after.
 
     `sigma` is in k-diffusion's unit, `Clock.tau`. The rest is what a loop needs to go on from here:
-    what the rows remember and their noises, newest first, and the next `draw` of noise.
+    what the rows remember and their noises, newest first, and the next `draw` of noise. A step may
+    be kept; one of an engine's loop copies its arrays from there when they are first asked for.
     """
 
     index: int
     total: int
     sigma: float
-    x: Array
-    denoised: Array
-    remembered: tuple[Array, ...]
+    latents: Latents
     noises: tuple[Array, ...]
     draw: int
+
+    @property
+    def x(self) -> Array:
+        """(B, …) float32, the state after the row."""
+        return self.latents.x
+
+    @property
+    def denoised(self) -> Array:
+        """(B, …) float32, x_0 as seen at `sigma`."""
+        return self.latents.denoised
+
+    @property
+    def remembered(self) -> tuple[Array, ...]:
+        """(B, …) float32 each, newest first."""
+        return self.latents.remembered
 
 
 def unchanged(value: Array, *_: object) -> Array:
@@ -59,36 +83,48 @@ def denoise(
     change x_0 (clip, threshold), and `mend(x, k)` the state after row k, a sample of
     `table.points[k + 1]`. Raises `NonFiniteError` naming the step that made NaN or Inf.
     """
-    step = start if isinstance(start, Step) else _begin(table, start, noise, draw)
+    step = start if isinstance(start, Step) else before_first(table, start, noise, draw)
     for k in range(step.index + 1, len(table)):
-        at, x, draw = table.points[k], step.x, step.draw
+        at, x = table.points[k], step.x
         predicted = network(float(table.c_in[k]) * x, at)
         denoised = hook(float(table.c_skip[k]) * x + float(table.c_out[k]) * predicted)
         memory = float(table.p[k]) * x + float(table.q[k]) * denoised
         remembered = _push(memory, step.remembered, table.B.shape[1])
-        noises = step.noises
-        if table.C.shape[1]:
-            fresh = table.draws_noise(k)
-            newest = noise(draw, x.shape[1:]) if fresh else np.zeros_like(x)
-            noises, draw = _push(newest, noises, table.C.shape[1]), draw + fresh
+        noises, draw = next_noises(table, k, step, noise, x.shape)
         x = float(table.A[k]) * x
         x = _accumulate(x, table.B[k], remembered)
         x = mend(_accumulate(x, table.C[k], noises), k)
-        check_finite(f"latents after step {k + 1} of {len(table)}", x)
-        step = replace(
-            step,
-            index=k,
-            sigma=table.level(k),
-            x=x,
-            denoised=denoised,
-            remembered=remembered,
-            noises=noises,
-            draw=draw,
-        )
+        check_state(x, k, table)
+        latents = HostLatents(x=x, denoised=denoised, remembered=remembered)
+        step = taken(table, k, latents, noises, draw)
         yield step
 
 
-def _begin(table: SamplerTable, x: Array, noise: NoiseSource, draw: int) -> Step:
+def taken(
+    table: SamplerTable, k: int, latents: Latents, noises: tuple[Array, ...], draw: int
+) -> Step:
+    """Row k, taken."""
+    level = table.level(k)
+    return Step(index=k, total=len(table), sigma=level, latents=latents, noises=noises, draw=draw)
+
+
+def next_noises(
+    table: SamplerTable, k: int, step: Step, noise: NoiseSource, shape: tuple[int, ...]
+) -> tuple[tuple[Array, ...], int]:
+    """The noises of row k, newest first, and the next draw."""
+    if not table.C.shape[1]:
+        return step.noises, step.draw
+    fresh = table.draws_noise(k)
+    newest = noise(step.draw, shape[1:]) if fresh else np.zeros(shape, np.float32)
+    return _push(newest, step.noises, table.C.shape[1]), step.draw + fresh
+
+
+def check_state(x: Array, k: int, table: SamplerTable) -> None:
+    """Raise `NonFiniteError` naming the step where x has NaN or Inf."""
+    check_finite(f"latents after step {k + 1} of {len(table)}", x)
+
+
+def before_first(table: SamplerTable, x: Array, noise: NoiseSource, draw: int) -> Step:
     """The state before row 0."""
     if table.C0:
         x = table.A0 * x + table.C0 * noise(draw, x.shape[1:])
@@ -97,9 +133,7 @@ def _begin(table: SamplerTable, x: Array, noise: NoiseSource, draw: int) -> Step
         index=-1,
         total=len(table),
         sigma=table.level(0),
-        x=x,
-        denoised=x,
-        remembered=(),
+        latents=HostLatents(x=x, denoised=x),
         noises=(),
         draw=draw,
     )

@@ -31,7 +31,7 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
         yield f"{name}: up to {tokenizer.max_length} tokens, filled with {tokenizer.pad_id}"
     yield ""
     yield "built with " + ", ".join(f"{name} {v}" for name, v in bundle.built_with.items())
-    yield from _backends(bundle)
+    yield from executors.described(bundle)
 
 
 def megabytes(size: int) -> str:
@@ -66,6 +66,9 @@ def _component(bundle: Bundle, name: str, component: ComponentSpec) -> Iterator[
     for arrow, tensors in (("<-", component.inputs), ("->", component.outputs)):
         for tensor in tensors:
             yield f"  {arrow} {tensor.name} {tensor.dtype} {_shape(tensor)}"
+    if component.step is not None:
+        size = megabytes(bundle.files[component.step].size)
+        yield f"  step graph {size}: guidance and solver in one call, over the same weights"
     for dimension, sizes in component.ranges.items():
         yield f"     {dimension}: {sizes.min} to {sizes.max}, tuned for {sizes.opt}"
 
@@ -79,9 +82,3 @@ def absent(bundle: Bundle) -> Iterator[str]:
 
 def _shape(tensor: TensorSpec) -> str:
     return "(" + ", ".join(map(str, tensor.shape)) + ")"
-
-
-def _backends(bundle: Bundle) -> Iterator[str]:
-    for backend in executors.BACKENDS:
-        reasons = executors.refusals(bundle, backend)
-        yield f"backend {backend}: " + (f"no; {reasons[0]}" if reasons else "can run it here")

@@ -62,7 +62,7 @@ def _check_files(bundle: Bundle, where: str) -> None:
             raise ManifestError(f"{where}: files", got=name, expected=expected, fix=FIX)
     named = [tokenizer.file for tokenizer in bundle.tokenizers.values()]
     for component in bundle.components.values():
-        named += [component.graph, component.weights]
+        named += [component.graph, component.weights, *filter(None, [component.step])]
     for name in [*named, *bundle.plans]:
         if name not in bundle.files:
             expected = "its size and sha256 under `files`"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +21,12 @@ from eri_runtime.conditioning import (
     condition_inputs,
     shared_inputs,
 )
-from eri_runtime.denoise import Array, Network, Step, denoise, unchanged
+from eri_runtime.denoise import Array, Step, denoise, unchanged
 from eri_runtime.editing import begun, keep_outside, noised
-from eri_runtime.errors import UsageError
+from eri_runtime.errors import UnknownNameError, UsageError
 from eri_runtime.executors.base import Closeable, Executor
-from eri_runtime.guided import guided_network
+from eri_runtime.executors.stepper import Stepper
+from eri_runtime.guided import Guided, Inputs, guided_network
 from eri_runtime.images import to_pil, to_unit
 from eri_runtime.integrity import verify_on_load
 from eri_runtime.latents import latent_shape, token_count
@@ -35,31 +37,57 @@ from eri_runtime.prompts import PromptLike, columns
 from eri_runtime.request import Request, make_request
 from eri_runtime.result import Result, describe
 from eri_runtime.schedule import Clock, Schedule
-from eri_runtime.spec import Bundle
+from eri_runtime.spec import Bundle, ShapeRange
+from eri_runtime.stepping import obstacle, stepped
 from eri_runtime.table import SamplerTable, make_table
 from eri_runtime.words import Words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Loop = Literal["auto", "step", "numpy"]
 
-def load(bundle: str | Path, backend: str = "auto", *, threads: int | None = None) -> Pipeline:
+log = logging.getLogger(__name__)
+
+
+def load(
+    bundle: str | Path,
+    backend: str = "auto",
+    *,
+    threads: int | None = None,
+    low_memory: bool = False,
+    loop: Loop = "auto",
+) -> Pipeline:
     """Open a bundle for generating images; use it as a context manager, or call `close`.
 
-    `backend` is `auto` or `cpu`; `threads` is the engine's number of threads. Sizes of all files
-    and hashes of all but the weights are checked. Raises `BundleError` or `BackendError`.
+    `backend` is `auto`, `cuda` or `cpu`; `threads` is the engine's number of threads. `low_memory`
+    leaves weights in their files' pages, which processes share, at some cost in speed. `loop` is
+    `step` for the step graph only, `numpy` for none, and `auto` for it where it serves. Sizes of
+    all files and hashes of all but the weights are checked. Raises `BundleError` or
+    `BackendError`.
     """
     contents = manifest.read(bundle)
     verify_on_load(contents)
-    return Pipeline(contents, executors.choose(contents, backend, threads=threads))
+    engine = executors.choose(contents, backend, threads=threads, low_memory=low_memory)
+    return Pipeline(contents, engine, engine.stepper, loop)
 
 
 class Pipeline(Closeable):
     """A bundle and its open components; each is opened when first needed and kept."""
 
-    def __init__(self, bundle: Bundle, open_component: executors.OpenComponent) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        open_component: Callable[[str], Executor],
+        open_step: Callable[[], Stepper | None] = lambda: None,
+        loop: Loop = "auto",
+    ) -> None:
+        if loop not in get_args(Loop):
+            expected = f"one of {', '.join(get_args(Loop))}"
+            raise UnknownNameError("loop", got=repr(loop), expected=expected)
         self.bundle = bundle
-        self._open = open_component
+        self._open, self._open_step, self._loop = open_component, open_step, loop
+        self._stepper: Stepper | None = None
         self._components: dict[str, Executor] = {}
         self._resources = ExitStack()
         self._encode = TextEncoders(bundle, self.run)
@@ -102,13 +130,24 @@ class Pipeline(Closeable):
         """
         table = self.table(request)
         noise = checked(self._noise(request, table), request.batch)
-        network = self._network(request, table.points.clock)
+        guided, shared = self._guided(request, table.points.clock)
         x, mend = self._begin(request, table, noise)
         if start is not None and (start.total, start.x.shape) != (len(table), x.shape):
             got = f"a step of {start.total} with latents {start.x.shape}"
             raise UsageError("start", got=got, expected=f"one of {len(table)} with {x.shape}")
         draw = 1 if request.edit is None else request.edit.first_draw
-        return denoise(network, table, start or x, noise, hook=request.hook, mend=mend, draw=draw)
+        begin, rows = start or x, self.bundle.components["denoiser"].ranges["batch"]
+        hooked = request.hook is not unchanged or mend is not unchanged
+        reason = (
+            "x_0 or x is changed between steps"
+            if hooked
+            else obstacle(guided, table, request.batch, rows)
+        )
+        stepper = self._step_graph(reason)
+        if stepper is not None:
+            return stepped(stepper, guided, shared, rows, table, begin, noise, draw=draw)
+        network = guided_network(partial(self._denoiser, rows, shared), guided)
+        return denoise(network, table, begin, noise, hook=request.hook, mend=mend, draw=draw)
 
     def schedule(self, request: Request) -> Schedule:
         """The points a request passes; of an edit, those that its strength leaves."""
@@ -163,6 +202,7 @@ class Pipeline(Closeable):
     def close(self) -> None:
         """Close every open component; a later call opens them anew."""
         self._components.clear()
+        self._stepper = None
         self._resources.close()
 
     # the parts of a request's loop
@@ -197,21 +237,40 @@ class Pipeline(Closeable):
         mask = pack(np.broadcast_to(edit.mask, (request.batch, *shape)))
         return x, keep_outside(mask, original, unit, table)
 
-    def _network(self, request: Request, clock: Clock) -> Network:
-        """The guided denoiser x, point -> F of a request, conditions bound."""
+    def _step_graph(self, obstacle: str | None) -> Stepper | None:
+        """The open step graph; None where the NumPy loop is to run, for this obstacle or another.
+
+        Raises `UsageError` where nothing but the step graph was to run.
+        """
+        if self._loop == "numpy":
+            return None
+        if obstacle is None and self._stepper is None:
+            if (opened := self._open_step()) is not None:
+                self._stepper = self._resources.enter_context(opened)
+            else:
+                obstacle = "no step graph in the bundle, or none that the backend runs"
+        if obstacle is None:
+            return self._stepper
+        if self._loop == "step":
+            fix = "leave `loop` at auto"
+            raise UsageError("loop='step'", got=obstacle, expected="all in one graph", fix=fix)
+        log.debug("the NumPy loop runs: %s", obstacle)
+        return None
+
+    def _denoiser(self, rows: ShapeRange, shared: Inputs, inputs: Inputs) -> Array:
+        return in_pieces(partial(self.run, "denoiser"), rows, inputs, shared)["output"]
+
+    def _guided(self, request: Request, clock: Clock) -> tuple[Guided, Inputs]:
+        """The conditions of a request, and the inputs that all of their rows share."""
         size = (request.height, request.width)
         positives, weights = self._positives(request)
         shared = shared_inputs(self.bundle, *size, positives[0].embeds.shape[1])
-        rows = self.bundle.components["denoiser"].ranges["batch"]
-
-        def denoiser(inputs: Mapping[str, Array]) -> Array:
-            return in_pieces(partial(self.run, "denoiser"), rows, inputs, shared)["output"]
 
         def inputs(k: int) -> dict[str, Array]:
             condition = positives[k - 1] if k else self._negative(request, positives[0])
             return condition_inputs(self.bundle, condition, *size, request.guidance.embedded)
 
-        return guided_network(denoiser, inputs, weights, request.guidance, clock)
+        return Guided(inputs, weights, request.guidance, clock), shared
 
     def _positives(self, request: Request) -> tuple[list[Condition], NDArray[np.float64]]:
         """P conditions (B, …) and their weights (P, B): the texts of every prompt."""

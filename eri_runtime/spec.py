@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 
 Family = Literal["sdxl", "sd35", "flux"]
@@ -60,8 +60,9 @@ class ComponentSpec:
 
     `graph` and `weights` are POSIX paths relative to the bundle; `ranges` has one entry for each
     dynamic dimension named in `inputs`; `kept_float32` are the modules of a 16-bit component that
-    compute in float32, by the last part of their names. `parity` is the worst error against
-    PyTorch over all outputs and cases, relative to the largest reference value.
+    compute in float32, by the last part of their names. `step` is the denoiser's step graph, a row
+    of a sampler's table, over the same weights. `parity` is the worst error against PyTorch over
+    all outputs and cases, relative to the largest reference value.
     """
 
     graph: str
@@ -73,6 +74,7 @@ class ComponentSpec:
     parameters: int
     parity: float
     kept_float32: tuple[str, ...] = ()
+    step: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eri_runtime.errors import UsageError
 from eri_runtime.linear import Linear
@@ -25,7 +26,14 @@ from eri_runtime.samplers import Memory, Sampler
 from eri_runtime.schedule import Clock, Float64, Point, Schedule
 from eri_runtime.spec import Prediction, ScheduleSpec
 
+Float32 = NDArray[np.float32]
 MAX_W, MAX_V = 4, 2
+# a row as a step graph takes it, and how many numbers each column is
+COLUMNS = {
+    **dict.fromkeys(("t", "c_in", "c_skip", "c_out", "p", "q", "A"), 1),
+    "B": MAX_W,
+    "C": MAX_V,
+}
 START = "x"
 BEFORE = "before"  # the noise drawn before the first evaluation
 FADED = 1e-250  # a coefficient near the smallest float has lost the digits a ratio needs
@@ -55,6 +63,13 @@ class SamplerTable:
 
     def __len__(self) -> int:
         return len(self.points)
+
+    def rows(self) -> Float32:
+        """(K, 13) float32: the `COLUMNS` of each row, and zeros where the table is narrower."""
+        single = [self.points.t[:-1], self.c_in, self.c_skip, self.c_out, self.p, self.q, self.A]
+        wide = ((self.B, MAX_W), (self.C, MAX_V))
+        padded = [np.pad(part, ((0, 0), (0, most - part.shape[1]))) for part, most in wide]
+        return np.hstack([np.stack(single, axis=1), *padded]).astype(np.float32)
 
     def level(self, k: int) -> float:
         """The noise before row k in k-diffusion's unit, `Clock.tau`."""

@@ -12,6 +12,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
 import eri_runtime as eri
 from eri_runtime.configs import AncestralSamplerConfig, GuidanceConfig, SamplingConfig
 from eri_runtime.errors import EriError, UnknownNameError, UsageError
+from eri_runtime.executors.ort_step import OrtStepLoop
 from eri_runtime.guidance import cfg_mix, rescale_guided
 from eri_runtime.prompts import make_prompt, make_prompts
 
@@ -30,15 +31,20 @@ def pipe(request):
 
 @pytest.fixture
 def rows(pipe, monkeypatch):
-    """The number of rows of every denoiser call."""
-    counts, run = [], pipe.run
+    """The number of rows of every call of the denoiser, or of its step graph."""
+    counts, run, step = [], pipe.run, OrtStepLoop.step
 
-    def counting(name, inputs):
+    def running(name, inputs):
         if name == "denoiser":
             counts.append(len(inputs["sample"]))
         return run(name, inputs)
 
-    monkeypatch.setattr(pipe, "run", counting)
+    def stepping(loop, key, *rest):
+        counts.append(loop._bound[key]["mix"].array.size)
+        return step(loop, key, *rest)
+
+    monkeypatch.setattr(pipe, "run", running)
+    monkeypatch.setattr(OrtStepLoop, "step", stepping)
     return counts
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import eri_runtime as eri
 from eri_runtime import executors, vae
+from eri_runtime.denoise import HostLatents
 from eri_runtime.errors import SizeError, UsageError
 from eri_runtime.executors.base import Executor
 from eri_runtime.images import to_unit
@@ -46,9 +47,7 @@ def step_of(denoised):
         index=0,
         total=1,
         sigma=1.0,
-        x=np.zeros_like(denoised),
-        denoised=denoised,
-        remembered=(),
+        latents=HostLatents(x=np.zeros_like(denoised), denoised=denoised),
         noises=(),
         draw=1,
     )

@@ -20,7 +20,8 @@ import onnx_ir as ir
 
 from eri_export.gate.cases import Case, cases_of, shallower
 from eri_export.gate.reference import reference, run
-from eri_export.gate.report import TOLERANCES, Metric, Report, Subject
+from eri_export.gate.report import STEP_TOLERANCE, TOLERANCES, Metric, Report, Subject
+from eri_export.gate.steps import STEP, draw_probe, run_probe
 from eri_export.passes.widen import widen
 from eri_export.recipes.base import Arrays, Recipe
 from eri_export.stored import read_headers
@@ -64,6 +65,12 @@ def compare(
                     for case, outputs in zip(cases, expected, strict=True):
                         ours = executor.run(case.inputs)
                         metrics += _measure(smaller, subject, network, case, ours, outputs)
+                    probe = None if spec.step is None else draw_probe(smaller, executor.run)
+                if probe is not None:
+                    made = {"x_next": run_probe(path, graph.with_name(STEP), served, probe)}
+                    wanted = {"x_next": probe.expected}
+                    case = Case("step", probe.sizes, {})
+                    metrics += _measure(smaller, subject, network, case, made, wanted)
     report = Report(tuple(metrics), not_run)
     report.check()
     return Compared(report, expected[-1] if real is not None else None)
@@ -113,6 +120,7 @@ def _temporary(model: ir.Model, path: Path) -> Iterator[Path]:
 def _measure(
     recipe: Recipe, subject: Subject, network: str, case: Case, outputs: Arrays, expected: Arrays
 ) -> Iterator[Metric]:
+    tolerances = {"step": STEP_TOLERANCE}
     for name, reference_value in expected.items():
         max_abs = float(np.abs(outputs[name] - reference_value).max())
         largest = float(np.abs(reference_value).max())
@@ -128,5 +136,5 @@ def _measure(
             sizes=dict(case.sizes),
             max_abs=max_abs if math.isfinite(max_rel) else math.inf,
             max_rel=max_rel if math.isfinite(max_rel) else math.inf,
-            tolerance=TOLERANCES[recipe.precision, subject],
+            tolerance=tolerances.get(case.kind, TOLERANCES[recipe.precision, subject]),
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Self
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,21 @@ from numpy.typing import NDArray
 from eri_runtime.errors import NonFiniteError, SizeError
 from eri_runtime.spec import ComponentSpec
 
+if TYPE_CHECKING:
+    from eri_runtime.executors.stepper import Stepper
+
 Arrays = Mapping[str, NDArray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How an engine is opened: its number of threads, all cores if left.
+
+    `low_memory`: weights stay pages of their file, which processes share, at some cost in speed.
+    """
+
+    threads: int | None = None
+    low_memory: bool = False
 
 
 class Closeable(ABC):
@@ -40,6 +56,26 @@ class Executor(Closeable):
 
         Raises `SizeError` for inputs that are not.
         """
+
+
+class Backend(ABC):
+    """An engine on one kind of device."""
+
+    @abstractmethod
+    def refusal(self, spec: ComponentSpec) -> str | None:
+        """Why this component cannot run here, in a few words, or None."""
+
+    @abstractmethod
+    def words(self, settings: Settings) -> str:
+        """The engine and the options it is opened with."""
+
+    @abstractmethod
+    def executor(self, graph: Path, spec: ComponentSpec, settings: Settings) -> Executor:
+        """Open a component; raises `BackendError` where that fails."""
+
+    @abstractmethod
+    def stepper(self, graph: Path, spec: ComponentSpec, settings: Settings) -> Stepper | None:
+        """Open the step graph of the denoiser `spec`; None for an engine that runs none."""
 
 
 def check_inputs(name: str, spec: ComponentSpec, inputs: Arrays) -> None:

@@ -19,6 +19,7 @@ from eri_export.recipes.text import ClipHiddenPooled, clip_recipe, t5_recipe
 from eri_export.recipes.unet import unet_recipe
 from eri_export.sources.folder import open_part
 from eri_export.trace import trace
+from eri_runtime.executors.base import Settings
 from eri_runtime.executors.ort import OrtExecutor
 from eri_runtime.spec import ShapeRange
 from tests.checkpoints import randomised
@@ -130,7 +131,7 @@ def test_a_stamped_graph_is_the_unrolled_one(make, blocks, kinds, tmp_path, monk
 def _outputs(recipe, model, home):
     """What the graph computes at every parity size, in one thread."""
     graph = write_component(model, recipe, home)
-    with OrtExecutor(graph, spec_of(recipe), threads=1) as executor:
+    with OrtExecutor(graph, spec_of(recipe), settings=Settings(threads=1)) as executor:
         return [executor.run(recipe.sample(sizes, 0)) for sizes in recipe.sizes[1:]]
 
 

@@ -113,7 +113,7 @@ def spoil(*path, value=None, delete=False):
 @pytest.mark.parametrize(
     ("change", "where"),
     [
-        (spoil("schema", value=99), "schema: got 99, expected 1"),
+        (spoil("schema", value=99), "schema: got 99, expected 2"),
         (spoil("schema", delete=True), "schema: got None"),
         (spoil("latents", delete=True), "latents: got 'nothing'"),
         (spoil("surprise", value=1), "got 'surprise'"),
@@ -176,5 +176,5 @@ def test_bfloat16_is_refused_on_the_cpu_with_the_way_out(bundle):
 
 
 def test_an_unknown_backend_is_named(bundle):
-    with pytest.raises(UnknownNameError, match="got 'cuba', expected auto or one of cpu"):
+    with pytest.raises(UnknownNameError, match="got 'cuba', expected auto or one of cuda, cpu"):
         choose(bundle, "cuba")
