@@ -14,6 +14,7 @@ from eri_export.precision import ALIASES, COMPONENTS
 from eri_export.progress import Progress, Stopwatch
 from eri_export.publish import terminated_as_interrupt
 from eri_export.ranges import make_ranges
+from eri_export.trt.cli import add_target, build_after_export, check_target
 from eri_runtime.cli import Subparsers, add_command, say
 from eri_runtime.errors import BackendError
 
@@ -107,6 +108,7 @@ def export_command(commands: Subparsers) -> None:
     parser = add_command(commands, "export", "Export a checkpoint to a bundle.", export)
     for names, settings in OPTIONS:
         parser.add_argument(*names, **settings)
+    add_target(parser)
 
 
 def export(options: argparse.Namespace) -> None:
@@ -119,11 +121,13 @@ def export(options: argparse.Namespace) -> None:
         size=options.size, batch=options.batch, tokens=options.tokens, static=options.static
     )
     chosen = {name: getattr(options, name) for name in SOURCES}
+    check_target(options)
     with terminated_as_interrupt():
         if options.dry_run:
             dry_run(output, checkpoint=options.checkpoint, ranges=ranges, **chosen)
-        else:
-            run_export(output, checkpoint=options.checkpoint, ranges=ranges, **chosen)
+            return
+        run_export(output, checkpoint=options.checkpoint, ranges=ranges, **chosen)
+        build_after_export(output, options)
 
 
 def default_name(checkpoint: str) -> str:

@@ -29,9 +29,23 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
     yield from absent(bundle)
     for name, tokenizer in bundle.tokenizers.items():
         yield f"{name}: up to {tokenizer.max_length} tokens, filled with {tokenizer.pad_id}"
+    for file in bundle.plans:
+        yield describe_plan(bundle, file)
     yield ""
     yield "built with " + ", ".join(f"{name} {v}" for name, v in bundle.built_with.items())
     yield from executors.described(bundle)
+
+
+def describe_plan(bundle: Bundle, file: str) -> str:
+    """A line: what a TensorRT plan is for, and how its attention was built."""
+    plan = bundle.plans[file]
+    variant = f" ({', '.join(plan.flags)})" if plan.flags else ""
+    profiles = f"{len(plan.profiles)} profile{'s' * (len(plan.profiles) > 1)}"
+    return (
+        f"{file}: {plan.engine} {plan.version}{variant}, compute capability "
+        f"{' and '.join(plan.capabilities)}, {megabytes(bundle.files[file].size)}, "
+        f"{profiles}, {plan.fused} of {plan.attention} attention layers fused"
+    )
 
 
 def megabytes(size: int) -> str:
