@@ -28,14 +28,17 @@ PROMPT = "a red heart"
 def pair(request):
     """The NumPy loop and the step graph of one bundle."""
     bundle = request.getfixturevalue(f"{request.param}_bundle")
-    with eri.load(bundle, loop="numpy") as numpy, eri.load(bundle, loop="step") as step:
+    with (
+        eri.load(bundle, "cpu", loop="numpy") as numpy,
+        eri.load(bundle, "cpu", loop="step") as step,
+    ):
         yield numpy, step
 
 
 @pytest.fixture(scope="module")
 def pipe(sd35_bundle):
     """A step graph, and nothing else, of the family with the most samplers' conventions."""
-    with eri.load(sd35_bundle, loop="step", threads=1) as pipe:
+    with eri.load(sd35_bundle, "cpu", loop="step", threads=1) as pipe:
         yield pipe
 
 
@@ -170,8 +173,8 @@ def test_sixteen_bits(sd35_checkpoint, workshop):
     precision = {"*": "fp32", "denoiser": "fp16"}
     bundle = export(sd35_checkpoint, workshop / "engines/step-fp16", precision=precision)
     with (
-        eri.load(bundle.root, loop="numpy") as numpy,
-        eri.load(bundle.root, loop="step") as step,
+        eri.load(bundle.root, "cpu", loop="numpy") as numpy,
+        eri.load(bundle.root, "cpu", loop="step") as step,
     ):
         compare((numpy, step), sampler="dpmpp_2m", **cfg(numpy))
 
@@ -240,7 +243,7 @@ def test_a_loop_goes_on_from_any_step(pair, sampler):
 
 
 def test_a_loop_outlives_its_pipeline(sd35_bundle):
-    with eri.load(sd35_bundle, loop="step") as pipe:
+    with eri.load(sd35_bundle, "cpu", loop="step") as pipe:
         whole = trajectory(pipe)
         steps = pipe.denoise(pipe.request(PROMPT, **WORDS))
         next(steps)
@@ -291,7 +294,7 @@ UNHELD = {
 @pytest.mark.parametrize("words, reason", UNHELD.values(), ids=UNHELD)  # noqa: PT006
 def test_numpy_runs_what_the_graph_does_not_hold(sd35_bundle, pipe, caplog, words, reason):
     words = {"guidance_scale": 1.0, "num_inference_steps": 2, **words}
-    with eri.load(sd35_bundle) as auto, eri.load(sd35_bundle, loop="numpy") as numpy:
+    with eri.load(sd35_bundle, "cpu") as auto, eri.load(sd35_bundle, "cpu", loop="numpy") as numpy:
         with caplog.at_level(logging.DEBUG, "eri_runtime"):
             mine = trajectory(auto, **words)
         assert reason in caplog.text
@@ -316,7 +319,7 @@ def test_a_bundle_without_a_step_graph(sd35_bundle, caplog):
 
 def test_an_unknown_loop_is_named(sd35_bundle):
     with pytest.raises(UnknownNameError, match="loop: got 'fast', expected one of auto"):
-        eri.load(sd35_bundle, loop="fast")
+        eri.load(sd35_bundle, "cpu", loop="fast")
 
 
 # how it is opened
@@ -324,7 +327,7 @@ def test_an_unknown_loop_is_named(sd35_bundle):
 
 def test_low_memory_gives_the_same(pair, request):
     numpy, _ = pair
-    with eri.load(numpy.bundle.root, loop="step", low_memory=True, threads=1) as low:
+    with eri.load(numpy.bundle.root, "cpu", loop="step", low_memory=True, threads=1) as low:
         compare((numpy, low), **cfg(numpy))
 
 
