@@ -28,8 +28,13 @@ def generate_command(commands: Subparsers) -> None:
     _sampling(parser.add_argument_group("sampling"))
     _guidance(parser.add_argument_group("guidance"))
     _editing(parser.add_argument_group("image to image"))
-    parser.add_argument("--backend", default="auto", metavar="auto|cpu")
+    parser.add_argument(
+        "--backend", default="auto", metavar="auto|tensorrt|cuda|openvino[:bf16]|cpu"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine")
+    parser.add_argument(
+        "--low-memory", action="store_true", help="leave weights in their files' pages; slower"
+    )
     parser.add_argument(
         "--preview", type=Path, metavar="FILE.png", help="a rough picture after every step"
     )
@@ -109,7 +114,12 @@ def generate(options: argparse.Namespace) -> None:
             raise UsageError(name, got=path, expected="a name that ends in .png")
     prompt = {options.prompt: 1.0, **dict(options.also)} if options.also else options.prompt
     with (
-        load(options.bundle, options.backend, threads=options.threads) as pipe,
+        load(
+            options.bundle,
+            options.backend,
+            threads=options.threads,
+            low_memory=options.low_memory,
+        ) as pipe,
         progress_bars() as advance,
     ):
         request = pipe.request(prompt, options.negative, **_words(options))
