@@ -129,5 +129,5 @@ def _component(
     worst = compared.report.worst(recipe.name)
     log.info("%s: relative error %.2g against PyTorch", recipe.name, worst)
     parameters = sum(math.prod(tensor.shape) for tensor in written.tensors.values())
-    spec = dataclasses.replace(spec, parameters=parameters, parity=worst)
+    spec = dataclasses.replace(spec, parameters=parameters, parity=worst, compared=compared.others)
     return Exported(spec, written.record, compared)

@@ -75,7 +75,7 @@ def _component(bundle: Bundle, name: str, component: ComponentSpec) -> Iterator[
     yield (
         f"{name}: {component.precision}, {component.parameters:,} parameters, weights "
         f"{megabytes(weights.size)}, graph {megabytes(graph.size)}, "
-        f"error against PyTorch {component.parity:.1e}"
+        f"error against PyTorch {component.parity:.1e}{_others(component)}"
     )
     for arrow, tensors in (("<-", component.inputs), ("->", component.outputs)):
         for tensor in tensors:
@@ -92,6 +92,11 @@ def absent(bundle: Bundle) -> Iterator[str]:
     for name in COMPONENTS[bundle.family]:
         if name not in bundle.components:
             yield f"no {name}: {WITHOUT[name]}"
+
+
+def _others(component: ComponentSpec) -> str:
+    """The errors on other engines than ONNX Runtime."""
+    return "".join(f", on {name} {error:.1e}" for name, error in component.compared.items())
 
 
 def _shape(tensor: TensorSpec) -> str:

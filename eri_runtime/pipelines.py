@@ -60,11 +60,12 @@ def load(
 ) -> Pipeline:
     """Open a bundle for generating images; use it as a context manager, or call `close`.
 
-    `backend` is `auto`, `cuda` or `cpu`; `threads` is the engine's number of threads. `low_memory`
-    leaves weights in their files' pages, which processes share, at some cost in speed. `loop` is
-    `step` for the step graph only, `numpy` for none, and `auto` for it where it serves. Sizes of
-    all files and hashes of all but the weights are checked. Raises `BundleError` or
-    `BackendError`.
+    `backend` is `tensorrt`, `cuda`, `openvino`, `openvino:bf16` or `cpu`, and no other is taken in
+    its place; `auto` is the first that runs every component. `threads` is the engine's number of
+    threads. `low_memory` leaves ONNX Runtime's weights in their files' pages, which processes
+    share, at some cost in speed. `loop` is `step` for the step graph only, `numpy` for none, and
+    `auto` for it where it serves. Sizes of all files and hashes of all but the weights are checked.
+    Raises `BundleError` or `BackendError`.
     """
     contents = manifest.read(bundle)
     verify_on_load(contents)

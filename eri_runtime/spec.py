@@ -62,7 +62,8 @@ class ComponentSpec:
     dynamic dimension named in `inputs`; `kept_float32` are the modules of a 16-bit component that
     compute in float32, by the last part of their names. `step` is the denoiser's step graph, a row
     of a sampler's table, over the same weights. `parity` is the worst error against PyTorch over
-    all outputs and cases, relative to the largest reference value.
+    all outputs and cases, relative to the largest reference value. `compared` has the same of every
+    backend but ONNX Runtime's that was installed and close enough at export, by name.
     """
 
     graph: str
@@ -75,6 +76,7 @@ class ComponentSpec:
     parity: float
     kept_float32: tuple[str, ...] = ()
     step: str | None = None
+    compared: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,3 +74,13 @@ def shared_traces():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "trace", shared)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def onnx_runtime_only():
+    """Bundles are the same, and `auto` takes the same engine, whatever else is installed."""
+    from eri_export.gate import engines
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "OTHERS", {})
+        yield

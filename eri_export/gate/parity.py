@@ -11,14 +11,15 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from eri_export.gate.cases import Case, cases_of, shallower
+from eri_export.gate.engines import close_enough
 from eri_export.gate.reference import reference, run
 from eri_export.gate.report import STEP_TOLERANCE, TOLERANCES, Metric, Report, Subject
 from eri_export.gate.steps import STEP, draw_probe, run_probe
@@ -38,10 +39,14 @@ SMALL = "traced at small sizes"  # of a static graph that would take too long
 
 @dataclass(frozen=True)
 class Compared:
-    """What came of a comparison: the report, and PyTorch's outputs for the real inputs."""
+    """What came of a comparison: the report, and PyTorch's outputs for the real inputs.
+
+    `others` are the errors of the engines besides ONNX Runtime that are installed and close enough.
+    """
 
     report: Report
     made: Arrays | None
+    others: Mapping[str, float] = field(default_factory=dict)
 
 
 def compare(
@@ -71,9 +76,11 @@ def compare(
                     wanted = {"x_next": probe.expected}
                     case = Case("step", probe.sizes, {})
                     metrics += _measure(smaller, subject, network, case, made, wanted)
-    report = Report(tuple(metrics), not_run)
-    report.check()
-    return Compared(report, expected[-1] if real is not None else None)
+        report = Report(tuple(metrics), not_run)
+        report.check()
+        served = dataclasses.replace(served, precision=spec.precision)
+        others = close_enough(own, served, cases, expected)
+    return Compared(report, expected[-1] if real is not None else None, others)
 
 
 @contextlib.contextmanager

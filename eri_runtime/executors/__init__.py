@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from eri_runtime.errors import BackendError, UnknownNameError, UsageError
 from eri_runtime.executors.base import Backend, Executor, Settings
+from eri_runtime.executors.openvino import OPENVINO, OPENVINO_BF16
 from eri_runtime.executors.ort import CPU, CUDA
 from eri_runtime.executors.stepper import Stepper
+from eri_runtime.executors.unavailable import TENSORRT
 from eri_runtime.spec import Bundle
 
-BACKENDS: dict[str, Backend] = {"cuda": CUDA, "cpu": CPU}  # the first that can run it is `auto`
+log = logging.getLogger(__name__)
+
+BACKENDS: dict[str, Backend] = {
+    "tensorrt": TENSORRT,
+    "cuda": CUDA,
+    "openvino": OPENVINO,
+    "openvino:bf16": OPENVINO_BF16,
+    "cpu": CPU,
+}
+# One engine runs every component: a mixture would be two of them in memory, and nobody's measured
+# pair. What rounds more than the bundle says is taken by its name only.
+AUTO = ("tensorrt", "cuda", "openvino", "cpu")
+COMPARED = ("openvino",)  # whose own error the export writes down, where it is installed
 
 
 def refusals(bundle: Bundle, backend: str) -> list[str]:
-    """Why `backend` cannot run this bundle here, a line for each component; empty if it can."""
+    """Why `backend` cannot run this bundle here: a line for each reason; empty if it can."""
     refusal = BACKENDS[backend].refusal
-    reasons = ((name, refusal(spec)) for name, spec in bundle.components.items())
-    return [f"{name}: {reason}" for name, reason in reasons if reason]
+    return _by_reason({name: refusal(spec) for name, spec in bundle.components.items()})
+
+
+def doubts(bundle: Bundle, backend: str) -> list[str]:
+    """Why `auto` leaves out a backend that could run this bundle: a line, or none."""
+    if backend not in AUTO:
+        return ["rounds more than the bundle does"]
+    unseen = f"not compared with PyTorch at export; `--backend {backend}` runs it all the same"
+    return _by_reason(
+        {
+            name: unseen if backend in COMPARED and backend not in spec.compared else None
+            for name, spec in bundle.components.items()
+        }
+    )
+
+
+def _by_reason(reasons: dict[str, str | None]) -> list[str]:
+    """Each reason once, after the components it is of, unless it is of all."""
+    lines = []
+    for reason in dict.fromkeys(filter(None, reasons.values())):
+        names = [name for name, each in reasons.items() if each == reason]
+        lines.append(reason if len(names) == len(reasons) else f"{', '.join(names)}: {reason}")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -45,25 +81,48 @@ class Engine:
 def choose(
     bundle: Bundle, backend: str = "auto", *, threads: int | None = None, low_memory: bool = False
 ) -> Engine:
-    """What opens a component by name, on the named backend or the first that can.
+    """What opens a component by name, on the named backend and no other, or the first that can.
 
-    Raises `UnknownNameError` for a name that is none, `BackendError` where it cannot run here.
+    Why `auto` leaves a backend out is logged, a line for each. Raises `UnknownNameError` for a name
+    that is none, `BackendError` where it cannot run here.
     """
     if backend not in ("auto", *BACKENDS):
         expected = f"auto or one of {', '.join(BACKENDS)}"
         raise UnknownNameError("backend", got=repr(backend), expected=expected)
     if threads is not None and threads < 1:
         raise UsageError("threads", got=threads, expected="1 or more")
-    names = list(BACKENDS) if backend == "auto" else [backend]
-    chosen = next((name for name in names if not refusals(bundle, name)), names[-1])
+    chosen = _first(bundle) if backend == "auto" else backend
     if reasons := refusals(bundle, chosen):
-        raise BackendError(f"backend {chosen}", got=reasons[0], expected="a bundle it can run")
+        raise _refused(bundle, f"backend {chosen}", reasons)
     return Engine(bundle, BACKENDS[chosen], Settings(threads=threads, low_memory=low_memory))
+
+
+def _first(bundle: Bundle) -> str:
+    """The first backend of `AUTO` that nothing speaks against."""
+    left_out = []
+    for name in AUTO:
+        reasons = refusals(bundle, name) or doubts(bundle, name)
+        if not reasons:
+            log.info("backend %s is used", name)
+            return name
+        left_out.append(f"{name}: {'; '.join(reasons)}")
+        log.info("backend %s", left_out[-1])
+    raise _refused(bundle, "backend auto", left_out)
+
+
+def _refused(bundle: Bundle, backend: str, reasons: list[str]) -> BackendError:
+    fix = f"`eri inspect {bundle.root}` says what can"
+    return BackendError(
+        backend, got="; ".join(reasons), expected="all it takes to run this bundle here", fix=fix
+    )
 
 
 def described(bundle: Bundle) -> Iterator[str]:
     """A line for each backend: how it would run the bundle here, or why it cannot."""
     for name, backend in BACKENDS.items():
-        reasons = refusals(bundle, name)
-        how = f"no; {reasons[0]}" if reasons else f"can run it here; {backend.words(Settings())}"
-        yield f"backend {name}: {how}"
+        if reasons := refusals(bundle, name):
+            yield f"backend {name}: no; {'; '.join(reasons)}"
+            continue
+        why = doubts(bundle, name)
+        left_out = f" (not by auto: {'; '.join(why)})" if why else ""
+        yield f"backend {name}: can run it here{left_out}; {backend.words(Settings())}"

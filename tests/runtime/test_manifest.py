@@ -176,5 +176,7 @@ def test_bfloat16_is_refused_on_the_cpu_with_the_way_out(bundle):
 
 
 def test_an_unknown_backend_is_named(bundle):
-    with pytest.raises(UnknownNameError, match="got 'cuba', expected auto or one of cuda, cpu"):
+    with pytest.raises(
+        UnknownNameError, match="got 'cuba', expected auto or one of tensorrt, cuda"
+    ):
         choose(bundle, "cuba")
