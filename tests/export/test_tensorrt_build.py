@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import signal
 import subprocess
@@ -321,6 +322,18 @@ def test_a_disk_without_room_is_an_error_and_leaves_the_bundle_as_it_was(root, m
     monkeypatch.setattr("eri_export.disk.free_space", lambda _: 1000)
     with pytest.raises(DiskError, match="free"):
         add_plans(root, ADA, components=ENCODER)
+    same_after(root, before)
+
+
+def test_a_disk_that_fills_up_is_an_error_and_leaves_the_bundle_as_it_was(root):
+    before = snapshot(root)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # less than a plan
+    try:
+        with pytest.raises(DiskError, match="nothing was published"):
+            add_plans(root, ADA, components=ENCODER)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     same_after(root, before)
 
 
