@@ -7,6 +7,7 @@ linked into the new one, and one exchange of two names publishes it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -59,11 +60,12 @@ def add_plans(
     needed = {name for job in jobs for name in _sources(bundle, job)}
     verify_sizes(bundle)
     verify_hashes(bundle, sorted(needed))
-    with staging(root) as folder:
+    with contextlib.ExitStack() as until_placed, staging(root) as folder:
         require_space(folder.parent, sum(bundle.files[name].size for name in needed))
         (folder / FOLDER).mkdir()
         plans = {job.file: _build(bundle, job, folder, engine, options, progress) for job in jobs}
         with stage(progress, WHOLE, "publish"):
+            until_placed.enter_context(_turn(root))
             current = _adopt(root, bundle, needed, folder)
             anew = {*plans, *map(_report, plans)}
             known = {name: each for name, each in current.files.items() if name not in anew}
@@ -158,6 +160,24 @@ def _adopt(root: Path, built_from: Bundle, needed: set[str], folder: Path) -> Bu
         if not copy.exists():
             _link(current.path(name), copy)
     return current
+
+
+@contextlib.contextmanager
+def _turn(root: Path) -> Iterator[None]:
+    """One build at a time takes what is at `root` and puts its own in its place.
+
+    The lock is on the folder, so a build that waited finds another there, and waits for that one.
+    """
+    while True:
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(descriptor), root.stat()):
+                yield
+                return
+        finally:
+            os.close(descriptor)
 
 
 def _link(file: Path, copy: Path) -> None:

@@ -78,7 +78,7 @@ def choose_profile(plan: PlanSpec, sizes: Mapping[str, int]) -> int:
     Raises `SizeError` where none does.
     """
     for index, profile in enumerate(plan.profiles):
-        if all(sizes[name] in allowed for name, allowed in profile.items()):
+        if all(sizes.get(name, 0) in allowed for name, allowed in profile.items()):
             return index
     held = " or ".join(
         ", ".join(f"{name} {allowed.min} to {allowed.max}" for name, allowed in profile.items())
@@ -92,7 +92,7 @@ def _runs_version(plan: PlanSpec, version: str) -> bool:
     if plan.version == version:
         return True
     built, here = _numbers(plan.version), _numbers(version)
-    return "version-compatible" in plan.flags and built[0] == here[0] and built <= here
+    return "version-compatible" in plan.flags and built[:1] == here[:1] and built <= here
 
 
 def _runs_gpu(plan: PlanSpec, capability: str) -> bool:

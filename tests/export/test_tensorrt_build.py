@@ -357,6 +357,34 @@ def test_an_export_during_the_build_is_not_undone(root, monkeypatch):
     assert not (root / "plans").exists()
 
 
+def test_a_build_during_another_is_kept(root, monkeypatch):
+    built, other = add._build, iter([("text_encoder_2",)])
+
+    def meanwhile(*arguments):
+        for components in other:
+            add_plans(root, ADA, components=components)
+        return built(*arguments)
+
+    monkeypatch.setattr(add, "_build", meanwhile)
+    add_plans(root, ADA, components=ENCODER)
+    bundle = manifest.read(root)
+    integrity.verify_all(bundle)
+    assert {plan.component for plan in bundle.plans.values()} == {"text_encoder", "text_encoder_2"}
+    assert [*root.parent.iterdir()] == [root]
+
+
+def test_two_builds_at_once_keep_each_others_plans(root):
+    names = ("text_encoder", "text_encoder_2")
+    commands = [
+        [sys.executable, "-c", BUILD.replace("text_encoder", name), str(root)] for name in names
+    ]
+    children = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+    assert [child.wait() for child in children] == [0, 0]
+    bundle = manifest.read(root)
+    integrity.verify_all(bundle)
+    assert {plan.component for plan in bundle.plans.values()} == {*names}
+
+
 def test_a_signal_stops_a_build_and_leaves_the_bundle_as_it_was(root):
     before = snapshot(root)
     steps = []

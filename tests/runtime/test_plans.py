@@ -176,9 +176,16 @@ def test_the_first_profile_that_holds_the_sizes(batch, index):
     assert choose_profile(PLAN, {"batch": batch, "height": 64}) == index
 
 
-def test_sizes_that_no_profile_holds():
+@pytest.mark.parametrize("sizes", [{"batch": 9}, {"images": 2}])
+def test_sizes_that_no_profile_holds(sizes):
     with pytest.raises(SizeError, match="batch 2 to 2 or batch 1 to 8"):
-        choose_profile(PLAN, {"batch": 9})
+        choose_profile(PLAN, sizes)
+
+
+def test_a_version_that_is_none_is_another(bundle):
+    bundle = with_plans(bundle, a={"version": "x", "flags": ("version-compatible",)})
+    with pytest.raises(BackendError, match="a plan for tensorrt-rtx x"):
+        choose_plan(bundle, GRAPH, ADA)
 
 
 class Driver:
