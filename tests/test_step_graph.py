@@ -12,6 +12,7 @@ import pytest
 
 import eri_runtime as eri
 from eri_export import export
+from eri_export.ranges import make_ranges
 from eri_runtime import executors, tabulate
 from eri_runtime.errors import BackendError, NonFiniteError, UnknownNameError, UsageError
 from eri_runtime.executors.ort_step import OrtStepLoop
@@ -66,7 +67,7 @@ def trajectory(pipe, prompt=PROMPT, start=None, **words):
     return list(pipe.denoise(pipe.request(prompt, **WORDS | words), start))
 
 
-def assert_same_trajectories(mine, reference):
+def assert_same_trajectories(mine, reference, tolerance=TOLERANCE):
     assert len(mine) == len(reference) > 0
     for step, expected in zip(mine, reference, strict=True):
         assert (step.index, step.total, step.sigma) == (
@@ -81,7 +82,7 @@ def assert_same_trajectories(mine, reference):
         for array, oracle in arrays:
             assert array.dtype == np.float32
             assert array.shape == oracle.shape
-            assert np.abs(array - oracle).max() <= TOLERANCE * np.abs(oracle).max()
+            assert np.abs(array - oracle).max() <= tolerance * np.abs(oracle).max()
 
 
 def compare(pair, prompt=PROMPT, **words):
@@ -336,3 +337,24 @@ def test_cuda_is_refused_with_the_reason(sd35_bundle):
         pytest.skip("there is a GPU")
     with pytest.raises(BackendError, match="backend cuda: got "):
         eri.load(sd35_bundle, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("static", [False, True], ids=["any size", "captured as a CUDA graph"])
+def test_the_loop_on_cuda_is_numpys_on_the_cpu(pair, request, tmp_path, static):
+    """`pytest -m gpu tests/test_step_graph.py` on a machine with onnxruntime-gpu and a GPU."""
+    numpy, _ = pair
+    root = numpy.bundle.root
+    if reasons := executors.refusals(numpy.bundle, "cuda"):
+        pytest.skip(reasons[0])
+    if static:
+        checkpoint = request.getfixturevalue(f"{numpy.bundle.family}_checkpoint")
+        root = export(
+            checkpoint, tmp_path / "static", ranges=make_ranges("48x32", static=True)
+        ).root
+    words = {"sampler": "dpmpp_sde", **cfg(numpy)}
+    with eri.load(root, "cpu", loop="numpy") as cpu, eri.load(root, "cuda", loop="step") as cuda:
+        mine = trajectory(cuda, **words)
+        assert_same_trajectories(mine, trajectory(cpu, **words), tolerance=1e-3)
+        for one, other in zip(mine, trajectory(cuda, **words), strict=True):
+            np.testing.assert_array_equal(one.x, other.x)

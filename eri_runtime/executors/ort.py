@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eri_runtime.errors import BackendError
 from eri_runtime.executors.base import Arrays, Backend, Executor, Settings, check_inputs
+from eri_runtime.executors.gpu import compute_capability
 from eri_runtime.spec import ComponentSpec, Precision
 
 if TYPE_CHECKING:
@@ -137,16 +137,9 @@ def _entries(settings: Settings) -> dict[str, str]:
 
 
 def _no_cuda() -> str | None:
-    """Why CUDA cannot be used: the wheel without it, or no driver with a GPU."""
+    """Why CUDA cannot be used: the wheel without it, or no GPU."""
     import onnxruntime as ort
 
     if CUDA.provider not in ort.get_available_providers():
         return "this onnxruntime has no CUDA: pip install 'eri-diffusion[gpu]'"
-    count = ctypes.c_int(0)
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver"
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return "no NVIDIA GPU"
-    return None
+    return "no NVIDIA GPU" if compute_capability() is None else None
