@@ -350,7 +350,7 @@ def test_the_loop_on_cuda_is_numpys_on_the_cpu(pair, request, tmp_path, static):
     if static:
         checkpoint = request.getfixturevalue(f"{numpy.bundle.family}_checkpoint")
         root = export(
-            checkpoint, tmp_path / "static", ranges=make_ranges("48x32", static=True)
+            checkpoint, tmp_path / "static", ranges=make_ranges(size="48x32", static=True)
         ).root
     words = {"sampler": "dpmpp_sde", **cfg(numpy)}
     with eri.load(root, "cpu", loop="numpy") as cpu, eri.load(root, "cuda", loop="step") as cuda:
