@@ -20,7 +20,7 @@ from eri_runtime.conditioning import (
     condition_inputs,
     shared_inputs,
 )
-from eri_runtime.denoise import Array, Network, Step, denoise, unchanged
+from eri_runtime.denoise import Array, Network, Step, check_start, denoise, unchanged
 from eri_runtime.editing import begun, keep_outside, noised
 from eri_runtime.errors import UsageError
 from eri_runtime.executors.base import Closeable, Executor
@@ -104,9 +104,8 @@ class Pipeline(Closeable):
         noise = checked(self._noise(request, table), request.batch)
         network = self._network(request, table.points.clock)
         x, mend = self._begin(request, table, noise)
-        if start is not None and (start.total, start.x.shape) != (len(table), x.shape):
-            got = f"a step of {start.total} with latents {start.x.shape}"
-            raise UsageError("start", got=got, expected=f"one of {len(table)} with {x.shape}")
+        if start is not None:
+            check_start(start, table, x.shape)
         draw = 1 if request.edit is None else request.edit.first_draw
         return denoise(network, table, start or x, noise, hook=request.hook, mend=mend, draw=draw)
 
