@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import log, sqrt
-from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -115,7 +114,7 @@ def make_schedule(
     most = spec.num_train_timesteps
     if original_steps is not None and spec.kind == "vp":
         most = original_steps = min(most, original_steps)
-    if not isinstance(steps, Integral) or not 1 <= steps <= most:
+    if not isinstance(steps, int | np.integer) or not 1 <= steps <= most:
         raise UsageError("num_inference_steps", got=short(steps), expected=f"1 to {most}")
     if spec.kind == "flow":
         schedule = flow_schedule(spec, steps, tokens)

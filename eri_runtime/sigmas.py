@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from math import gamma
-from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -68,7 +67,8 @@ def listed_levels(sigmas: Sequence[float], count: int, end: float, most: float) 
     Raises `UsageError` for anything else, and for levels that float32 cannot tell apart.
     """
     given = list(sigmas) if isinstance(sigmas, Iterable) else []
-    levels = [float(level) for level in given if isinstance(level, Real) and abs(level) <= most]
+    numbers = (int, float, np.integer, np.floating)
+    levels = [float(level) for level in given if isinstance(level, numbers) and abs(level) <= most]
     usable = len(levels) == len(given)
     if len(levels) == count + 1 and levels[-1] == 0:
         levels.pop()

@@ -89,18 +89,19 @@ def numbers(table):
 @st.composite
 def specs(draw, kind):
     """What a checkpoint may say of its schedule."""
-    fields = {}
+    fields, count = {}, draw(st.sampled_from([1000, 1000, 10, 100, 37, 4000]))
     if kind == "vp":
         fields["zero_terminal_snr"] = draw(st.booleans())
         fields["beta_curve"] = draw(st.sampled_from(CURVES))
-        fields["beta_start"] = draw(st.floats(1e-5, 1e-3))
-        fields["beta_end"] = draw(st.floats(2e-3, 0.03))
+        # as much noise in all whatever the number of training steps
+        fields["beta_start"] = min(0.3, draw(st.floats(1e-5, 1e-3)) * 1000 / count)
+        fields["beta_end"] = min(0.9, draw(st.floats(2e-3, 0.03)) * 1000 / count)
     elif draw(st.booleans()):
         fields = {"dynamic_shift": True, "max_shift": draw(st.floats(0.5, 2.0))}
     return ScheduleSpec(
         kind=kind,
         prediction=draw(st.sampled_from(["eps", "v"] if kind == "vp" else ["flow"])),
-        num_train_timesteps=draw(st.sampled_from([1000, 1000, 10, 100, 37, 4000])),
+        num_train_timesteps=count,
         spacing=draw(st.sampled_from(["leading", "trailing", "linspace"])),
         steps_offset=draw(st.integers(0, 1)),
         final=draw(st.sampled_from(["zero", "sigma_min"])),
