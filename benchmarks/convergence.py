@@ -8,7 +8,7 @@ Errors are of the final latents, ‖x − r‖/‖r‖ over all images, against 
   end at the same, against one reference, a second-order sampler at many steps; its own uncertainty
   is its distance to another second-order sampler at twice as many. Beside them, the orders that the
   same samplers on the same levels have on a problem with a known x_0, and how far from smooth the
-  network is in t: where its steps do not resolve that, a method has no order but Euler's
+  network is in t: before the steps resolve that, no method's order can be expected
 - sde: the samplers with noise, each against itself at many steps with the same seeds, once with the
   increments of one Brownian path and once with independent draws
 - guidance: for each scale the error of few steps, the share of pictures whose nearest training
