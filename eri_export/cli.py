@@ -14,7 +14,7 @@ from eri_export.precision import ALIASES, COMPONENTS
 from eri_export.progress import Progress, Stopwatch
 from eri_export.publish import terminated_as_interrupt
 from eri_export.ranges import make_ranges
-from eri_runtime.cli import Subparsers, add_command, say
+from eri_runtime.command import Subparsers, add_command, say
 from eri_runtime.errors import BackendError
 
 SOURCES = ("precision", "vae", "text_encoders", "config", "variant", "revision")
