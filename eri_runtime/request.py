@@ -251,7 +251,8 @@ def _latents(
 
 
 def _noise(source: Any) -> NoiseSource | NoiseName:
-    if not callable(source) and source not in get_args(NoiseName):
+    named = isinstance(source, str) and source in get_args(NoiseName)
+    if not callable(source) and not named:
         expected = f"one of {', '.join(get_args(NoiseName))}, or a function (draw, shape) -> array"
         raise UnknownNameError("noise", got=short(source), expected=expected)
     return cast(NoiseSource | NoiseName, source)

@@ -74,14 +74,24 @@ def test_other_captions_other_seeds_and_few_steps_are_right_too(demo):
 def test_the_readmes_examples_run(demo, monkeypatch):
     monkeypatch.chdir(demo)
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    names: dict[str, object] = {}
+    first, *others = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert len(others) == 2
+    half = np.zeros((96, 96), np.uint8)
+    half[:, 48:] = 255
+    names: dict[str, object] = {"white_where_to_paint": Image.fromarray(half)}
     exec(first, names)  # noqa: S102 our own text
     with Image.open("heart.png") as image:
         assert nearest_captions([np.asarray(image)]) == ["a red heart"]
         assert "Steps: 20" in image.text["parameters"]
+        names["picture"] = image.copy()
     with eri.load("engines/demo") as names["pipe"]:
-        exec(second, names)  # noqa: S102
+        for example in others:
+            exec(example, names)  # noqa: S102
+    last = names["image"]
+    assert isinstance(last, Image.Image)
+    assert nearest_captions([np.asarray(last)]) == ["a red heart"]
+    with Image.open("now.png") as preview:
+        assert preview.size == last.size
 
 
 def test_a_preview_is_the_picture_in_small(demo):
