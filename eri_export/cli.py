@@ -15,7 +15,7 @@ from eri_export.progress import Progress, Stopwatch
 from eri_export.publish import terminated_as_interrupt
 from eri_export.ranges import make_ranges
 from eri_export.trt.cli import add_target, build_after_export, check_target
-from eri_runtime.cli import Subparsers, add_command, say
+from eri_runtime.command import Subparsers, add_command, say
 from eri_runtime.errors import BackendError
 
 SOURCES = ("precision", "vae", "text_encoders", "config", "variant", "revision")

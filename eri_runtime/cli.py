@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Any
 
+from eri_runtime.command import Subparsers, add_command, say
 from eri_runtime.errors import BundleError, CheckpointError, EriError, UsageError
-
-Subparsers = Any  # argparse keeps the type of add_subparsers' result private
+from eri_runtime.generate import generate_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,8 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Every command this installation has."""
-    from eri_runtime.generate import generate_command
-
     parser = argparse.ArgumentParser(
         prog="eri", description="Export diffusion models, and run them without torch."
     )
@@ -45,20 +42,6 @@ def make_parser() -> argparse.ArgumentParser:
     for entry in sorted(entry_points(group="eri.commands"), key=lambda entry: entry.name):
         entry.load()(commands)
     return parser
-
-
-def add_command(
-    commands: Subparsers, name: str, summary: str, run: Callable[[argparse.Namespace], None]
-) -> argparse.ArgumentParser:
-    """A subcommand whose parsed options are given to `run`."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
-    parser.set_defaults(run=run)
-    return parser
-
-
-def say(text: str) -> None:
-    """Print to standard output, which is for what was asked; bars and errors go elsewhere."""
-    sys.stdout.write(text + "\n")
 
 
 def _fail(error: object, status: int) -> int:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isclose
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eri_runtime.errors import UsageError
 from eri_runtime.executors.base import check_finite
 from eri_runtime.executors.stepper import Latents
 from eri_runtime.noise import NoiseSource
@@ -98,6 +100,16 @@ def denoise(
         latents = HostLatents(x=x, denoised=denoised, remembered=remembered)
         step = taken(table, k, latents, noises, draw)
         yield step
+
+
+def check_start(step: Step, table: SamplerTable, shape: tuple[int, ...]) -> None:
+    """Raise `UsageError` for a step that no loop over `table` takes with latents of `shape`."""
+    kept = min(step.index + 1, table.B.shape[1]), min(step.index + 1, table.C.shape[1])
+    found = step.total, step.x.shape, len(step.remembered), len(step.noises)
+    if found != (len(table), shape, *kept) or not isclose(step.sigma, table.level(step.index)):
+        got = f"a step of {step.total} with latents {step.x.shape}"
+        expected = f"one of {len(table)} with {shape}, of the same sampler and levels"
+        raise UsageError("start", got=got, expected=expected)
 
 
 def taken(

@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eri_runtime.cli import Subparsers, add_command, say
+from eri_runtime.command import Subparsers, add_command, say
 from eri_runtime.errors import UsageError
 from eri_runtime.words import Words
 

@@ -34,10 +34,11 @@ def size_of(name: str, image: Any) -> tuple[int, int]:
     """Width and height of a PIL image or an array (H, W, …); raises `UsageError` for another."""
     if isinstance(image, np.ndarray) and image.ndim in (2, 3):
         return image.shape[1], image.shape[0]
-    size = getattr(image, "size", None)
-    if not isinstance(size, tuple) or not hasattr(image, "convert"):
+    from PIL.Image import Image
+
+    if not isinstance(image, Image):
         raise UsageError(name, got=short(image), expected="a PIL image or an array (H, W, …)")
-    return size
+    return image.size
 
 
 def pixels_of(image: Any, height: int, width: int) -> NDArray[np.float32]:
@@ -49,7 +50,8 @@ def pixels_of(image: Any, height: int, width: int) -> NDArray[np.float32]:
     if isinstance(image, np.ndarray):
         unit = _unit_array("image", image, (height, width, 3))
     else:
-        unit = _unit_array("image", _pil_array(image, "RGB", height, width), (height, width, 3))
+        pixels = _pil_array("image", image, "RGB", height, width)
+        unit = _unit_array("image", pixels, (height, width, 3))
     return np.float32(2) * unit.transpose(2, 0, 1) - np.float32(1)
 
 
@@ -62,17 +64,26 @@ def mask_of(mask: Any, image: Any, height: int, width: int) -> NDArray[np.float3
         got, expected = size_of("mask", mask), f"{size_of('image', image)}, the image's size"
         raise SizeError("mask", got=got, expected=expected)
     if not isinstance(mask, np.ndarray):
-        mask = _pil_array(mask, "L", height, width)
+        mask = _pil_array("mask", mask, "L", height, width)
     elif mask.dtype == bool:
         mask = mask.astype(np.float32)
     return (_unit_array("mask", mask, (height, width)) >= 0.5).astype(np.float32)
 
 
-def _pil_array(image: Image, mode: str, height: int, width: int) -> NDArray[np.uint8]:
-    """The picture in `mode`, resized as diffusers does it where its size is another."""
+def _pil_array(name: str, image: Image, mode: str, height: int, width: int) -> NDArray[np.uint8]:
+    """The picture in `mode`, resized as diffusers does it where its size is another.
+
+    Raises `UsageError` for a file that breaks off, and for more than eight bits a channel.
+    """
     from PIL.Image import Resampling
 
-    converted = image.convert(mode)
+    if image.mode[0] in "IF":
+        got, fix = f"a picture of mode {image.mode}", f"scale it to 0 … 255 and convert to {mode}"
+        raise UsageError(name, got=got, expected="eight bits a channel", fix=fix)
+    try:
+        converted = image.convert(mode)
+    except (OSError, ValueError) as error:
+        raise UsageError(name, got=error, expected="a picture that Pillow reads") from error
     if converted.size != (width, height):
         converted = converted.resize((width, height), Resampling.LANCZOS)
     return np.asarray(converted)

@@ -21,7 +21,7 @@ from eri_runtime.conditioning import (
     condition_inputs,
     shared_inputs,
 )
-from eri_runtime.denoise import Array, Step, denoise, unchanged
+from eri_runtime.denoise import Array, Step, check_start, denoise, unchanged
 from eri_runtime.editing import begun, keep_outside, noised
 from eri_runtime.errors import UnknownNameError, UsageError
 from eri_runtime.executors.base import Closeable, Executor
@@ -133,9 +133,8 @@ class Pipeline(Closeable):
         noise = checked(self._noise(request, table), request.batch)
         guided, shared = self._guided(request, table.points.clock)
         x, mend = self._begin(request, table, noise)
-        if start is not None and (start.total, start.x.shape) != (len(table), x.shape):
-            got = f"a step of {start.total} with latents {start.x.shape}"
-            raise UsageError("start", got=got, expected=f"one of {len(table)} with {x.shape}")
+        if start is not None:
+            check_start(start, table, x.shape)
         draw = 1 if request.edit is None else request.edit.first_draw
         begin, rows = start or x, self.bundle.components["denoiser"].ranges["batch"]
         hooked = request.hook is not unchanged or mend is not unchanged

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eri_runtime.checks import whole
 from eri_runtime.conditioning import Condition, check_encoders, given_condition
 from eri_runtime.denoise import unchanged
 from eri_runtime.editing import Edit, image_size, make_edit
 from eri_runtime.errors import SizeError, UnknownNameError, UsageError, short
 from eri_runtime.guidance import NO_EMBEDDING, Guidance, check_interval, check_share, per_image
 from eri_runtime.latents import latent_shape
+from eri_runtime.limits import DECODER, check_count, check_size
 from eri_runtime.noise import NoiseName, NoiseSource, image_seeds
 from eri_runtime.prompts import EMPTY, Prompt, PromptLike, make_prompts
 from eri_runtime.samplers import Sampler, find_sampler
 from eri_runtime.sigmas import SigmaName
-from eri_runtime.spec import Bundle, ShapeRange
+from eri_runtime.spec import Bundle
 from eri_runtime.thresholding import check_limits, dynamic_thresholding
 from eri_runtime.vae import pack
 from eri_runtime.words import Words, complete
@@ -28,7 +29,7 @@ from eri_runtime.words import Words, complete
 OutputType = Literal["pil", "np", "latent"]
 Given = Mapping[str, Any]
 Hook = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-DECODER, ENCODER = "vae_decoder", "vae_encoder"
+ENCODER = "vae_encoder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +75,8 @@ def make_request(
     negative = _embeds(given, "negative_prompt_embeds", "negative_pooled_prompt_embeds")
     prompts = _prompts(bundle, prompt, positive)
     negatives = _negative_prompts(negative_prompt, len(prompts))
-    per_prompt = given.get("num_images_per_prompt", 1)
-    count = _check_count(bundle, len(prompts), per_prompt)
+    per_prompt = whole("num_images_per_prompt", given.get("num_images_per_prompt", 1), 1)
+    count = check_count(bundle, len(prompts) * per_prompt)
     height, width = _size(bundle, given)
     sampler = find_sampler(given.get("sampler", defaults.sampler), bundle.schedule.kind)
     has_negative = negatives is not None or negative is not None
@@ -105,7 +106,11 @@ def make_request(
             prompts=len(prompts),
             count=count,
         ),
-        max_sequence_length=given.get("max_sequence_length", defaults.max_sequence_length),
+        max_sequence_length=whole(
+            "max_sequence_length",
+            given.get("max_sequence_length", defaults.max_sequence_length),
+            1,
+        ),
         output_type=output_type,
     )
 
@@ -113,14 +118,17 @@ def make_request(
 def _steps(bundle: Bundle, words: Given) -> int:
     """As many as were asked for, or as there are noise levels, or the bundle's."""
     sigmas, usual = words.get("sigmas", "default"), bundle.defaults.num_inference_steps
-    if not isinstance(sigmas, str):
+    if isinstance(sigmas, Iterable) and not isinstance(sigmas, str):
         usual = sum(1 for level in sigmas if level != 0)
     return words.get("num_inference_steps", usual)
 
 
 def _options(sampler: Sampler, words: Given) -> dict[str, float]:
     """All of the sampler's options; an `eta` of 0 is for any sampler that adds no noise."""
-    given = dict(words.get("sampler_options", {}))
+    options = words.get("sampler_options", {})
+    if not isinstance(options, Mapping):
+        raise UsageError("sampler_options", got=short(options), expected="a mapping of options")
+    given = dict(options)
     if (eta := words.get("eta")) is not None and (eta != 0 or "eta" in sampler.options):
         given["eta"] = eta
     return sampler.checked(given)
@@ -180,26 +188,6 @@ def _embeds(words: Given, embeds: str, pooled: str) -> Condition | None:
     return given_condition(embeds, words.get(embeds), words.get(pooled))
 
 
-def _check_count(bundle: Bundle, prompts: int, per_prompt: int) -> int:
-    """The number of images, if the bundle was exported for as many."""
-    if per_prompt < 1:
-        raise UsageError("num_images_per_prompt", got=per_prompt, expected="1 or more")
-    count, images = prompts * per_prompt, _images(bundle)
-    if count not in images:
-        expected = f"{images.min} to {images.max}, as it was exported"
-        fix = "make them in several calls" if count > images.max else "ask for more"
-        raise SizeError("images in one call", got=count, expected=expected, fix=fix)
-    return count
-
-
-def _images(bundle: Bundle) -> ShapeRange:
-    """What the VAE's decoder takes, or where there is none, the denoiser with CFG."""
-    if DECODER in bundle.components:
-        return bundle.components[DECODER].ranges["batch"]
-    rows = bundle.components["denoiser"].ranges["batch"]
-    return ShapeRange(min=max(1, rows.min // 2), opt=max(1, rows.opt // 2), max=rows.max // 2)
-
-
 def _output_type(bundle: Bundle, name: str) -> OutputType:
     """`name`, if it is one and the bundle has what it takes."""
     if name not in get_args(OutputType):
@@ -212,31 +200,14 @@ def _output_type(bundle: Bundle, name: str) -> OutputType:
 
 
 def _size(bundle: Bundle, words: Given) -> tuple[int, int]:
-    """Height and width, if latents can have that size and the bundle was exported for it."""
+    """Height and width: as asked for, or the image's, or the bundle's."""
     usual = bundle.defaults.height, bundle.defaults.width
     if (image := words.get("image")) is not None:
         usual = image_size(image, bundle.latents.factor * bundle.latents.patch)
-    height, width = words.get("height", usual[0]), words.get("width", usual[1])
-    latent_shape(bundle.latents, height, width)
-    factor = bundle.latents.factor
-    for name, pixels in (("height", height), ("width", width)):
-        side = _side(bundle, name)
-        if pixels // factor not in side:
-            expected = f"{side.min * factor} to {side.max * factor}, as it was exported"
-            raise SizeError(name, got=pixels, expected=expected)
+    height = whole("height", words.get("height", usual[0]), 0)
+    width = whole("width", words.get("width", usual[1]), 0)
+    check_size(bundle, height, width)
     return height, width
-
-
-def _side(bundle: Bundle, name: str) -> ShapeRange:
-    """The latents a height or width may have: the decoder's, or where there is none the denoiser's.
-
-    Flux's denoiser has its latents packed, so it knows only the patches of the largest square.
-    """
-    ranges = bundle.components[DECODER if DECODER in bundle.components else "denoiser"].ranges
-    if name in ranges:
-        return ranges[name]
-    patch, most = bundle.latents.patch, math.isqrt(ranges["patches"].max)
-    return ShapeRange(min=patch, opt=patch, max=patch * most)
 
 
 def _prompts(

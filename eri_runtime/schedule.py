@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eri_runtime.errors import UsageError
-from eri_runtime.sigmas import SigmaName, listed_levels, spaced_levels
+from eri_runtime.errors import UsageError, short
+from eri_runtime.sigmas import LARGEST, SigmaName, listed_levels, spaced_levels
 from eri_runtime.spec import BetaCurve, ScheduleKind, ScheduleSpec, Spacing
 
 Float64 = NDArray[np.float64]
@@ -113,9 +113,9 @@ def make_schedule(
     """
     most = spec.num_train_timesteps
     if original_steps is not None and spec.kind == "vp":
-        most = min(most, original_steps)
-    if not 1 <= steps <= most:
-        raise UsageError("num_inference_steps", got=steps, expected=f"1 to {most}")
+        most = original_steps = min(most, original_steps)
+    if not isinstance(steps, int | np.integer) or not 1 <= steps <= most:
+        raise UsageError("num_inference_steps", got=short(steps), expected=f"1 to {most}")
     if spec.kind == "flow":
         schedule = flow_schedule(spec, steps, tokens)
     else:
@@ -132,7 +132,7 @@ def respace(schedule: Schedule, sigmas: SigmaName | Sequence[float], *, whole_t:
     if isinstance(sigmas, str):
         levels = spaced_levels(sigmas, taus[0], taus[-2], count, clock.training)
     else:
-        most = 1.0 if clock.kind == "flow" else float("inf")
+        most = 1.0 if clock.kind == "flow" else LARGEST
         levels = listed_levels(sigmas, count, taus[-1], most)
     points = [clock.at(float(level)) for level in levels]
     if whole_t and clock.kind == "vp":

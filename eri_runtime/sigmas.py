@@ -5,8 +5,9 @@ A level is a solver's time (`schedule.Clock.tau`): sigma/alpha for `vp`, sigma f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from math import gamma, isfinite
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from math import gamma
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,8 @@ from eri_runtime.errors import UnknownNameError, UsageError, short
 
 Float64 = NDArray[np.float64]
 SigmaName = Literal["default", "karras", "exponential", "beta", "simple"]
+# what a listed level may be, and how near to the one before: the loop's state is float32
+SMALLEST, LARGEST, NEAREST = 1e-6, 1e6, 1e-6
 Spacer = Callable[[float, float, int, Float64], Float64]
 
 
@@ -61,18 +64,21 @@ def spaced_levels(name: str, first: float, last: float, count: int, training: Fl
 def listed_levels(sigmas: Sequence[float], count: int, end: float, most: float) -> Float64:
     """The caller's (N,) levels, falling from at most `most` and above `end`; a last 0 may follow.
 
-    Raises `UsageError` for anything else.
+    Raises `UsageError` for anything else, and for levels that float32 cannot tell apart.
     """
-    levels = [float(level) for level in sigmas if isinstance(level, int | float)]
+    given = list(sigmas) if isinstance(sigmas, Iterable) else []
+    numbers = (int, float, np.integer, np.floating)
+    levels = [float(level) for level in given if isinstance(level, numbers) and abs(level) <= most]
+    usable = len(levels) == len(given)
     if len(levels) == count + 1 and levels[-1] == 0:
         levels.pop()
-    bad = len(levels) != count or not all(isfinite(level) for level in levels)
-    falling = all(a > b for a, b in zip(levels, [*levels[1:], end], strict=False))
-    if bad or not falling or levels[0] > most:
-        limit = "" if most == np.inf else f" and at most {most:g}"
-        expected = f"{count} numbers, each less than the one before, above {end:.3g}{limit}"
+    least = max(end, SMALLEST)
+    falling = all(a * (1 - NEAREST) > b for a, b in pairwise(levels))
+    if not usable or len(levels) != count or not falling or levels[-1] <= least:
+        each = "each less than the one before"
+        expected = f"{count} numbers, {each}, above {least:.3g} and at most {most:g}"
         fix = "pass as many levels as num_inference_steps"
-        raise UsageError("sigmas", got=short(list(sigmas)), expected=expected, fix=fix)
+        raise UsageError("sigmas", got=short(sigmas), expected=expected, fix=fix)
     return np.array(levels)
 
 

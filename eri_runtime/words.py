@@ -105,5 +105,7 @@ def complete(words: Words) -> dict[str, Any]:
             raise UsageError(name, got=short(config), expected=f"a {kind.__name__}")
         beneath |= config.words()
     if "mask_image" in given:
-        given.setdefault("mask", given.pop("mask_image"))
+        if "mask" in given:
+            raise UsageError("mask", got="mask and mask_image", expected="one of them")
+        given["mask"] = given.pop("mask_image")
     return beneath | given

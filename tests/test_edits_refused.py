@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -51,6 +53,10 @@ HOSTILE = [
     ("image", {"image": "heart.png"}),
     ("image", {"image": 3.5}),
     ("image", {"image": [None, None]}),
+    ("image", {"image": picture("I;16")}),
+    ("image", {"image": picture("F")}),
+    ("mask", {"mask": picture("I")}),
+    ("mask", {"mask": picture("L"), "mask_image": picture("L")}),
 ]
 
 
@@ -65,6 +71,14 @@ def test_what_cannot_be_edited_is_refused(pipe, word, words):
     size = {"height": HEIGHT, "width": WIDTH}
     with pytest.raises(UsageError, match=rf"^{word}\b"):
         pipe.request(PROMPTS, **{"image": picture(), **size, **words})
+
+
+def test_a_file_that_breaks_off_is_refused(pipe):
+    file = BytesIO()
+    Image.effect_noise((WIDTH, HEIGHT), 50).save(file, "PNG")
+    broken = Image.open(BytesIO(file.getvalue()[: len(file.getvalue()) // 2]))
+    with pytest.raises(UsageError, match=r"^image: got .*truncated"):
+        pipe.request("a red heart", image=broken)
 
 
 def test_the_words_are_fine_without_what_is_wrong_with_them(pipe):

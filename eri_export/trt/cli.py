@@ -17,7 +17,7 @@ from eri_export.trt.options import (
     check_options,
     parse_bytes,
 )
-from eri_runtime.cli import Subparsers, add_command, say
+from eri_runtime.command import Subparsers, add_command, say
 from eri_runtime.errors import UsageError
 from eri_runtime.inspection import describe_plan
 from eri_runtime.progress import progress_bars

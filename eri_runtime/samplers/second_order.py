@@ -116,8 +116,8 @@ def dpmpp_sde(
 ) -> Any:
     """k-diffusion's DPM++ SDE with r = 1/2: `dpmpp_2s`, with noise at the midpoint too.
 
-    Both noises are of one Brownian path over tau, n = (sqrt(tau − tau_m)·n_1 +
-    sqrt(tau_m − tau')·n_2)/sqrt(tau − tau'), so a step draws two.
+    Both noises are of one Brownian path over r = sigma/alpha, n = (sqrt(r − r_m)·n_1 +
+    sqrt(r_m − r')·n_2)/sqrt(r − r'), so a step draws two.
     """
     for here, there in schedule.steps():
         denoised = denoise(x, here)

@@ -41,7 +41,7 @@ def ancestral_step(
 
 def decay(here: Point, there: Point) -> float:
     """exp(−h), h = lambda' − lambda, lambda = log(alpha/sigma); 0 from pure noise or to none."""
-    return here.alpha * there.sigma / (there.alpha * here.sigma)
+    return min(1.0, here.alpha * there.sigma / (there.alpha * here.sigma))  # 1 but for rounding
 
 
 def is_finite_step(here: Point, there: Point) -> bool:

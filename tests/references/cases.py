@@ -125,10 +125,10 @@ def ddim_cases():
     # elsewhere its next t is t − T/N and none of its own: 7 steps of 1000 do not divide
     yield ddim_case(vp("v", final="sigma_min", zero_terminal_snr=True), steps=(1, 2, 20))
     yield ddim_case(vp("eps", final="sigma_min"), steps=(1, 2, 20))
-    for curve, p in product(CURVES, PREDICTIONS):
-        spec = vp(p, beta_curve=curve, spacing="leading")
+    for curve, spacing, p in product(CURVES, SPACINGS, PREDICTIONS):
+        spec = vp(p, beta_curve=curve, spacing=spacing)
         reference = Diffusers(name="DDPMScheduler", config=config(spec, clip_sample=False))
-        yield Case(sampler="ddpm", spec=spec, reference=reference)
+        yield Case(sampler="ddpm", spec=spec, reference=reference, steps=steps_of(spec))
 
 
 def multistep(sampler, spec, sigmas="default", **more):

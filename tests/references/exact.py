@@ -1,6 +1,6 @@
 """What a run should be in float64.
 
-k-diffusion's formula; diffusers run on float64 arrays for what has none; or the algorithm itself.
+k-diffusion's formula, or for what has none diffusers run on float64 arrays.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from eri_runtime import SAMPLERS
-from eri_runtime.prediction import precondition
 from eri_runtime.schedule import Schedule
 from eri_runtime.table import SamplerTable
 from tests.references.case import Case
@@ -21,14 +20,11 @@ def exact(case: Case, schedule: Schedule, table: SamplerTable, steps: int):
     """The name of the float64 oracle, and its states."""
     if case.sampler in FORMULAS or is_plain(case):
         return "formula", formula(case, schedule, table)
-    if case.reference is not None:
-        scheduler = case.reference.make(steps)
-        clock = schedule.clock
-        taus = [clock.tau(schedule[i]) for i in range(steps + 1)]
-        scheduler.sigmas = torch.tensor(taus, dtype=torch.float64)
-        states = run_diffusers(case.reference, scheduler, table, np.float64, case.network)
-        return "diffusers in float64", states
-    return "the algorithm on arrays", algorithm(case, schedule, table)
+    scheduler = case.reference.make(steps)
+    taus = [schedule.clock.tau(schedule[i]) for i in range(steps + 1)]
+    scheduler.sigmas = torch.tensor(taus, dtype=torch.float64)
+    states = run_diffusers(case.reference, scheduler, table, np.float64, case.network)
+    return "diffusers in float64", states
 
 
 def is_plain(case):
@@ -86,19 +82,3 @@ def denoised(case, x, alpha, ratio, t):
         "v": lambda: alpha * x - ratio * alpha * F,
         "x0": lambda: F,
     }[case.spec.prediction]()
-
-
-def algorithm(case, schedule, table):
-    """What the table was made from, run on arrays."""
-    states = []
-
-    def evaluate(x, point):
-        states.append(x)
-        c = precondition(case.spec.prediction, point)
-        return c.c_skip * x + c.c_out * case.network(c.c_in * x, point.t)
-
-    sampler = SAMPLERS[case.sampler]
-    x = table.scale * draws(np.float64, 0)
-    options = sampler.checked(case.options)
-    last = sampler.algorithm(evaluate, fresh(np.float64), x, schedule, **options)
-    return [*states[1:], last]

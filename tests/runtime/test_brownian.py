@@ -9,10 +9,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from eri_runtime.brownian import BrownianNoise, increment
+from eri_runtime import SAMPLERS, make_table
+from eri_runtime.brownian import BrownianNoise, increment, intervals_of
 from eri_runtime.errors import UsageError
 from eri_runtime.noise import TorchNoise
+from eri_runtime.spec import ScheduleSpec
+from tests.oracles import trajectory
 
+SDXL = ScheduleSpec(kind="vp", prediction="x0", spacing="trailing")
 SPAN = (0.03, 14.6)
 MANY = (40_000,)
 times = st.floats(*SPAN)
@@ -70,3 +74,39 @@ def test_a_wrong_interval_or_draw_is_refused(a, b, outside):
             BrownianNoise([0], [interval], SPAN)
     with pytest.raises(UsageError, match="draw"):
         BrownianNoise([0], [(a, b)], SPAN)(2, (3,))
+
+
+def finals(name, noise, counts):
+    """The last x by the number of steps, all with seed 4, of a network that is drawn to ±1."""
+    sampler, states = SAMPLERS[name], []
+    for steps in counts:
+        table = make_table(sampler, sampler.schedule(SDXL, steps, 64), SDXL)
+        if noise == "brownian":
+            span = (0.0, float(table.points.clock.training[-1]))
+            source = BrownianNoise([4], intervals_of(table), span)
+        else:
+            source = TorchNoise([4])
+        x = np.float32(table.scale) * TorchNoise([4])(0, (4, 16, 16))
+        states.append(trajectory(table, x, source, lambda x, _: np.tanh(x))[-1])
+    return states
+
+
+@pytest.mark.parametrize("name", ["euler_a", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde", "dpm2_a"])
+def test_more_steps_along_one_path_converge(name):
+    """Four times the steps halve the error, strong order 1/2; independent draws stay apart."""
+    *few, many = finals(name, "brownian", [25, 100, 400])
+    errors = [np.sqrt(np.mean((x - many) ** 2)) for x in few]
+    assert errors[1] < 0.6 * errors[0]
+    *few, many = finals(name, "torch", [25, 100, 400])
+    apart = [np.sqrt(np.mean((x - many) ** 2)) for x in few]
+    assert apart[1] > 0.7 * apart[0]
+    assert errors[1] < 0.3 * apart[1]
+
+
+def test_noise_that_is_no_part_of_a_path_is_refused():
+    sampler = SAMPLERS["heun"]
+    schedule = sampler.schedule(SDXL, 8, 64)
+    table = make_table(sampler, schedule, SDXL, options={"s_churn": 4.0})
+    with pytest.raises(UsageError, match=r"^noise: got brownian.*s_churn"):
+        intervals_of(table)
+    assert intervals_of(make_table(sampler, schedule, SDXL)) == []

@@ -1,6 +1,7 @@
 """DDPMScheduler against diffusers' DDPM and DDIM, whole trajectories, and what it refuses.
 
-As in `test_solvers`, the reference's alpha-bar is accumulated in float64 and its noise injected.
+As in `tests/references`, the reference's alpha-bar is accumulated in float64 and its noise is
+injected.
 """
 
 from __future__ import annotations

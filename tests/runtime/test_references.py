@@ -8,8 +8,9 @@ from __future__ import annotations
 import pytest
 
 from eri_runtime import SAMPLERS
-from tests.references.case import outside
+from tests.references.case import TOLERANCE32, outside
 from tests.references.cases import CASES
+from tests.references.differences import DIFFERENCES
 from tests.references.runs import measure
 
 
@@ -23,3 +24,8 @@ def test_a_sampler_follows_its_reference(case):
 def test_every_sampler_is_compared_on_every_kind_of_schedule_it_takes():
     compared = {(case.sampler, case.spec.kind) for case in CASES}
     assert compared == {(name, kind) for name, s in SAMPLERS.items() for kind in s.kinds}
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda each: each.what)
+def test_what_differs_by_definition_differs(difference):
+    assert not difference.shown() <= TOLERANCE32  # diffusers may give NaN
