@@ -109,7 +109,7 @@ def make_request(
         max_sequence_length=whole(
             "max_sequence_length",
             given.get("max_sequence_length", defaults.max_sequence_length),
-            1,
+            0,
         ),
         output_type=output_type,
     )
