@@ -1,0 +1,1 @@
+"""Every check that needs a GPU, as one command: `python -m benchmarks.gpu`."""
