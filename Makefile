@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint format retrieval train clean
+.PHONY: demo test lint format retrieval train gpu-check clean
 
 demo: $(INSTALLED)
 	$(BIN)/eri demo -o out
@@ -45,6 +45,10 @@ train: $(INSTALLED) $(NAMES)
 
 retrieval: demo $(NAMES)
 	$(BIN)/python benchmarks/retrieval.py engines/demo --guidance 4 --emoji $(FLUENT) --names $(NAMES)
+
+# every check that needs an NVIDIA GPU, with the backends that are installed; see benchmarks/README.md
+gpu-check: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) out build *.egg-info
