@@ -92,7 +92,7 @@ def denoise(
         denoised = hook(float(table.c_skip[k]) * x + float(table.c_out[k]) * predicted)
         memory = float(table.p[k]) * x + float(table.q[k]) * denoised
         remembered = _push(memory, step.remembered, table.B.shape[1])
-        noises, draw = next_noises(table, k, step, noise, x.shape)
+        noises, draw = next_noises(table, k, step.noises, step.draw, noise, x.shape)
         x = float(table.A[k]) * x
         x = _accumulate(x, table.B[k], remembered)
         x = mend(_accumulate(x, table.C[k], noises), k)
@@ -121,14 +121,19 @@ def taken(
 
 
 def next_noises(
-    table: SamplerTable, k: int, step: Step, noise: NoiseSource, shape: tuple[int, ...]
+    table: SamplerTable,
+    k: int,
+    noises: tuple[Array, ...],
+    draw: int,
+    noise: NoiseSource,
+    shape: tuple[int, ...],
 ) -> tuple[tuple[Array, ...], int]:
-    """The noises of row k, newest first, and the next draw."""
+    """The noises of row k, newest first, and the next draw, after those of the row before."""
     if not table.C.shape[1]:
-        return step.noises, step.draw
+        return noises, draw
     fresh = table.draws_noise(k)
-    newest = noise(step.draw, shape[1:]) if fresh else np.zeros(shape, np.float32)
-    return _push(newest, step.noises, table.C.shape[1]), step.draw + fresh
+    newest = noise(draw, shape[1:]) if fresh else np.zeros(shape, np.float32)
+    return _push(newest, noises, table.C.shape[1]), draw + fresh
 
 
 def check_state(x: Array, k: int, table: SamplerTable) -> None:

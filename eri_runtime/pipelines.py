@@ -38,7 +38,7 @@ from eri_runtime.request import Request, make_request
 from eri_runtime.result import Result, describe
 from eri_runtime.schedule import Clock, Schedule
 from eri_runtime.spec import Bundle, ShapeRange
-from eri_runtime.stepping import obstacle, stepped
+from eri_runtime.stepping import conditions, obstacle, stepped
 from eri_runtime.table import SamplerTable, make_table
 from eri_runtime.words import Words
 
@@ -144,6 +144,10 @@ class Pipeline(Closeable):
             else obstacle(guided, table, request.batch, rows)
         )
         stepper = self._step_graph(reason)
+        if stepper is not None:
+            counts = conditions(guided, table, request.batch, rows)
+            if reason := stepper.obstacle(request.batch, counts):
+                stepper = self._step_graph(reason)
         if stepper is not None:
             return stepped(stepper, guided, shared, rows, table, begin, noise, draw=draw)
         network = guided_network(partial(self._denoiser, rows, shared), guided)

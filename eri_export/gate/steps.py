@@ -14,7 +14,7 @@ from eri_export.recipes.base import Arrays, Recipe, Sizes
 from eri_export.step import compose
 from eri_runtime.executors.base import Settings
 from eri_runtime.executors.ort import CPU
-from eri_runtime.executors.stepper import Array
+from eri_runtime.executors.stepper import Array, Row
 from eri_runtime.spec import ComponentSpec
 from eri_runtime.table import COLUMNS, MAX_V, MAX_W
 
@@ -84,7 +84,7 @@ def run_probe(bare: Path, published: Path, spec: ComponentSpec, probe: Probe) ->
         loop = stepper.loop(probe.x.shape, MAX_W)
         loop.bind("probe", probe.mix, probe.conditions)
         state = loop.begin(probe.x, tuple(probe.history))
-        return loop.step("probe", probe.row, tuple(probe.noise), state).x
+        return next(loop.run([Row("probe", probe.row, tuple(probe.noise))], state)).x
 
 
 @contextlib.contextmanager

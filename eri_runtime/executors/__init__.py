@@ -11,7 +11,7 @@ from eri_runtime.executors.base import Backend, Executor, Settings
 from eri_runtime.executors.openvino import OPENVINO, OPENVINO_BF16
 from eri_runtime.executors.ort import CPU, CUDA
 from eri_runtime.executors.stepper import Stepper
-from eri_runtime.executors.unavailable import TENSORRT
+from eri_runtime.executors.tensorrt import TENSORRT
 from eri_runtime.spec import Bundle
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ COMPARED = ("openvino",)  # whose own error the export writes down, where it is 
 
 def refusals(bundle: Bundle, backend: str) -> list[str]:
     """Why `backend` cannot run this bundle here: a line for each reason; empty if it can."""
-    refusal = BACKENDS[backend].refusal
+    refusal = BACKENDS[backend].of(bundle).refusal
     return _by_reason({name: refusal(spec) for name, spec in bundle.components.items()})
 
 
@@ -94,7 +94,8 @@ def choose(
     chosen = _first(bundle) if backend == "auto" else backend
     if reasons := refusals(bundle, chosen):
         raise _refused(bundle, f"backend {chosen}", reasons)
-    return Engine(bundle, BACKENDS[chosen], Settings(threads=threads, low_memory=low_memory))
+    settings = Settings(threads=threads, low_memory=low_memory)
+    return Engine(bundle, BACKENDS[chosen].of(bundle), settings)
 
 
 def _first(bundle: Bundle) -> str:
@@ -125,4 +126,4 @@ def described(bundle: Bundle) -> Iterator[str]:
             continue
         why = doubts(bundle, name)
         left_out = f" (not by auto: {'; '.join(why)})" if why else ""
-        yield f"backend {name}: can run it here{left_out}; {backend.words(Settings())}"
+        yield f"backend {name}: can run it here{left_out}; {backend.of(bundle).words(Settings())}"

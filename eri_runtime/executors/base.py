@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.errors import NonFiniteError, SizeError
-from eri_runtime.spec import ComponentSpec
+from eri_runtime.spec import Bundle, ComponentSpec
 
 if TYPE_CHECKING:
     from eri_runtime.executors.stepper import Stepper
@@ -60,6 +60,11 @@ class Executor(Closeable):
 
 class Backend(ABC):
     """An engine on one kind of device."""
+
+    def of(self, bundle: Bundle) -> Backend:
+        """This backend for one bundle: itself, unless it runs files that only the bundle names."""
+        del bundle
+        return self
 
     @abstractmethod
     def refusal(self, spec: ComponentSpec) -> str | None:

@@ -7,7 +7,7 @@ let go of needs two sets and copies nothing, and a step that is kept never chang
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -16,7 +16,7 @@ import numpy as np
 
 from eri_runtime.executors.base import Arrays, Settings
 from eri_runtime.executors.ort import OrtBackend, open_session
-from eri_runtime.executors.stepper import Array, HeldLatents, StepLoop, Stepper
+from eri_runtime.executors.stepper import Array, HeldLatents, Row, StepLoop, Stepper
 from eri_runtime.spec import ComponentSpec
 from eri_runtime.table import COLUMNS, MAX_V, MAX_W
 
@@ -134,17 +134,20 @@ class OrtStepLoop(StepLoop):
             buffer.upload()
         return self._held(slot, len(remembered))
 
-    def step(
-        self, key: Hashable, row: Array, noises: Sequence[Array], state: HeldLatents
-    ) -> HeldLatents:
+    def run(self, rows: Iterable[Row], state: HeldLatents) -> Iterator[HeldLatents]:
+        for row in rows:
+            state = self._step(row, state)
+            yield state
+
+    def _step(self, row: Row, state: HeldLatents) -> HeldLatents:
         before, after = cast(OrtLatents, state), self._slot()
-        np.copyto(self._row.array, row)
+        np.copyto(self._row.array, row.columns)
         self._row.upload()
-        if noises:
-            for j, noise in enumerate(noises):
+        if row.noises:
+            for j, noise in enumerate(row.noises):
                 self._noise.array[j] = noise
             self._noise.upload()
-        binding, options = self._binding(key, before.slot, after)
+        binding, options = self._binding(row.key, before.slot, after)
         self._session.run_with_iobinding(binding, options)
         return self._held(after, min(before.count + 1, self._width))
 

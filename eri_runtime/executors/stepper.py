@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
-from typing import Protocol
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,17 @@ class HeldLatents(Latents, Protocol):
         """Whether all of x is; costs no copy of it."""
 
 
+class Row(NamedTuple):
+    """A row of `table.COLUMNS`, what is bound as `key` to run it with, and its noises (B, …).
+
+    The noises are newest first, and none of a row whose noise has no weight.
+    """
+
+    key: Hashable
+    columns: Array
+    noises: Sequence[Array]
+
+
 class StepLoop(ABC):
     """One trajectory's buffers, all of them made before its first step."""
 
@@ -50,17 +61,17 @@ class StepLoop(ABC):
         """Put latents where the engine works; of the `remembered`, the oldest may be absent."""
 
     @abstractmethod
-    def step(
-        self, key: Hashable, row: Array, noises: Sequence[Array], state: HeldLatents
-    ) -> HeldLatents:
-        """Take one row (`table.COLUMNS`) from `state`, with the conditions bound as `key`.
-
-        `noises` are its noises (B, …), newest first; none of a row whose noise has no weight.
-        """
+    def run(self, rows: Iterable[Row], state: HeldLatents) -> Iterator[HeldLatents]:
+        """The state after each row, taken one after the other from `state`, which is let go of."""
 
 
 class Stepper(Closeable):
     """An open step graph, which owns the engine's resources; its loops end with it."""
+
+    def obstacle(self, images: int, conditions: Iterable[int]) -> str | None:
+        """Why it holds not this many images with one of these counts of conditions, or None."""
+        del images, conditions
+        return None
 
     @abstractmethod
     def loop(self, shape: tuple[int, ...], width: int) -> StepLoop:

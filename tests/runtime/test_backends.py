@@ -14,11 +14,23 @@ from eri_runtime import executors
 from eri_runtime.cli import main
 from eri_runtime.errors import BackendError, NonFiniteError, UnknownNameError
 from eri_runtime.executors import AUTO, BACKENDS, choose, doubts, refusals
-from eri_runtime.executors.base import Executor
+from eri_runtime.executors.base import Backend, Executor
 from eri_runtime.executors.openvino import OPENVINO
 from eri_runtime.executors.ort import CPU
-from eri_runtime.executors.unavailable import TENSORRT, Unavailable
 from eri_runtime.inspection import describe_bundle
+
+
+class Unavailable(Backend):
+    """A backend that runs nothing, and says why."""
+
+    def __init__(self, reason):
+        self.reason = reason
+
+    def refusal(self, spec):
+        return self.reason
+
+    words = executor = stepper = None
+
 
 WORDS = {"height": 32, "width": 32, "num_inference_steps": 5, "seed": 0}
 
@@ -26,7 +38,8 @@ WORDS = {"height": 32, "width": 32, "num_inference_steps": 5, "seed": 0}
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
     """What `auto` takes is the same on every machine."""
-    monkeypatch.setitem(BACKENDS, "cuda", Unavailable("no NVIDIA GPU"))
+    for name in ("tensorrt", "cuda"):
+        monkeypatch.setitem(BACKENDS, name, Unavailable("no NVIDIA GPU"))
 
 
 @pytest.fixture
@@ -92,8 +105,7 @@ def test_every_refusal_is_one_line(bundle, caplog):
     said = [record.getMessage() for record in caplog.records]
     assert [line.partition(":")[0] for line in said[:-1]] == [f"backend {n}" for n in AUTO[:-1]]
     assert said[-1] == "backend cpu is used"
-    assert "eri build" in said[0]
-    assert said[1] == "backend cuda: no NVIDIA GPU"
+    assert said[:2] == [f"backend {name}: no NVIDIA GPU" for name in ("tensorrt", "cuda")]
     assert "`--backend openvino` runs it all the same" in said[2]
     assert not any("\n" in line for line in said)
 
@@ -127,7 +139,7 @@ def test_the_command_line_refuses_in_one_line(sd35_bundle, tmp_path, capsys):
     words = ["generate", str(sd35_bundle), "x", "--backend", "tensorrt", "-o", str(target)]
     assert main(words) == 1
     error = capsys.readouterr().err
-    assert error.startswith("eri: backend tensorrt: got plans are built by `eri build`")
+    assert error.startswith("eri: backend tensorrt: got no NVIDIA GPU, expected ")
     assert error.count("\n") == 1
     assert not target.exists()
 
@@ -162,19 +174,12 @@ def test_inspect_says_of_every_backend_whether_it_can(bundle):
     lines = [line for line in describe_bundle(compared(bundle)) if line.startswith("backend ")]
     assert [line.split(": ")[0] for line in lines] == [f"backend {name}" for name in BACKENDS]
     said = dict(zip(BACKENDS, lines, strict=True))
-    assert "no; plans are built" in said["tensorrt"]
+    assert "no; no NVIDIA GPU" in said["tensorrt"]
     assert "can run it here; OpenVINO" in said["openvino"]
     assert "float32" in said["openvino"]
     assert "can run it here; CPUExecutionProvider" in said["cpu"]
     assert any(line.endswith(", on openvino 1.0e-06") for line in describe_bundle(compared(bundle)))
     assert "(not by auto: not compared" in "\n".join(executors.described(bundle))
-
-
-def test_what_is_unavailable_opens_nothing(bundle):
-    spec = bundle.components["denoiser"]
-    for opened in (TENSORRT.executor, TENSORRT.stepper):
-        with pytest.raises(BackendError, match="not run yet"):
-            opened(bundle.path(spec.graph), spec, executors.Settings())
 
 
 # NaN and Inf

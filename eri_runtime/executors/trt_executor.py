@@ -1,0 +1,100 @@
+"""A component on TensorRT: NumPy in, one engine call, NumPy out.
+
+Not yet run on a GPU: the tests put a stand-in in the place of TensorRT.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eri_runtime.executors.base import Arrays, Executor, check_inputs
+from eri_runtime.executors.cuda import Staged, view
+from eri_runtime.executors.trt_engine import Context, OpenPlan, TrtEngine
+from eri_runtime.spec import ComponentSpec
+
+Key = tuple[tuple[int, ...], ...]
+CONTEXTS = 4  # sets of shapes that are kept ready
+
+
+class TrtExecutor(Executor):
+    """An engine, and a buffer for each tensor that only ever grows."""
+
+    def __init__(self, spec: ComponentSpec, plan: OpenPlan) -> None:
+        """Open `plan`; raises `BackendError` where that fails."""
+        self.spec = spec
+        self.name = PurePosixPath(spec.graph).parent.name
+        self._engine = TrtEngine(plan)
+        self._buffers: dict[str, Staged] = {}
+        self._contexts: dict[Key, Context] = {}
+        self._lock = threading.Lock()  # a context runs one call at a time
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray]:
+        check_inputs(self.name, self.spec, inputs)
+        with self._lock:
+            self._engine.check_open()
+            return self._run(inputs)
+
+    def refit(self, tensors: Mapping[str, NDArray]) -> None:
+        """Put other weights in, as `TrtEngine.refit` does."""
+        with self._lock:
+            self._engine.refit(tensors)
+
+    def close(self) -> None:
+        with self._lock:
+            self._contexts.clear()
+            self._buffers.clear()
+            self._engine.close()
+
+    def _run(self, inputs: Arrays) -> dict[str, NDArray]:
+        stream, context = self._engine.stream, self._context(inputs)
+        shapes = {output.name: context.shape(output.name) for output in self.spec.outputs}
+        types = {output.name: np.dtype(output.dtype) for output in self.spec.outputs}
+        for name, values in inputs.items():
+            self._buffer(name, values.nbytes).upload(stream, values)
+        for name, shape in shapes.items():
+            self._buffer(name, int(np.prod(shape)) * types[name].itemsize)
+        used = {name: self._buffers[name] for name in (*inputs, *shapes)}
+        context.point({name: buffer.memory.address for name, buffer in used.items()})
+        context.execute()
+        for name, shape in shapes.items():
+            size = int(np.prod(shape)) * types[name].itemsize
+            stream.download(used[name].memory, used[name].host, size)
+        stream.wait()
+        return {name: view(used[name].host, types[name], shapes[name]).copy() for name in shapes}
+
+    def _context(self, inputs: Arrays) -> Context:
+        """That of the inputs' shapes."""
+        shapes = {tensor.name: inputs[tensor.name].shape for tensor in self.spec.inputs}
+        key = tuple(shapes.values())
+        if key not in self._contexts:
+            if len(self._contexts) == CONTEXTS:
+                del self._contexts[next(iter(self._contexts))]
+            self._contexts[key] = self._engine.context(named_sizes(self.spec, shapes), shapes)
+        return self._contexts[key]
+
+    def _buffer(self, name: str, size: int) -> Staged:
+        """The tensor's, grown where it is too small."""
+        held = self._buffers.get(name)
+        if held is not None and held.memory.size >= size:
+            return held
+        if held is not None:
+            del self._buffers[name]
+            held.free()
+        with self._engine.device.all_or_nothing():
+            self._buffers[name] = Staged(self._engine.device, size)
+        return self._buffers[name]
+
+
+def named_sizes(spec: ComponentSpec, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The sizes of the dynamic dimensions by name."""
+    return {
+        dimension: size
+        for tensor in spec.inputs
+        for dimension, size in zip(tensor.shape, shapes[tensor.name], strict=True)
+        if isinstance(dimension, str)
+    }

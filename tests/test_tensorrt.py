@@ -1,0 +1,569 @@
+"""The TensorRT executor against the step loop of ONNX Runtime, with a stand-in for the GPU.
+
+What this proves is the calls, their order and who owns what; `test_tensorrt_gpu.py` is for a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import logging
+import re
+
+import numpy as np
+import pytest
+
+import eri_runtime as eri
+from eri_runtime import executors, manifest
+from eri_runtime.errors import BackendError, IntegrityError, NonFiniteError, SizeError, UsageError
+from eri_runtime.executors import cuda, gpu
+from eri_runtime.executors.base import Settings
+from eri_runtime.executors.stepper import Row
+from eri_runtime.executors.tensorrt import TENSORRT
+from eri_runtime.executors.trt_weights import read_tensors
+from eri_runtime.table import COLUMNS
+from tests import stand_in_trt as stand_in
+
+WORDS = {"height": 32, "width": 48, "num_inference_steps": 5, "output_type": "latent", "seed": 5}
+PROMPT = "a red heart"
+CFG = {"negative_prompt": "blurry", "guidance_scale": 4.0}
+
+
+@pytest.fixture(scope="module")
+def planned(sd35_bundle, tmp_path_factory):
+    """A bundle with a plan for every graph."""
+    return stand_in.with_plans(sd35_bundle, tmp_path_factory.mktemp("plans") / "sd35")
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """The stand-in's GPU; at the end nothing is left on it."""
+    found = stand_in.install(monkeypatch)
+    yield found
+    assert found.left() == []
+
+
+@pytest.fixture
+def pipe(device, planned):
+    with eri.load(planned, "tensorrt", loop="step") as pipe:
+        yield pipe
+
+
+@pytest.fixture(scope="module")
+def oracle(sd35_bundle):
+    """ONNX Runtime's step loop, on one thread as the stand-in's."""
+    with eri.load(sd35_bundle, "cpu", loop="step", threads=1) as pipe:
+        yield pipe
+
+
+def steps(pipe, start=None, prompt=PROMPT, **words):
+    return list(pipe.denoise(pipe.request(prompt, **WORDS | words), start))
+
+
+def states(pipe, start=None, **words):
+    """All that steps hold, read after the last one was taken."""
+    return [(s.x, s.denoised, *s.remembered) for s in steps(pipe, start, **words)]
+
+
+def assert_same(mine, expected):
+    assert len(mine) == len(expected) > 0
+    for one, other in zip(mine, expected, strict=True):
+        assert len(one) == len(other)
+        for array, reference in zip(one, other, strict=True):
+            np.testing.assert_array_equal(array, reference)
+
+
+def launches(device):
+    return device.calls.count("cudaGraphLaunch")
+
+
+# the same trajectories
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"sampler": "flow_euler", "guidance_scale": 1.0},
+        {"sampler": "euler_a", **CFG},
+        {"sampler": "dpmpp_2m", **CFG},
+        {"sampler": "dpmpp_sde", **CFG},
+        {"sampler": "dpmpp_3m_sde", **CFG},
+        {"sampler": "lms", **CFG},
+        {"sampler": "unipc", "num_images_per_prompt": 2, **CFG},
+        {"sampler": "euler_a", "guidance_interval": (0.3, 0.9), **CFG},
+        {"num_inference_steps": 1, **CFG},
+    ],
+    ids=lambda words: " ".join(map(str, words.values()))[:40],
+)
+def test_trajectories_are_onnx_runtimes_to_the_bit(words, pipe, oracle, device):
+    """Row by row, then captured, then replayed."""
+    expected = states(oracle, **words)
+    assert_same(states(pipe, **words), expected)
+    assert launches(device) == 0
+    for count in (1, 2):
+        assert_same(states(pipe, **words), expected)
+        assert launches(device) == count
+    assert device.calls.count("cudaGraphInstantiate") == 1
+    other = words | {"seed": 6}
+    assert_same(states(pipe, **other), states(oracle, **other))
+    assert launches(device) == 3
+
+
+def test_pictures(device, planned, sd35_bundle):
+    words = WORDS | {"output_type": "np"}
+    with eri.load(planned, "tensorrt") as mine, eri.load(sd35_bundle, "cpu", threads=1) as theirs:
+        for size in ({}, {"width": 64}, {}):
+            a, b = (pipe(PROMPT, **words | size).images for pipe in (mine, theirs))
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_the_bare_denoiser(device, planned, sd35_bundle):
+    mine = eri.load(planned, "tensorrt", loop="numpy")
+    with mine, eri.load(sd35_bundle, "cpu", loop="numpy", threads=1) as theirs:
+        assert_same(states(mine, **CFG), states(theirs, **CFG))
+
+
+def test_more_conditions_than_a_profile_holds_are_numpys(device, planned, sd35_bundle, caplog):
+    words = {"prompt": {"a cat": 0.7, "a dog": 0.6}, **CFG}
+    with (
+        eri.load(planned, "tensorrt") as pipe,
+        eri.load(sd35_bundle, "cpu", loop="numpy", threads=1) as numpy,
+        caplog.at_level(logging.DEBUG, "eri_runtime"),
+    ):
+        assert_same(states(pipe, **words), states(numpy, **words))
+    assert "3 conditions of 1 images, which no profile of the plan holds" in caplog.text
+
+
+def test_two_sizes_take_turns(pipe, oracle, device):
+    """One in the profile of the best size, the other not; each keeps its graph."""
+    default = pipe.bundle.defaults
+    best = {"height": default.height, "width": default.width, **CFG}
+    for _ in range(3):
+        for words in (best, CFG):
+            assert_same(states(pipe, **words), states(oracle, **words))
+    assert launches(device) == 4
+    assert device.calls.count("cudaGraphInstantiate") == 2
+
+
+def test_sizes_no_profile_holds_are_named(device, sd35_bundle, tmp_path):
+    only_best = stand_in.with_plans(sd35_bundle, tmp_path / "best", kinds=("best",))
+    with eri.load(only_best, "tensorrt", loop="step") as pipe:
+        size = r"plan of denoiser/step.onnx: got .*'width': 12.*, expected .*width 16 to 16"
+        with pytest.raises(SizeError, match=size):
+            steps(pipe, **CFG)
+        obstacle = "2 conditions of 2 images, which no profile of the plan holds"
+        with pytest.raises(UsageError, match=obstacle):
+            steps(pipe, num_images_per_prompt=2, **CFG)
+
+
+# what is kept of a loop
+
+
+def test_kept_steps_do_not_change(pipe, device):
+    words = {"sampler": "dpmpp_sde", **CFG}
+    kept = [steps(pipe, **words) for _ in range(3)]
+    read = states(pipe, **words)
+    for each in kept:
+        assert_same([(s.x, s.denoised, *s.remembered) for s in each], read)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_sde", "lms"])
+def test_a_loop_goes_on_from_any_step(sampler, pipe, oracle):
+    words = {"sampler": sampler, **CFG}
+    whole, theirs = steps(pipe, **words), steps(oracle, **words)
+    assert steps(pipe, whole[-1], **words) == []
+    for k in (0, 2, len(theirs) - 2):
+        expected = [(s.x, s.denoised, *s.remembered) for s in theirs[k + 1 :]]
+        for start in (whole[k], theirs[k]):
+            assert_same(states(pipe, start, **words), expected)
+
+
+def test_loops_side_by_side_and_given_up(pipe, oracle):
+    alone = [states(oracle, seed=seed)[-1] for seed in (1, 2)]
+    for _ in range(3):
+        both = [pipe.denoise(pipe.request(PROMPT, **WORDS | {"seed": s})) for s in (1, 2)]
+        *_, last = zip(*both, strict=True)
+        assert_same([(s.x, s.denoised, *s.remembered) for s in last], alone)
+        abandoned = pipe.denoise(pipe.request(PROMPT, **WORDS))
+        next(abandoned)
+
+
+def test_a_graph_tells_of_each_row_as_it_is_done(pipe, device):
+    """The first rows of a whole loop are there before the last have run."""
+    for _ in range(2):
+        steps(pipe, **CFG)
+    loop = pipe.denoise(pipe.request(PROMPT, **WORDS | CFG))
+    first = next(loop)
+    queues = [thing for kind, thing in device.made.values() if kind == "stream"]
+    waiting = max(len(queue.work) for queue in queues)
+    assert waiting > 4
+    first.x  # noqa: B018
+    assert max(len(queue.work) for queue in queues) == waiting
+    assert len(list(loop)) == WORDS["num_inference_steps"] - 1
+
+
+def test_a_step_allocates_nothing(pipe, device):
+    words = {"sampler": "dpmpp_sde", **CFG}
+    made = ("cudaMalloc", "cudaMallocHost", "cudaEventCreateWithFlags", "cudaGraphInstantiate")
+
+    def allocations():
+        return sum(device.calls.count(name) for name in made)
+
+    loop = pipe.denoise(pipe.request(PROMPT, **WORDS | words))
+    step = next(loop)
+    step = next(loop)
+    before = allocations()
+    for step in loop:  # noqa: B007
+        assert allocations() == before
+    del step
+    states(pipe, **words)
+    before = allocations()
+    states(pipe, **words)
+    pipe.encode_prompt(PROMPT)
+    assert allocations() == before
+
+
+def test_rows_are_uploaded_once_and_only_pointers_move(pipe, device):
+    steps(pipe, **CFG, num_inference_steps=1)
+    del device.calls[:]
+    per_step = []
+    for _ in pipe.denoise(pipe.request(PROMPT, **WORDS | CFG | {"seed": 6, "sampler": "lms"})):
+        per_step.append(list(device.calls))
+        del device.calls[:]
+    for calls in per_step[1:]:
+        assert calls.count("execute_async_v3") == 1
+        assert calls.count("cudaMemcpyAsync") == 1  # the magnitude, to the host
+        assert "set_input_shape" not in calls
+
+
+def test_only_so_many_workspaces_are_kept(pipe, device):
+    for width in (32, 48, 64, 80, 96):
+        steps(pipe, width=width)
+    before = device.left()
+    for width in (32, 48, 64, 80, 96):
+        steps(pipe, width=width)
+    assert len(device.left()) == len(before)
+
+
+# errors
+
+
+def test_what_is_not_finite_names_the_step(pipe):
+    def noise(draw, shape):
+        return np.full((1, *shape), np.inf if draw == 2 else 0.1, np.float32)
+
+    def calm(draw, shape):
+        return np.full((1, *shape), 0.1, np.float32)
+
+    fine = states(pipe, sampler="euler_a", noise=calm)
+    for _ in range(3):
+        with pytest.raises(NonFiniteError, match="latents after step 2 of 5: got NaN or Inf"):
+            steps(pipe, sampler="euler_a", noise=noise)
+        assert_same(states(pipe, sampler="euler_a", noise=calm), fine)
+
+
+def run_all(bundle):
+    """A loop taken row by row, captured and replayed, and a component, on random numbers."""
+    backend, found = TENSORRT.of(bundle), []
+    spec, decoder = (bundle.components[name] for name in ("denoiser", "vae_decoder"))
+    rng = np.random.default_rng(0)
+    x, mix = rng.random((1, 16, 4, 4), np.float32), np.ones((1, 1), np.float32)
+    sizes = {"batch": 1, "tokens": 2}
+    conditions = {
+        each.name: rng.random([sizes.get(d, d) for d in each.shape], np.float32)
+        for each in spec.inputs[2:]
+    }
+    table = rng.random((2, sum(COLUMNS.values())), np.float32)
+    graph = bundle.path(spec.step)
+    with backend.stepper(graph, spec, Settings()) as stepper:
+        for _ in range(3):
+            loop = stepper.loop(x.shape, 2)
+            loop.bind("all", mix, conditions)
+            rows = [Row("all", table[0], (x,)), Row("all", table[1], ())]
+            for state in loop.run(rows, loop.begin(x, ())):
+                assert state.finite
+                found.append(state.x)
+    with backend.executor(bundle.path(decoder.graph), decoder, Settings()) as executor:
+        (image,) = executor.run({decoder.inputs[0].name: x}).values()
+    return [*found, image]
+
+
+def test_any_call_may_fail(device, planned):
+    """Each of them is a typed error, or a loop that is not captured; nothing is left."""
+    bundle = manifest.read(planned)
+    expected = run_all(bundle)
+    total, refused = len(device.calls), []
+    for number in range(1, total + 1):
+        del device.calls[:]
+        device.failing = number
+        try:
+            found = run_all(bundle)
+        except BackendError as error:
+            refused.append(str(error))
+        else:
+            assert_same([found], [expected])
+        assert device.left() == [], number
+    assert len(refused) > total / 2
+    assert not any("\n" in each for each in refused)
+
+
+@pytest.mark.parametrize("name", ["cudaStreamBeginCapture", "cudaGraphInstantiate"])
+def test_what_cannot_be_captured_is_run_row_by_row(name, pipe, oracle, device, caplog):
+    device.failing_call = name
+    with caplog.at_level(logging.WARNING):
+        for _ in range(4):
+            assert_same(states(pipe, **CFG), states(oracle, **CFG))
+    assert len(caplog.messages) == 1
+    assert f"not captured as a CUDA graph: CUDA: {name}: got cudaErrorUnknown" in caplog.text
+
+
+def test_no_memory_says_what_to_do(device, planned):
+    device.failing_call = "cudaMalloc"
+    with (
+        eri.load(planned, "tensorrt") as pipe,
+        pytest.raises(BackendError, match=r"cudaErrorMemoryAllocation \(2\).*smaller size"),
+    ):
+        pipe(PROMPT, **WORDS)
+
+
+def test_a_plan_the_engine_refuses(device, planned):
+    device.failing_call = "deserialize_cuda_engine"
+    with (
+        eri.load(planned, "tensorrt") as pipe,
+        pytest.raises(BackendError, match="got the plan is of another version, expected an engine"),
+    ):
+        pipe(PROMPT, **WORDS)
+
+
+def test_what_is_closed_says_so(device, planned):
+    pipe = eri.load(planned, "tensorrt", loop="step")
+    step, *_ = steps(pipe)
+    loop = pipe.denoise(pipe.request(PROMPT, **WORDS))
+    next(loop)
+    pipe.close()
+    pipe.close()
+    for late in (lambda: step.x, lambda: next(loop)):
+        with pytest.raises(BackendError, match="got a closed engine"):
+            late()
+    assert device.left() == []
+
+
+def test_the_real_cuda_refuses_in_one_line():
+    if importlib.util.find_spec("cuda") is None:
+        pytest.skip("cuda-bindings is not installed")
+    if gpu.compute_capability() is not None:
+        pytest.skip("there is a GPU")
+    with pytest.raises(BackendError, match=r"CUDA: cudaSetDevice: got cudaError\w+ \(\d+\), exp"):
+        cuda.Device()
+
+
+# refit, weight streaming, stripped plans
+
+
+def opened(root, **options):
+    """The step graph and its component, on the stand-in."""
+    bundle = manifest.read(root)
+    spec = bundle.components["denoiser"]
+    settings = Settings(low_memory=options.pop("low_memory", False))
+    backend = type(TENSORRT)(**options).of(bundle)
+    return backend.stepper(bundle.path(spec.step), spec, settings), bundle.path(spec.weights)
+
+
+def test_refit_there_and_back(device, sd35_bundle, tmp_path, oracle):
+    root = stand_in.with_plans(sd35_bundle, tmp_path / "refit", ("refit",))
+    with eri.load(root, "tensorrt", loop="step") as pipe:
+        before = states(pipe, **CFG)
+        for _ in range(2):
+            states(pipe, **CFG)
+        a = dict(read_tensors(pipe.bundle.path(pipe.bundle.components["denoiser"].weights)))
+        known = set(stand_in.initialisers(str(root / "denoiser/step.onnx")))
+        a = {name: np.array(each).view(np.float32) for name, each in a.items() if name in known}
+        b = {name: each * 1.01 for name, each in a.items()}
+        pipe._stepper.refit(b)
+        changed = [states(pipe, **CFG) for _ in range(3)]
+        assert np.abs(changed[0][-1][0] - before[-1][0]).max() > 1e-4
+        for each in changed[1:]:
+            assert_same(each, changed[0])
+        pipe._stepper.refit(a)
+        assert_same(states(pipe, **CFG), before)
+
+
+def test_refit_refuses_what_does_not_fit(device, planned, sd35_bundle, tmp_path):
+    fixed, _ = opened(planned)
+    with fixed, pytest.raises(BackendError, match=r"a plan of fixed weights.*eri build --refit"):
+        fixed.refit({})
+    root = stand_in.with_plans(sd35_bundle, tmp_path / "refit", ("refit",))
+    stepper, weights = opened(root)
+    known = stand_in.initialisers(str(root / "denoiser/step.onnx"))
+    name = next(name for name in read_tensors(weights) if name in known)
+    with stepper:
+        with pytest.raises(UsageError, match="nothing: got no such weight"):
+            stepper.refit({"nothing": np.zeros(1, np.float32)})
+        with pytest.raises(UsageError, match=f"{re.escape(name)}: got 4 bytes, expected"):
+            stepper.refit({name: np.zeros(1, np.float32)})
+        device.failing_call = "refit_cuda_engine_async"
+        with pytest.raises(BackendError, match="expected new weights"):
+            stepper.refit({name: read_tensors(weights)[name]})
+
+
+def test_refit_names_what_is_missing(device, sd35_bundle, tmp_path):
+    root = stand_in.with_plans(sd35_bundle, tmp_path / "refit", ("refit",), alone=False)
+    stepper, _ = opened(root)
+    with stepper, pytest.raises(BackendError, match=r"1 weights missing: fused.weight"):
+        stepper.refit({})
+
+
+def test_a_stripped_plan_takes_the_bundles_weights(device, sd35_bundle, tmp_path, oracle):
+    root = stand_in.with_plans(sd35_bundle, tmp_path / "stripped", ("stripped",))
+    with eri.load(root, "tensorrt", loop="step") as pipe:
+        assert_same(states(pipe, **CFG), states(oracle, **CFG))
+
+
+def test_weight_streaming(device, planned, sd35_bundle, tmp_path):
+    root = stand_in.with_plans(sd35_bundle, tmp_path / "streaming", ("streaming",))
+    for options, budget in (
+        ({}, None),
+        ({"low_memory": True}, 500),
+        ({"weight_budget": 0}, 0),
+        ({"weight_budget": "auto"}, 500),
+    ):
+        stepper, _ = opened(root, **options)
+        with stepper:
+            assert stepper.engine._engine.weight_streaming_budget_v2 == budget
+    with pytest.raises(UsageError, match="weight budget: got 1001, expected 0 to 1000 bytes"):
+        opened(root, weight_budget=1001)
+    with pytest.raises(BackendError, match="eri build --streaming"):
+        opened(planned, weight_budget=10)
+    stepper, _ = opened(planned, low_memory=True)  # which asks for what can be had
+    stepper.close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x08", b"\x02\0\0\0\0\0\0\0[]", b'\x1e\0\0\0\0\0\0\0{"a":{"data_offsets":[0,9999]}}'],
+)
+def test_weights_that_are_none(data, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(data)
+    with pytest.raises(IntegrityError, match="expected a safetensors file"):
+        read_tensors(file)
+
+
+# what it says of a machine
+
+
+def test_it_is_refused_with_what_to_run(device, sd35_bundle, planned):
+    bare, full = eri.read_bundle(sd35_bundle), eri.read_bundle(planned)
+    assert executors.refusals(full, "tensorrt") == []
+    assert executors.choose(full).backend == TENSORRT.of(full)
+    command = f"run `eri build {sd35_bundle} --engine tensorrt-rtx --compute-capability 8.9`"
+    assert executors.refusals(bare, "tensorrt") == [f"no plan: {command}"]
+    assert "never run on a GPU yet" in "\n".join(executors.described(full))
+    stepless = {k: p for k, p in full.plans.items() if p.graph != "vae_decoder/model.onnx"}
+    (line,) = executors.refusals(manifest.dataclasses.replace(full, plans=stepless), "tensorrt")
+    assert line.startswith("vae_decoder: no plan: run `eri build ")
+
+
+def test_without_a_plan_of_the_step_graph_numpy_drives_the_denoiser(device, planned, caplog):
+    full = eri.read_bundle(planned)
+    plans = {k: p for k, p in full.plans.items() if p.graph != "denoiser/step.onnx"}
+    bundle = manifest.dataclasses.replace(full, plans=plans)
+    engine = executors.choose(bundle, "tensorrt")
+    with (
+        caplog.at_level(logging.DEBUG, "eri_runtime"),
+        eri.Pipeline(bundle, engine, engine.stepper) as pipe,
+    ):
+        assert len(steps(pipe)) == WORDS["num_inference_steps"]
+    assert "the step graph is not run: no plan: run `eri build" in caplog.text
+
+
+def test_what_is_missing_is_named(device, planned, monkeypatch):
+    bundle, find = eri.read_bundle(planned), importlib.util.find_spec
+
+    def without(*names):
+        hide = lambda name, *rest: None if name in names else find(name, *rest)  # noqa: E731
+        monkeypatch.setattr(importlib.util, "find_spec", hide)
+        return executors.refusals(bundle, "tensorrt")
+
+    install = "is not installed: pip install 'eri-diffusion[rtx]'"
+    assert without("tensorrt", "tensorrt_rtx") == [f"TensorRT {install}"]
+    assert without("tensorrt", "cuda") == [f"cuda-bindings {install}"]
+    monkeypatch.setattr(gpu, "compute_capability", lambda: None)
+    assert without("tensorrt") == ["no NVIDIA GPU"]
+    spec = bundle.components["denoiser"]
+    with pytest.raises(BackendError, match="got no NVIDIA GPU, expected a machine for TensorRT"):
+        TENSORRT.of(bundle).executor(bundle.path(spec.graph), spec, Settings())
+
+
+def test_a_plan_that_was_changed_is_not_opened(device, planned, tmp_path, sd35_bundle):
+    root = stand_in.with_plans(sd35_bundle, tmp_path / "changed")
+    (file,) = root.glob("plans/denoiser-step*.plan")
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"flags": ["refix"]})[
+            : file.stat().st_size
+        ].ljust(file.stat().st_size)
+    )
+    bundle = manifest.read(root)
+    spec = bundle.components["denoiser"]
+    with pytest.raises(IntegrityError, match="build it again"):
+        TENSORRT.of(bundle).stepper(bundle.path(spec.step), spec, Settings())
+    assert "deserialize_cuda_engine" not in device.calls
+
+
+# the stand-in has no name that the libraries have not
+
+
+def public(kind):
+    return [name for name in vars(kind) if not name.startswith("_")]
+
+
+REAL = {
+    stand_in.TensorRuntime: "Runtime",
+    stand_in.Engine: "ICudaEngine",
+    stand_in.Context: "IExecutionContext",
+    stand_in.Refitter: "Refitter",
+    stand_in.TensorLocation: "TensorLocation",
+    stand_in.ExecutionContextAllocationStrategy: "ExecutionContextAllocationStrategy",
+}
+
+
+@pytest.mark.parametrize("kind", REAL, ids=REAL.get)
+def test_the_real_library_has_these_names_and_arguments(kind):
+    real = getattr(pytest.importorskip("tensorrt_rtx"), REAL[kind])
+    names = public(kind)
+    assert names
+    for name in names:
+        assert hasattr(real, name), name
+        text = getattr(real, name).__doc__ or ""
+        found = re.match(rf"{name}\(self: [^,)]+(.*)\) -> ", text)
+        function = vars(kind)[name]
+        if found and inspect.isfunction(function):
+            wanted = len(re.findall(r", \w+: ", found[1]))
+            assert wanted == function.__code__.co_argcount - 1, text
+
+
+def test_an_engine_of_the_real_library_has_the_attributes():
+    real = pytest.importorskip("tensorrt_rtx")
+    for kind, names in (
+        (real.ICudaEngine, ("num_io_tensors", "refittable", "streamable_weights_size")),
+        (real.Runtime, ("engine_host_code_allowed",)),
+        (real.Weights, ("dtype", "nbytes", "size")),
+        (real.ILogger, ("ERROR", "INTERNAL_ERROR", "log")),
+    ):
+        for name in names:
+            assert hasattr(kind, name)
+
+
+def test_the_real_cuda_has_these_calls_and_arguments():
+    real = pytest.importorskip("cuda.bindings.runtime")
+    for name in public(stand_in.Runtime):
+        assert hasattr(real, name), name
+        fake = vars(stand_in.Runtime)[name]
+        if hasattr(fake, "arguments"):
+            (signature,) = re.findall(r"^\w+\((.*)\)", getattr(real, name).__doc__.splitlines()[0])
+            assert signature.count(",") + 1 == fake.arguments, signature
+    for kind, other in ((stand_in.Kind, real.cudaMemcpyKind), (stand_in.Code, real.cudaError_t)):
+        for each in kind:
+            assert int(getattr(other, each.name)) == each
+    assert hasattr(real.cudaStreamCaptureMode, "cudaStreamCaptureModeThreadLocal")
