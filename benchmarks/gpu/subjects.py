@@ -27,6 +27,7 @@ from eri_runtime.spec import Bundle
 
 Trajectory = Iterator[Step]
 TORCH = "torch"
+RUNS = {"tensorrt-rtx": "tensorrt"}  # one backend runs both kinds of plans
 LOOPS = {"cuda": ("numpy", "step", "captured"), "openvino": ("numpy",), "openvino:bf16": ("numpy",)}
 
 
@@ -65,7 +66,7 @@ def _engine(
 ) -> eri.Pipeline:
     if loop != "captured":
         bundle = uncaptured(bundle)
-    engine = executors.choose(bundle, backend)
+    engine = executors.choose(bundle, RUNS.get(backend, backend))
     return eri.Pipeline(bundle, engine, engine.stepper, "numpy" if loop == "numpy" else "step")
 
 
