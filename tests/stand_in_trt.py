@@ -131,8 +131,8 @@ def _call(function):
         fails = self._gpu.fails(name)
         if fails and not destroys:
             wrong = Code.cudaErrorMemoryAllocation if "Malloc" in name else Code.cudaErrorUnknown
-            if name == "cudaStreamEndCapture":
-                function(self, *arguments)
+            if name == "cudaStreamEndCapture":  # it ends all the same, without a graph
+                del self._gpu.made[function(self, *arguments)]
             returns = any(word in name for word in ("Malloc", "Create", "Instantiate", "End"))
             return (wrong, None) if returns else (wrong,)
         result = function(self, *arguments)
