@@ -191,9 +191,10 @@ class Stream:
         (graph,) = captured
         try:
             made = device.call("cudaGraphInstantiate", graph, 0)
+            device.own("cudaGraphExecDestroy", made)
         finally:
             device.call("cudaGraphDestroy", graph)
-        return Graph(device.own("cudaGraphExecDestroy", made))
+        return Graph(made)
 
     def launch(self, graph: Graph) -> None:
         """Enqueue a whole graph."""
