@@ -48,6 +48,11 @@ class Step:
     noises: tuple[Array, ...]
     draw: int
 
+    def __getstate__(self) -> dict[str, object]:
+        """What is pickled: the arrays, and nothing of an engine."""
+        latents = HostLatents(x=self.x, denoised=self.denoised, remembered=self.remembered)
+        return {**vars(self), "latents": latents}
+
     @property
     def x(self) -> Array:
         """(B, …) float32, the state after the row."""

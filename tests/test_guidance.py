@@ -32,19 +32,19 @@ def pipe(request):
 @pytest.fixture
 def rows(pipe, monkeypatch):
     """The number of rows of every call of the denoiser, or of its step graph."""
-    counts, run, step = [], pipe.run, OrtStepLoop.step
+    counts, run, step = [], pipe.run, OrtStepLoop._step
 
     def running(name, inputs):
         if name == "denoiser":
             counts.append(len(inputs["sample"]))
         return run(name, inputs)
 
-    def stepping(loop, key, *rest):
-        counts.append(loop._bound[key]["mix"].array.size)
-        return step(loop, key, *rest)
+    def stepping(loop, row, state):
+        counts.append(loop._bound[row.key]["mix"].array.size)
+        return step(loop, row, state)
 
     monkeypatch.setattr(pipe, "run", running)
-    monkeypatch.setattr(OrtStepLoop, "step", stepping)
+    monkeypatch.setattr(OrtStepLoop, "_step", stepping)
     return counts
 
 
