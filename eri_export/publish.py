@@ -57,6 +57,7 @@ def staging(target: Path) -> Iterator[Path]:
         _reclaim(target)
         with _sibling(target) as folder, disk_faults(target):  # again: what is free before removal
             yield folder
+            _check_terminated()
             _put(folder, target)
 
 
@@ -85,6 +86,9 @@ def write_manifest(bundle: Bundle) -> None:
         _flush(path)
 
 
+_TERMINATED = threading.Event()  # within `terminated_as_interrupt`
+
+
 @contextlib.contextmanager
 def terminated_as_interrupt() -> Iterator[None]:
     """Let SIGTERM raise `KeyboardInterrupt` in the block, so that what it began is undone.
@@ -100,10 +104,18 @@ def terminated_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _TERMINATED.clear()
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
+    _TERMINATED.set()
     raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _check_terminated() -> None:
+    """Raise what Python only prints of a signal that arrives inside a finaliser."""
+    if _TERMINATED.is_set():
+        raise KeyboardInterrupt(signal.SIGTERM.name)
 
 
 def _is_bundle(folder: Path) -> bool:

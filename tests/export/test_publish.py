@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import itertools
@@ -110,6 +111,21 @@ def test_sigterm_leaves_no_trace_and_the_handler_as_it_was(tmp_path):
         terminated(tmp_path / "demo")
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def lost(target):
+    with staging(target) as folder:
+        make_bundle(folder, "new")
+        with contextlib.suppress(KeyboardInterrupt):  # as Python does inside a finaliser
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_sigterm_that_got_lost_publishes_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        lost(tmp_path / "demo")
+    assert not list(tmp_path.iterdir())
+    published(tmp_path / "demo", "next")
+    assert (tmp_path / "demo").is_dir()
 
 
 def test_a_handler_of_the_programs_own_is_kept():
