@@ -106,8 +106,15 @@ class Pipeline(Closeable):
         x, mend = self._begin(request, table, noise)
         if start is not None:
             check_start(start, table, x.shape)
-        draw = 1 if request.edit is None else request.edit.first_draw
-        return denoise(network, table, start or x, noise, hook=request.hook, mend=mend, draw=draw)
+        return denoise(
+            network,
+            table,
+            start or x,
+            noise,
+            hook=request.hook,
+            mend=mend,
+            draw=request.first_draw,
+        )
 
     def schedule(self, request: Request) -> Schedule:
         """The points a request passes; of an edit, those that its strength leaves."""
@@ -172,9 +179,8 @@ class Pipeline(Closeable):
         if request.noise == "philox":
             return PhiloxNoise(request.seeds)
         if request.noise == "brownian":
-            first = 1 if request.edit is None else request.edit.first_draw
             span = (0.0, float(table.points.clock.training[-1]))
-            return BrownianNoise(request.seeds, intervals_of(table), span, first)
+            return BrownianNoise(request.seeds, intervals_of(table), span, request.first_draw)
         brought = request.latents is not None and request.edit is None
         return TorchNoise(request.seeds, first=int(brought))
 
