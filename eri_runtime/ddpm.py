@@ -198,8 +198,7 @@ class DDPMScheduler:
         if not found.size:
             expected = f"one of the {len(self._schedule)} in `timesteps`"
             raise UsageError("timestep", got=t, expected=expected, fix="loop over `timesteps`")
-        ends, points = slice(found[0], found[0] + 2), self._schedule
-        return Schedule(points.t[ends], points.alpha[ends], points.sigma[ends], points.clock)
+        return self._schedule.part(int(found[0]), 1)
 
     def _clip(self, denoised: Array) -> Array:
         return denoised if self._limit == inf else np.clip(denoised, -self._limit, self._limit)

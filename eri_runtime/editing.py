@@ -114,7 +114,7 @@ def begun(schedule: Schedule, edit: Edit) -> Schedule:
         got = f"{edit.strength:g} of {count} steps"
         fix = "raise strength or num_inference_steps"
         raise UsageError("strength", got=got, expected="a step or more", fix=fix)
-    return schedule.tail(count - steps)
+    return schedule.part(count - steps, steps)
 
 
 def kept_steps(kind: ScheduleKind, count: int, share: float) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eri_runtime.command import Subparsers, add_command, say
 from eri_runtime.errors import UsageError
+from eri_runtime.thresholding import PERCENTILE
 from eri_runtime.words import Words
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _guidance(group: Any) -> None:
         "--dynamic-thresholding",
         type=parse_limits,
         metavar="T[:P]",
-        help="threshold and percentile (0.995) of x_0 in every step",
+        help=f"threshold and percentile ({PERCENTILE}) of x_0 in every step",
     )
 
 
@@ -223,7 +224,7 @@ def parse_limits(text: str) -> tuple[float, float]:
     """`1.5` or `1.5:0.99`, a threshold and a percentile."""
     threshold, colon, percentile = text.partition(":")
     expected = "a threshold, or THRESHOLD:PERCENTILE"
-    return _number(threshold, expected), _number(percentile, expected) if colon else 0.995
+    return _number(threshold, expected), _number(percentile, expected) if colon else PERCENTILE
 
 
 def _number(text: str, expected: str) -> float:

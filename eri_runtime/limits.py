@@ -7,8 +7,7 @@ import math
 from eri_runtime.errors import SizeError
 from eri_runtime.latents import latent_shape
 from eri_runtime.spec import Bundle, ShapeRange
-
-DECODER = "vae_decoder"
+from eri_runtime.vae import DECODER
 
 
 def check_count(bundle: Bundle, count: int) -> int:

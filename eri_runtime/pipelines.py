@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +22,14 @@ from eri_runtime.conditioning import (
 )
 from eri_runtime.denoise import Array, Step, check_start, denoise, unchanged
 from eri_runtime.editing import begun, keep_outside, noised
-from eri_runtime.errors import UnknownNameError, UsageError
+from eri_runtime.errors import UsageError
 from eri_runtime.executors.base import Closeable, Executor
 from eri_runtime.executors.stepper import Stepper
 from eri_runtime.guided import Guided, Inputs, guided_network
 from eri_runtime.images import to_pil, to_unit
 from eri_runtime.integrity import verify_on_load
 from eri_runtime.latents import latent_shape, token_count
+from eri_runtime.loops import Loop, Loops
 from eri_runtime.noise import NoiseSource, PhiloxNoise, TorchNoise, checked
 from eri_runtime.pieces import in_pieces
 from eri_runtime.preview import enlarged, fit_rgb, to_rgb
@@ -38,16 +38,12 @@ from eri_runtime.request import Request, make_request
 from eri_runtime.result import Result, describe
 from eri_runtime.schedule import Clock, Schedule
 from eri_runtime.spec import Bundle, ShapeRange
-from eri_runtime.stepping import conditions, obstacle, stepped
+from eri_runtime.stepping import stepped
 from eri_runtime.table import SamplerTable, make_table
 from eri_runtime.words import Words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Loop = Literal["auto", "step", "numpy"]
-
-log = logging.getLogger(__name__)
 
 
 def load(
@@ -83,12 +79,8 @@ class Pipeline(Closeable):
         open_step: Callable[[], Stepper | None] = lambda: None,
         loop: Loop = "auto",
     ) -> None:
-        if loop not in get_args(Loop):
-            expected = f"one of {', '.join(get_args(Loop))}"
-            raise UnknownNameError("loop", got=repr(loop), expected=expected)
-        self.bundle = bundle
-        self._open, self._open_step, self._loop = open_component, open_step, loop
-        self._stepper: Stepper | None = None
+        self.bundle, self._open = bundle, open_component
+        self._loops = Loops(open_step, loop)
         self._components: dict[str, Executor] = {}
         self._resources = ExitStack()
         self._encode = TextEncoders(bundle, self.run)
@@ -135,19 +127,10 @@ class Pipeline(Closeable):
         x, mend = self._begin(request, table, noise)
         if start is not None:
             check_start(start, table, x.shape)
-        draw = 1 if request.edit is None else request.edit.first_draw
-        begin, rows = start or x, self.bundle.components["denoiser"].ranges["batch"]
-        hooked = request.hook is not unchanged or mend is not unchanged
-        reason = (
-            "x_0 or x is changed between steps"
-            if hooked
-            else obstacle(guided, table, request.batch, rows)
-        )
-        stepper = self._step_graph(reason)
-        if stepper is not None:
-            counts = conditions(guided, table, request.batch, rows)
-            if reason := stepper.obstacle(request.batch, counts):
-                stepper = self._step_graph(reason)
+        begin, draw = start or x, request.first_draw
+        rows = self.bundle.components["denoiser"].ranges["batch"]
+        changed = request.hook is not unchanged or mend is not unchanged
+        stepper = self._loops.choose(guided, table, request.batch, rows, changed=changed)
         if stepper is not None:
             return stepped(stepper, guided, shared, rows, table, begin, noise, draw=draw)
         network = guided_network(partial(self._denoiser, rows, shared), guided)
@@ -206,7 +189,7 @@ class Pipeline(Closeable):
     def close(self) -> None:
         """Close every open component; a later call opens them anew."""
         self._components.clear()
-        self._stepper = None
+        self._loops.close()
         self._resources.close()
 
     # the parts of a request's loop
@@ -217,9 +200,8 @@ class Pipeline(Closeable):
         if request.noise == "philox":
             return PhiloxNoise(request.seeds)
         if request.noise == "brownian":
-            first = 1 if request.edit is None else request.edit.first_draw
             span = (0.0, float(table.points.clock.training[-1]))
-            return BrownianNoise(request.seeds, intervals_of(table), span, first)
+            return BrownianNoise(request.seeds, intervals_of(table), span, request.first_draw)
         brought = request.latents is not None and request.edit is None
         return TorchNoise(request.seeds, first=int(brought))
 
@@ -240,26 +222,6 @@ class Pipeline(Closeable):
             return x, unchanged
         mask = pack(np.broadcast_to(edit.mask, (request.batch, *shape)))
         return x, keep_outside(mask, original, unit, table)
-
-    def _step_graph(self, obstacle: str | None) -> Stepper | None:
-        """The open step graph; None where the NumPy loop is to run, for this obstacle or another.
-
-        Raises `UsageError` where nothing but the step graph was to run.
-        """
-        if self._loop == "numpy":
-            return None
-        if obstacle is None and self._stepper is None:
-            if (opened := self._open_step()) is not None:
-                self._stepper = self._resources.enter_context(opened)
-            else:
-                obstacle = "no step graph in the bundle, or none that the backend runs"
-        if obstacle is None:
-            return self._stepper
-        if self._loop == "step":
-            fix = "leave `loop` at auto"
-            raise UsageError("loop='step'", got=obstacle, expected="all in one graph", fix=fix)
-        log.debug("the NumPy loop runs: %s", obstacle)
-        return None
 
     def _denoiser(self, rows: ShapeRange, shared: Inputs, inputs: Inputs) -> Array:
         return in_pieces(partial(self.run, "denoiser"), rows, inputs, shared)["output"]

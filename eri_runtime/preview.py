@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from eri_runtime.errors import UsageError
 from eri_runtime.images import to_pil, to_unit
 from eri_runtime.spec import Bundle, ShapeRange
-from eri_runtime.vae import Run, encode
+from eri_runtime.vae import ENCODER, Run, encode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Array = NDArray[np.float32]
-ENCODER = "vae_encoder"
 SIDE = 8  # latents along a side of a fitting picture, where the encoder takes so few
 LATENTS = 1024  # of all fitting pictures together: many for each unknown, and soon encoded
 SEED = 0

@@ -16,20 +16,19 @@ from eri_runtime.editing import Edit, image_size, make_edit
 from eri_runtime.errors import SizeError, UnknownNameError, UsageError, short
 from eri_runtime.guidance import NO_EMBEDDING, Guidance, check_interval, check_share, per_image
 from eri_runtime.latents import latent_shape
-from eri_runtime.limits import DECODER, check_count, check_size
+from eri_runtime.limits import check_count, check_size
 from eri_runtime.noise import NoiseName, NoiseSource, image_seeds
 from eri_runtime.prompts import EMPTY, Prompt, PromptLike, make_prompts
 from eri_runtime.samplers import Sampler, find_sampler
 from eri_runtime.sigmas import SigmaName
 from eri_runtime.spec import Bundle
 from eri_runtime.thresholding import check_limits, dynamic_thresholding
-from eri_runtime.vae import pack
+from eri_runtime.vae import DECODER, ENCODER, pack
 from eri_runtime.words import Words, complete
 
 OutputType = Literal["pil", "np", "latent"]
 Given = Mapping[str, Any]
 Hook = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-ENCODER = "vae_encoder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +59,11 @@ class Request:
     def batch(self) -> int:
         """The number of images."""
         return len(self.seeds)
+
+    @property
+    def first_draw(self) -> int:
+        """The loop's first draw of noise; those before it are for the first latents."""
+        return 1 if self.edit is None else self.edit.first_draw
 
 
 def make_request(

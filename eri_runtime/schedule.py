@@ -83,9 +83,10 @@ class Schedule:
     def __getitem__(self, i: int) -> Point:
         return Point(float(self.t[i]), float(self.alpha[i]), float(self.sigma[i]))
 
-    def tail(self, start: int) -> Schedule:
-        """What is left of the schedule from point `start` on."""
-        return Schedule(self.t[start:], self.alpha[start:], self.sigma[start:], self.clock)
+    def part(self, start: int, steps: int) -> Schedule:
+        """So many steps from point `start` on, and the point that follows them."""
+        ends = slice(start, start + steps + 1)
+        return Schedule(self.t[ends], self.alpha[ends], self.sigma[ends], self.clock)
 
     def steps(self) -> Iterator[tuple[Point, Point]]:
         """Each step's two ends, the noisier first."""

@@ -15,6 +15,7 @@ from eri_runtime.spec import Bundle
 
 Array = NDArray[np.float32]
 Run = Callable[[str, Mapping[str, NDArray]], dict[str, NDArray]]
+ENCODER, DECODER = "vae_encoder", "vae_decoder"
 LOGVAR = (-30.0, 20.0)  # the range diffusers keeps it in
 
 
@@ -40,7 +41,7 @@ def unpack(bundle: Bundle, latents: Array, height: int, width: int) -> Array:
 def decode(bundle: Bundle, run: Run, latents: Array, height: int, width: int) -> Array:
     """Denoiser latents to images (B, 3, height, width), about [−1, 1]."""
     z = to_vae(bundle.latents, unpack(bundle, latents, height, width))
-    return check_finite("decoded image", run("vae_decoder", {"latents": z})["image"])
+    return check_finite("decoded image", run(DECODER, {"latents": z})["image"])
 
 
 def encode(bundle: Bundle, run: Run, pixels: Array, unit: Array | None = None) -> Array:
@@ -49,8 +50,8 @@ def encode(bundle: Bundle, run: Run, pixels: Array, unit: Array | None = None) -
     With `unit` normal noise (B, C, h, w), a sample of the VAE's posterior, mean + exp(logvar/2)·n
     (Kingma & Welling 2014, arXiv 1312.6114, section 2.3), else its mean.
     """
-    rows = bundle.components["vae_encoder"].ranges["batch"]
-    outputs = in_pieces(lambda inputs: run("vae_encoder", inputs), rows, {"image": pixels})
+    rows = bundle.components[ENCODER].ranges["batch"]
+    outputs = in_pieces(lambda inputs: run(ENCODER, inputs), rows, {"image": pixels})
     z = outputs["mean"]
     if unit is not None:
         z = z + np.exp(np.clip(outputs["logvar"], *LOGVAR) / 2) * unit

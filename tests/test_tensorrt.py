@@ -381,12 +381,12 @@ def test_refit_there_and_back(device, sd35_bundle, tmp_path, oracle):
         known = set(stand_in.initialisers(str(root / "denoiser/step.onnx")))
         a = {name: np.array(each).view(np.float32) for name, each in a.items() if name in known}
         b = {name: each * 1.01 for name, each in a.items()}
-        pipe._stepper.refit(b)
+        pipe._loops.stepper.refit(b)
         changed = [states(pipe, **CFG) for _ in range(3)]
         assert np.abs(changed[0][-1][0] - before[-1][0]).max() > 1e-4
         for each in changed[1:]:
             assert_same(each, changed[0])
-        pipe._stepper.refit(a)
+        pipe._loops.stepper.refit(a)
         assert_same(states(pipe, **CFG), before)
 
 

@@ -56,7 +56,7 @@ def test_trajectories_are_numpys_and_a_graph_gives_the_same_bits(sampler, pipe, 
         assert np.abs(x - reference).max() <= TOLERANCE * np.abs(reference).max()
     np.testing.assert_array_equal(captured, first)
     np.testing.assert_array_equal(replayed, first)
-    (workspace,) = pipe._stepper.idle
+    (workspace,) = pipe._loops.stepper.idle
     assert any(whole is not None for whole in workspace._wholes.values())
 
 
@@ -79,7 +79,7 @@ def test_refit_there_and_back_is_the_same_to_the_bit(pipe):
     bundle = manifest.read(pipe.bundle.root)
     tensors = read_tensors(bundle.path(bundle.components["denoiser"].weights))
     a = {name: np.array(each).view(np.float32) for name, each in tensors.items()}
-    pipe._stepper.refit({name: each * 1.01 for name, each in a.items()})
+    pipe._loops.stepper.refit({name: each * 1.01 for name, each in a.items()})
     assert np.abs(np.subtract(trajectory(pipe), before)).max() > 1e-4
-    pipe._stepper.refit(a)
+    pipe._loops.stepper.refit(a)
     np.testing.assert_array_equal(trajectory(pipe), before)

@@ -50,11 +50,6 @@ class Sampler:
     original_steps: int | None = None
     memory: Memory = "x0"
 
-    @property
-    def takes_eta(self) -> bool:
-        """Whether the amount of noise can be chosen."""
-        return "eta" in self.options
-
     def schedule(
         self,
         spec: ScheduleSpec,
