@@ -13,10 +13,10 @@ import tensorrt_rtx
 from eri_export import cli as export_cli
 from eri_export.trt import BuildOptions, add_plans, timing
 from eri_export.trt import cli as build_cli
-from eri_export.trt import engine as engines
 from eri_runtime import manifest
 from eri_runtime.cli import main
 from eri_runtime.errors import DiskError, UsageError
+from eri_runtime.executors.trt_library import load_library
 
 
 class Stand(ModuleType):
@@ -33,9 +33,9 @@ def tensorrt(monkeypatch):
     """`import tensorrt` works, on a machine with an RTX 4090."""
     monkeypatch.setitem(sys.modules, "tensorrt", Stand("tensorrt"))
     monkeypatch.setattr("eri_export.trt.options.compute_capability", lambda: "8.9")
-    engines._loaded.cache_clear()
+    load_library.cache_clear()
     yield
-    engines._loaded.cache_clear()
+    load_library.cache_clear()
 
 
 # TensorRT for RTX keeps the timing cache's functions and says that they do nothing
