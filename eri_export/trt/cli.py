@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 from eri_export.progress import Progress, Stopwatch
 from eri_export.publish import terminated_as_interrupt
+from eri_export.trt import timing
 from eri_export.trt.add import add_plans
 from eri_export.trt.engine import load_engine
 from eri_export.trt.options import (
@@ -73,7 +75,11 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--workspace", {"metavar": "4GB", "help": "memory that a kernel may use beside its tensors"}),
     (
         "--timing-cache",
-        {"type": Path, "metavar": "FILE", "help": "kept from build to build (tensorrt)"},
+        {
+            "type": Path,
+            "metavar": "FILE",
+            "help": "kept from build to build (tensorrt); ~/.cache/eri's if left",
+        },
     ),
 )
 FLAGS: dict[str, tuple[PlanFlag, str]] = {
@@ -148,7 +154,9 @@ def run_build(bundle: Path, options: BuildOptions, components: tuple[str, ...] =
     def draw(event: Progress) -> None:
         advance(event.component, event.done, event.total, doing=event.stage)
 
-    watch = Stopwatch(draw)
+    watch, cache = Stopwatch(draw), options.timing_cache
+    cache = cache or timing.usual_file(load_engine(options.engine))
+    options = replace(options, timing_cache=cache)
     with progress_bars() as advance:
         built = add_plans(bundle, options, components=components, progress=watch)
     seconds = {name: spent for (name, stage), spent in watch.seconds.items() if stage == "build"}

@@ -88,6 +88,18 @@ def test_a_timing_cache_goes_on_from_build_to_build(tmp_path):
     assert [*file.parent.iterdir()] == [file]
 
 
+@pytest.mark.filterwarnings("ignore:.*[Tt]iming [Cc]ache:DeprecationWarning")
+def test_the_command_keeps_a_timing_cache_unasked(tensorrt, flux_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(timing, "compute_capability", lambda: "8.9")
+    root = Path(shutil.copytree(flux_bundle, tmp_path / "flux"))
+    words = ["build", str(root), "--engine", "tensorrt", "--component", "text_encoder"]
+    assert main([*words, "--profile", "best", "--level", "0"]) == 0
+    version = ".".join(tensorrt_rtx.__version__.split(".")[:3])
+    (kept,) = (tmp_path / "cache" / "eri").iterdir()
+    assert kept.name == f"trt{version}-8.9.timing"
+
+
 def test_a_failed_build_leaves_the_timing_cache(tmp_path):
     file = tmp_path / "timing"
     file.write_bytes(b"old")
