@@ -6,23 +6,18 @@ https://huggingface.co/docs/safetensors/index#format
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 
 import torch
 
-from eri_export.foreign import LOOKED_AT, foreign_error
-from eri_export.header import Entry, parse_header
 from eri_runtime.errors import DamagedWeightsError, short
+from eri_runtime.header import Entry
+from eri_runtime.tensors import damaged, opened
+from eri_runtime.tensors import read_header as read_entries
 
-# A thousand times the longest header of these families. The library's limit is 100 MB, which
-# hostile JSON turns into gigabytes of empty lists.
-MAX_HEADER = 25_000_000
 CHUNK = 1 << 22  # bytes read at a time; more, and each buffer costs fresh pages
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
@@ -107,13 +102,13 @@ class StoredTensor:
 
     def _chunks(self, span: Span, size: int) -> Iterator[torch.Tensor]:
         dtype = self._torch_dtype()
-        with _opened(span.file) as (stream, _):
+        with opened(span.file) as (stream, _):
             stream.seek(span.start)
             for left in range(span.nbytes, 0, -size):
                 block = bytearray(min(left, size))
                 if stream.readinto(block) != len(block):
                     got = f"end of file inside {short(self.name)}"
-                    raise _damaged(span.file, got, "all its bytes")
+                    raise damaged(span.file, got, "all its bytes")
                 yield torch.frombuffer(block, dtype=dtype).to(WIDENED.get(dtype, dtype))
 
     def _torch_dtype(self) -> torch.dtype:
@@ -133,55 +128,17 @@ def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
         for tensor in read_header(file):
             if tensor.name in tensors:
                 got = f"{short(tensor.name)}, also in {tensors[tensor.name].file.name}"
-                raise _damaged(file, got, "each name in one shard")
+                raise damaged(file, got, "each name in one shard")
             tensors[tensor.name] = tensor
     return tensors
 
 
 def read_header(file: Path) -> tuple[StoredTensor, ...]:
-    """The tensors of one file: known types, sizes that match, ranges that fill the file.
-
-    Raises `DamagedWeightsError`, or `PickleError` for a pickle under a false name. Names are taken
-    as they are: they name weights, never files, and only those of a network are ever written.
-    """
-    with _opened(file) as (stream, size):
-        head = stream.read(LOOKED_AT)
-        length = int.from_bytes(head[:8], "little")
-        if size < 8 or length > min(MAX_HEADER, size - 8):
-            expected = f"a header of {length} bytes, at most {MAX_HEADER}, and the tensors"
-            raise foreign_error(file, head) or _damaged(file, f"{size} bytes", expected)
-        stream.seek(8)
-        raw = stream.read(length)
-    try:
-        entries = parse_header(raw, size - 8 - length)
-    except (ValueError, RecursionError) as error:
-        got = f"an unreadable header ({error})"
-        raise foreign_error(file, head) or _damaged(file, got, "a safetensors header") from error
-    return tuple(_tensor(file, 8 + length, name, entry) for name, entry in entries.items())
+    """The tensors of one file; the errors of `eri_runtime.tensors.read_header`."""
+    header = read_entries(file)
+    return tuple(_tensor(file, header.start, *item) for item in header.entries.items())
 
 
 def _tensor(file: Path, data: int, name: str, entry: Entry) -> StoredTensor:
     span = Span(file, data + entry.begin, entry.end - entry.begin)
     return StoredTensor(name, entry.dtype, entry.shape, (span,))
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[tuple[BufferedReader, int]]:
-    """A regular file and its size in bytes; `DamagedWeightsError` where it cannot be read.
-
-    What a path is comes first: to open a pipe would wait for who writes to it.
-    """
-    try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise _damaged(file, "something that is not a regular file", "a safetensors file")
-        with file.open("rb") as stream:
-            yield stream, status.st_size
-    except OSError as error:
-        raise _damaged(file, error.strerror or error, "a file that can be read") from error
-
-
-def _damaged(file: Path, got: object, expected: str) -> DamagedWeightsError:
-    return DamagedWeightsError(
-        file, got=got, expected=expected, fix="copy or download the file again"
-    )

@@ -10,8 +10,8 @@ from typing import Any
 
 import diffusers
 
-from eri_export.foreign import PICKLED, SAVE
 from eri_runtime.errors import NotACheckpointError, PickleError
+from eri_runtime.foreign import PICKLED, SAVE
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 

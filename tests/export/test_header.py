@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.torch import save
 
-from eri_export import header, stored
 from eri_export.stored import read_header
+from eri_runtime import header, tensors
 from eri_runtime.errors import DamagedWeightsError, PickleError
 from tests.headers import NAMES, entry, listed, raw_file, refusal, written
 
@@ -203,6 +203,6 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
 def test_a_header_is_never_longer_than_a_network_could_need(tmp_path):
     file = tmp_path / "model.safetensors"
     with file.open("wb") as stream:
-        stream.write((stored.MAX_HEADER + 1).to_bytes(8, "little"))
+        stream.write((tensors.MAX_HEADER + 1).to_bytes(8, "little"))
         stream.truncate(200_000_000)
     assert "at most 25000000" in refusal(file)

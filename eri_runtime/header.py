@@ -53,8 +53,8 @@ class Entry:
     end: int
 
 
-def parse_header(raw: bytes, size: int) -> dict[str, Entry]:
-    """The entries by name, which together cover the `size` bytes that follow the header.
+def parse_header(raw: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The entries by name, which together cover the `size` bytes after the header; the metadata.
 
     Raises `ValueError` or `RecursionError` for anything else: a name or field given twice, which
     readers disagree on; a field the format does not have, which could mean anything.
@@ -64,10 +64,10 @@ def parse_header(raw: bytes, size: int) -> dict[str, Entry]:
     )
     if not isinstance(header, dict):
         raise ValueError(f"got {type(header).__name__}, expected an object")
-    _check_metadata(header.pop(METADATA, None))
+    metadata = _metadata(header.pop(METADATA, None))
     entries = {name: _entry(name, value) for name, value in header.items()}
     _check_ranges(entries, size)
-    return entries
+    return entries, metadata
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -88,12 +88,13 @@ def _refuse(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON")
 
 
-def _check_metadata(found: Any) -> None:
+def _metadata(found: Any) -> dict[str, str]:
     if found is None:
-        return
+        return {}
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise ValueError(f"{METADATA}: got {short(found)}, expected texts by name")
     "".join(found.values()).encode()
+    return found
 
 
 def _entry(name: str, value: Any) -> Entry:

@@ -46,7 +46,7 @@ KINDS = (
         re.compile(rb"GGUF"),
         "a GGUF file",
         DamagedWeightsError,
-        "export the safetensors checkpoint it was made from",
+        "use the safetensors file it was made from",
     ),
 )
 
