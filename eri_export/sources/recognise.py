@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +12,12 @@ from typing import Any, Literal
 from eri_export.checkpoint import Config, Tensors
 from eri_export.shipped import Model, TokenizerName
 from eri_export.sources.keys import flux, mmdit, text, unet, vae
-from eri_export.sources.keys.parts import Entry, translated
+from eri_export.sources.keys.parts import translated
 from eri_export.sources.refused import refuse_keys
 from eri_export.stored import StoredTensor, read_headers
+from eri_runtime import published
 from eri_runtime.errors import CheckpointError, DamagedWeightsError, short
+from eri_runtime.published.parts import Entry
 from eri_runtime.spec import Family
 
 log = logging.getLogger(__name__)
@@ -55,29 +57,33 @@ class Layout:
 
     kind: Kind
     signature: tuple[str, ...]
-    entries: Callable[[Tensors], Iterable[Entry]]
+    entries: Callable[[Collection[str]], Iterable[Entry]]
 
 
-def _as_named(_keys: Tensors) -> Iterator[Entry]:
+def _as_named(_keys: Collection[str]) -> Iterator[Entry]:
     """Diffusers' or transformers' own names."""
     return iter(())
 
 
 _TOKENS = "embeddings.token_embedding.weight"
 LAYOUTS = (
-    Layout("unet", ("input_blocks.0.0.weight",), unet.entries),
+    Layout("unet", ("input_blocks.0.0.weight",), published.unet.entries),
     Layout("unet", ("conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"), _as_named),
-    Layout("mmdit", ("joint_blocks.0.x_block.attn.qkv.weight",), mmdit.entries),
+    Layout("mmdit", ("joint_blocks.0.x_block.attn.qkv.weight",), published.mmdit.entries),
     Layout(
         "mmdit",
         ("pos_embed.proj.weight", "transformer_blocks.0.attn.add_q_proj.weight"),
         _as_named,
     ),
-    Layout("flux", ("img_in.weight", "double_blocks.0.img_attn.qkv.weight"), flux.entries),
+    Layout(
+        "flux", ("img_in.weight", "double_blocks.0.img_attn.qkv.weight"), published.flux.entries
+    ),
     Layout("flux", ("x_embedder.weight", "single_transformer_blocks.0.proj_mlp.weight"), _as_named),
-    Layout("vae", ("decoder.mid.block_1.norm1.weight",), vae.entries),
+    Layout("vae", ("decoder.mid.block_1.norm1.weight",), published.vae.entries),
     Layout("vae", ("decoder.mid_block.resnets.0.norm1.weight",), _as_named),
-    Layout("clip", ("positional_embedding", "token_embedding.weight"), text.open_clip_entries),
+    Layout(
+        "clip", ("positional_embedding", "token_embedding.weight"), published.text.open_clip_entries
+    ),
     Layout("clip", (f"text_model.{_TOKENS}",), _as_named),
     Layout("clip", (_TOKENS, "final_layer_norm.weight"), _as_named),
     Layout("t5", ("encoder.block.0.layer.0.SelfAttention.q.weight",), _as_named),

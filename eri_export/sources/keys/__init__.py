@@ -1,1 +1,1 @@
-"""How published files name the weights that diffusers and transformers name otherwise."""
+"""What a network's weights are called in a file, and what their shapes say of its config."""

@@ -1,4 +1,4 @@
-"""The text encoders: CLIP in OpenCLIP's names or transformers', T5 in transformers'."""
+"""The configs of CLIP and T5 text encoders, told by the shapes of their weights."""
 
 from __future__ import annotations
 
@@ -9,47 +9,11 @@ from typing import Any
 import torch
 
 from eri_export.checkpoint import Config, Tensors
-from eri_export.sources.keys.parts import (
-    Entry,
-    Table,
-    count,
-    expand,
-    known,
-    quotient,
-    rows,
-    size,
-    transposed,
-)
+from eri_export.sources.keys.parts import known, quotient, size
 from eri_export.stored import Span, StoredTensor
-
-OPEN_CLIP_ENDS: Table = {
-    "text_model.embeddings.token_embedding": "token_embedding",
-    "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    "text_model.final_layer_norm": "ln_final",
-    "text_projection.weight": ("text_projection", transposed),
-}
-OPEN_CLIP_LAYER: Table = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "self_attn.out_proj": "attn.out_proj",
-    **{
-        f"self_attn.{name}_proj.{suffix}": (f"attn.in_proj_{suffix}", rows(i, i + 1, of=3))
-        for i, name in enumerate("qkv")
-        for suffix in ("weight", "bias")
-    },
-}
+from eri_runtime.published.parts import count
 
 TOKENS = "embeddings.token_embedding.weight"
-
-
-def open_clip_entries(keys: Tensors) -> Iterator[Entry]:
-    """CLIP-G in an SDXL file."""
-    yield from expand(OPEN_CLIP_ENDS)
-    for i in range(count(keys, "transformer.resblocks")):
-        home, block = f"text_model.encoder.layers.{i}.", f"transformer.resblocks.{i}."
-        yield from expand(OPEN_CLIP_LAYER, home, block)
 
 
 @dataclass(frozen=True)
