@@ -16,6 +16,8 @@ EriError                     exit status 1 on the command line
 │   ├── NotABundleError      no folder, or no manifest in it
 │   ├── ManifestError        a manifest that does not say what it must
 │   └── IntegrityError       a file whose size or sha256 is not the manifest's
+├── LoraError                a LoRA that is damaged, or does not fit; also a ValueError
+│   └── UnmatchedKeysError   keys of a LoRA that no weight of the model answers to
 ├── BackendError             an engine that is missing or cannot run this component
 └── NonFiniteError           NaN or Inf where numbers must be; never a black picture
 """
@@ -103,6 +105,16 @@ class ManifestError(BundleError):
 
 class IntegrityError(BundleError):
     """A bundle file that is not the one that was published."""
+
+
+class LoraError(EriError, ValueError):
+    """A LoRA that cannot be applied to this model."""
+
+
+class UnmatchedKeysError(LoraError):
+    """Keys of a LoRA that match no weight; all of them are in `keys`."""
+
+    keys: tuple[str, ...] = ()
 
 
 class BackendError(EriError):

@@ -68,13 +68,16 @@ class TensorFile(Mapping[str, NDArray[Any]]):
         header = read_header(file)
         self.metadata = header.metadata
         self._entries = header.entries
+        self._opened: dict[str, NDArray[Any]] = {}
         with opened(file) as (stream, _):
             self._data = np.memmap(stream, np.uint8, mode="r")[header.start :]
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        entry = self._entries[name]
-        stored = self._data[entry.begin : entry.end].view(np.ndarray)
-        return stored.view(self._dtype(name, entry)).reshape(entry.shape)
+        if name not in self._opened:
+            entry = self._entries[name]
+            stored = self._data[entry.begin : entry.end].view(np.ndarray)
+            self._opened[name] = stored.view(self._dtype(name, entry)).reshape(entry.shape)
+        return self._opened[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
