@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.errors import LoraError, UsageError
+from eri_runtime.errors import LoraError, UsageError, short
 from eri_runtime.lora.adapter import Adapter, Floats, Sum
 from eri_runtime.lora.deltas import LowRank
 from eri_runtime.lora.keys import parse
-from eri_runtime.lora.matching import Adapters, adapters
+from eri_runtime.lora.matching import adapters
 from eri_runtime.lora.targets import component_of
 from eri_runtime.spec import Family
 from eri_runtime.tensors import rounded
@@ -102,30 +102,43 @@ def _in_turn(base: NDArray[Any], changes: Sequence[Scaled]) -> Floats:
 def _changes(
     base: Mapping[str, NDArray[Any]], lora: Mapping[str, NDArray[Any]]
 ) -> Mapping[str, tuple[Adapter, ...]]:
-    """The changes of the network whose weights `base` are; the first it can be that all fit."""
+    """The changes of the network whose weights `base` are; shapes tell one CLIP from another."""
     shapes = {name: np.shape(base[name]) for name in base}
-    signs = (SIGNS[sign] for sign in SIGNS if sign in base or WRAPPER + sign in base)
-    candidates = next(signs, None)
-    if candidates is None:
-        raise LoraError(
-            "base_weights",
-            got=f"the names {', '.join(sorted(base)[:3])}, ... of no known network",
-            expected="those of a denoiser or a text encoder in diffusers' layout",
-        )
-    failure: LoraError | None = None
-    for family, component in candidates:
-        own = _Part(lora, family, component)
-        if not own:
-            continue
-        try:
-            found: Adapters = adapters(own, family, {component: shapes})
-            return found.get(component, {})
-        except LoraError as error:
-            failure = failure or error
-    raise failure or LoraError(
+    candidates = _candidates(base)
+    found: dict[frozenset[str], tuple[str, Mapping[str, tuple[Adapter, ...]]]] = {}
+    failure = LoraError(
         "LoRA",
         got=f"no key for {' or '.join(component for _, component in candidates)}",
         expected="keys of this network's weights",
+    )
+    for family, component in candidates:
+        own = _Part(lora, family, component)
+        if own and frozenset(own) not in found:  # one T5 has one key in two families
+            try:
+                changes = adapters(own, family, {component: shapes})[component]
+                found[frozenset(own)] = component, changes
+            except LoraError as error:
+                failure = error
+    if not found:
+        raise failure
+    if len(found) > 1:
+        raise LoraError(
+            "LoRA",
+            got=f"keys for {' and '.join(name for name, _ in found.values())}, which both fit",
+            expected="those of one of them",
+            fix="leave the others out, or name the component with `eri_runtime.lora.adapters`",
+        )
+    return next(changes for _, changes in found.values())
+
+
+def _candidates(base: Collection[str]) -> Sequence[tuple[Family, str]]:
+    for sign, candidates in SIGNS.items():
+        if sign in base or WRAPPER + sign in base:
+            return candidates
+    raise LoraError(
+        "base_weights",
+        got=f"the names {', '.join(map(short, sorted(base)[:3]))}, ... of no known network",
+        expected="those of a denoiser or a text encoder in diffusers' layout",
     )
 
 

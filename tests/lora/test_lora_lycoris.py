@@ -196,3 +196,25 @@ def test_lengths_of_a_fused_matrix_are_split_with_its_rows(flux_checkpoint):
     total *= lora[f"{key}.dora_scale"] / np.linalg.norm(total, axis=1, keepdims=True)
     found = np.concatenate([merged[name] for name in names])
     assert np.allclose(found, total, rtol=1e-5, atol=1e-6)
+
+
+def test_products_of_a_fused_matrix_are_split_with_its_rows(flux_checkpoint):
+    base = base_weights(flux_checkpoint)["denoiser"]
+    d, rng = base["x_embedder.weight"].shape[0], np.random.default_rng(0)
+    loha = [normal(rng, 7 * d, 2), normal(rng, 2, d), normal(rng, 7 * d, 2), normal(rng, 2, d)]
+    ends = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    left, right = normal(rng, 7, 4), normal(rng, d, d // 4)
+    lora = {
+        **{f"single_blocks.0.linear1.{end}": value for end, value in zip(ends, loha, strict=True)},
+        "single_blocks.1.linear1.lokr_w1": left,
+        "single_blocks.1.linear1.lokr_w2": right,
+    }
+    merged = ours(flux_checkpoint, "flux", lora)["denoiser"]
+    changes = ((loha[0] @ loha[1]) * (loha[2] @ loha[3]), np.kron(left, right))
+    for i, change in enumerate(changes):
+        block = f"single_transformer_blocks.{i}."
+        names = [*(f"{block}attn.to_{each}.weight" for each in "qkv"), f"{block}proj_mlp.weight"]
+        found = np.concatenate([merged[name] for name in names])
+        assert np.allclose(
+            found, np.concatenate([base[name] for name in names]) + change, 1e-5, 1e-5
+        )
