@@ -21,6 +21,7 @@ from eri_runtime.lora.deltas import Delta, Full, Hadamard, Kronecker, LowRank, M
 from eri_runtime.lora.keys import Module, Role
 
 FLOATS = tuple(np.dtype(each) for each in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16))
+INTEGERS = tuple(np.dtype(each) for each in (np.int32, np.int64))  # of an alpha
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Factors:
         if key is None:
             present = ", ".join(short(each) for each in self.module.keys.values())
             raise LoraError(self.module.name, got=f"only {present}", expected=f"its {role} too")
-        return finite(key, self.tensors[key])
+        return finite(key, self.tensors[key], FLOATS if role != "alpha" else (*FLOATS, *INTEGERS))
 
     def matrix(self, role: Role) -> Matrix:
         """A factor with all but its first axis as one."""
@@ -86,11 +87,11 @@ class Kind(NamedTuple):
     build: Callable[[Factors], Delta]
 
 
-def finite(key: str, value: Any) -> NDArray[np.float32]:
+def finite(key: str, value: Any, dtypes: Sequence[np.dtype[Any]]) -> NDArray[np.float32]:
     """A tensor as new float32; `LoraError` for another type, `NonFiniteError` for NaN or Inf."""
-    if not isinstance(value, np.ndarray) or (value.dtype not in FLOATS and value.size != 1):
+    if not isinstance(value, np.ndarray) or value.dtype not in dtypes:
         got = f"{value.dtype} numbers" if isinstance(value, np.ndarray) else type(value).__name__
-        expected = f"an array of {', '.join(each.name for each in FLOATS)}"
+        expected = f"an array of {', '.join(each.name for each in dtypes)}"
         raise LoraError(short(key), got=got, expected=expected)
     with np.errstate(over="ignore"):
         values = value.astype(np.float32)
