@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,10 @@ Spacing = Literal["leading", "trailing", "linspace"]
 FinalSigma = Literal["zero", "sigma_min"]
 EngineName = Literal["tensorrt", "tensorrt-rtx"]
 PlanFlag = Literal["refit", "stripped", "streaming", "hardware-compatible", "version-compatible"]
+
+# inputs of a graph that takes LoRAs: these and the name of the weight they stand beside
+LORA_A, LORA_B = "lora_A.", "lora_B."
+LORAS, RANK = "loras", "rank"  # their dynamic dimensions
 
 FAMILIES: tuple[Family, ...] = ("sdxl", "sd35", "flux")
 _EVERYWHERE = ("denoiser", "vae_decoder", "vae_encoder", "text_encoder", "text_encoder_2")
@@ -55,6 +60,21 @@ class ShapeRange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraSpec:
+    """What a graph takes beside its weights: products up to `rank` for the `targets`.
+
+    `targets` are the shapes (out, in) of the linear weights by name. `shared` is whether one LoRA
+    may serve all rows of a batch, and `least` the lowest rank; a static graph takes the full rank
+    for every row.
+    """
+
+    rank: int
+    least: int
+    shared: bool
+    targets: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComponentSpec:
     """One graph, the safetensors file its initialisers point into, and the shapes it serves.
 
@@ -64,6 +84,10 @@ class ComponentSpec:
     of a sampler's table, over the same weights. `parity` is the worst error against PyTorch over
     all outputs and cases, relative to the largest reference value. `compared` has the same of every
     backend but ONNX Runtime's that was installed and close enough at export, by name.
+
+    A graph exported with a rank for LoRAs has two more inputs for every linear weight W, of which
+    y = x·Wᵀ + (x·A)·B: `lora_A.W` (loras, in, rank) and `lora_B.W` (loras, rank, out), where
+    `loras` is 1, for all rows of the batch, or the batch.
     """
 
     graph: str
@@ -77,6 +101,25 @@ class ComponentSpec:
     kept_float32: tuple[str, ...] = ()
     step: str | None = None
     compared: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def lora(self) -> LoraSpec | None:
+        """The LoRAs its graph takes as inputs, or None."""
+        downs = [each for each in self.inputs if each.name.startswith(LORA_A)]
+        ups = {each.name: each for each in self.inputs if each.name.startswith(LORA_B)}
+        if not downs:
+            return None
+        targets = {}
+        for down in downs:
+            name = down.name.removeprefix(LORA_A)
+            targets[name] = (int(ups[LORA_B + name].shape[2]), int(down.shape[1]))
+        loras, rank = self.ranges[LORAS], self.ranges[RANK]
+        return LoraSpec(rank=rank.max, least=rank.min, shared=loras.min == 1, targets=targets)
+
+    @property
+    def plain_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs but for those of LoRAs."""
+        return tuple(each for each in self.inputs if not each.name.startswith((LORA_A, LORA_B)))
 
 
 @dataclass(frozen=True, kw_only=True)

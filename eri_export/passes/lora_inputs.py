@@ -1,0 +1,163 @@
+"""Gives every linear layer of a graph a low-rank product of inputs beside its weight.
+
+    y = x·Wᵀ + b + (x·A)·B
+
+Hu et al. 2021, arXiv 2106.09685. A and B have one matrix for each row of the batch, or one that
+all rows share, so each image can carry a LoRA of its own and no weight is written again.
+Convolutions have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from eri_export.passes.hidden_weights import weights_of
+from eri_export.passes.values import dtype_of, name_of
+from eri_runtime.errors import ExportError
+from eri_runtime.spec import LORA_A, LORA_B, LORAS, RANK, TensorSpec
+
+ROW_AXIS = "lora.row_axis"
+
+
+class Linear(NamedTuple):
+    """A use of a weight (out, in): it multiplies `x`; `last` gives the product with its bias."""
+
+    x: ir.Value
+    last: ir.Node
+    is_vector: bool
+
+
+def add_lora_inputs(
+    model: ir.Model, constants: Mapping[str, int] = MappingProxyType({})
+) -> tuple[TensorSpec, ...]:
+    """Add `lora_A.W` (loras, in, rank) and `lora_B.W` (loras, rank, out) for every linear weight W.
+
+    In place. All inputs are float32, and all zeros leave the outputs as they were. `loras` is 1 or
+    the batch, `rank` any number; `constants` has those of them that have one size only. A layer of
+    a vector is a Gemm of (batch, in), one of a sequence a MatMul of (batch, tokens, in). Returns
+    the new inputs.
+    """
+    added: list[TensorSpec] = []
+    for weight, layers in list(linears(model)):
+        out, width = weight.shape.numpy() if weight.shape is not None else ()
+        name = name_of(weight)
+        specs = (
+            TensorSpec(name=LORA_A + name, dtype="float32", shape=(LORAS, width, RANK)),
+            TensorSpec(name=LORA_B + name, dtype="float32", shape=(LORAS, RANK, out)),
+        )
+        a, b = (_input(model.graph, spec, dtype_of(weight), constants) for spec in specs)
+        for layer in layers:
+            _attach(model.graph, layer, a, b)
+        added += specs
+    return tuple(added)
+
+
+def linears(model: ir.Model) -> Iterator[tuple[ir.Value, list[Linear]]]:
+    """The matrices of the checkpoint that only ever multiply, and where they do."""
+    for weight in weights_of(model):
+        if weight.shape is None or len(weight.shape) != 2:
+            continue
+        found = [_linear(use.node, use.idx) for use in weight.uses()]
+        layers = [layer for each in found if each is not None for layer in each]
+        if layers and None not in found:
+            yield weight, layers
+
+
+def _linear(node: ir.Node, index: int) -> list[Linear] | None:
+    """What a use of a weight multiplies by it, or None for another use."""
+    if index == 1 and node.op_type == "Gemm" and node.attributes.get_int("transB"):
+        return [Linear(_operand(node, 0), node, is_vector=True)]
+    if node.op_type != "Transpose":
+        return None
+    uses = list(node.outputs[0].uses())
+    if any(use.node.op_type != "MatMul" or use.idx != 1 for use in uses):
+        return None
+    products = [use.node for use in uses]
+    return [Linear(_operand(each, 0), _with_bias(each), is_vector=False) for each in products]
+
+
+def _with_bias(product: ir.Node) -> ir.Node:
+    """The sum of a product and its bias, which engines compute as one; or the product."""
+    uses = list(product.outputs[0].uses())
+    if len(uses) != 1 or uses[0].node.op_type != "Add":
+        return product
+    add = uses[0].node
+    other = _operand(add, 1 - uses[0].idx)
+    is_bias = other.is_initializer() and other.shape is not None and len(other.shape) == 1
+    return add if is_bias else product
+
+
+def _operand(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    if value is None:
+        raise ExportError(node.name, got="no operand", expected=f"a whole {node.op_type}")
+    return value
+
+
+def _input(
+    graph: ir.Graph, spec: TensorSpec, dtype: ir.DataType, constants: Mapping[str, int]
+) -> ir.Value:
+    """A new float32 input, in the type that its layer computes in."""
+    sizes = [size if isinstance(size, int) else constants.get(size, size) for size in spec.shape]
+    value = ir.Value(name=spec.name, shape=ir.Shape(sizes), type=ir.TensorType(ir.DataType.FLOAT))
+    graph.inputs.append(value)
+    if dtype == ir.DataType.FLOAT:
+        return value
+    cast = ir.node("Cast", [value], {"to": dtype})
+    graph.insert_before(graph[0], cast)
+    return _named(cast, f"{spec.name}.cast")
+
+
+def _attach(graph: ir.Graph, layer: Linear, a: ir.Value, b: ir.Value) -> None:
+    """Add (x·A)·B to a layer's output."""
+    (y,) = layer.last.outputs
+    nodes, x, uses = list[ir.Node](), layer.x, list(y.uses())
+
+    def append(op: str, *inputs: ir.Value) -> ir.Value:
+        nodes.append(ir.node(op, inputs))
+        return _named(nodes[-1], f"{name_of(y)}.lora.{len(nodes)}")
+
+    if layer.is_vector:
+        x = append("Unsqueeze", x, _row_axis(graph))
+    delta = append("MatMul", append("MatMul", x, a), b)
+    if layer.is_vector:
+        delta = append("Squeeze", delta, _row_axis(graph))
+    _take_over(graph, y, append("Add", y, delta), uses)
+    graph.insert_after(layer.last, nodes)
+
+
+def _take_over(graph: ir.Graph, old: ir.Value, new: ir.Value, uses: Iterable[Any]) -> None:
+    """Let all that read `old` read `new`, under its name where it is an output of the graph."""
+    for use in uses:
+        use.node.replace_input_with(use.idx, new)
+    for index, output in enumerate(graph.outputs):
+        if output is old:
+            new.shape, new.type, name = old.shape, old.type, new.name
+            new.name, old.name = old.name, name
+            graph.outputs[index] = new
+
+
+def _named(node: ir.Node, name: str) -> ir.Value:
+    (output,) = node.outputs
+    node.name = output.name = name
+    return output
+
+
+def _row_axis(graph: ir.Graph) -> ir.Value:
+    """The axis, 1, that makes a vector of each row a sequence of one: a constant, once."""
+    if ROW_AXIS not in graph.initializers:
+        tensor = ir.tensor(np.array([1], np.int64), name=ROW_AXIS)
+        graph.initializers.add(
+            ir.Value(
+                name=ROW_AXIS,
+                shape=ir.Shape([1]),
+                type=ir.TensorType(ir.DataType.INT64),
+                const_value=tensor,
+            )
+        )
+    return graph.initializers[ROW_AXIS]
