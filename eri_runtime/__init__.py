@@ -13,6 +13,7 @@ from eri_runtime.pipelines import Pipeline, load
 from eri_runtime.randn import TorchNormal
 from eri_runtime.result import Result
 from eri_runtime.samplers import SAMPLERS, Sampler
+from eri_runtime.saving import save_image, save_tensor_as_image
 from eri_runtime.schedule import Point, Schedule, make_schedule
 from eri_runtime.spec import Bundle, ComponentSpec, ShapeRange, TensorSpec
 from eri_runtime.table import SamplerTable, make_table, tabulate
@@ -50,5 +51,7 @@ __all__ = [
     "make_schedule",
     "make_table",
     "read_bundle",
+    "save_image",
+    "save_tensor_as_image",
     "tabulate",
 ]
