@@ -76,7 +76,7 @@ def test_a_scale_of_zero_gives_the_very_same_weights(unet, lora, scale):
     assert all(merged[name] is unet[name] for name in unet)
 
 
-@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1e300])
 def test_a_scale_that_is_no_number(unet, lora, scale):
     with pytest.raises(UsageError, match="scale"):
         apply_lora_for_inference(unet, lora, scale)
@@ -84,8 +84,9 @@ def test_a_scale_that_is_no_number(unet, lora, scale):
 
 def test_a_scale_that_overflows_the_type_is_named(unet, lora):
     base = {name: unet[name].astype(np.float16) for name in unet}
-    with pytest.raises(NonFiniteError, match=r"(to_q|conv1)\.weight"):
-        apply_lora_for_inference(base, lora, 1e8)
+    for weights, scale in ((base, 1e8), (unet, 3e38)):
+        with pytest.raises(NonFiniteError, match=r"(to_q|conv1)\.weight"):
+            apply_lora_for_inference(weights, lora, scale)
 
 
 @given(st.lists(st.floats(-2, 2), min_size=1, max_size=4))
