@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from eri_runtime.errors import UnknownNameError, UsageError
-from eri_runtime.executors.base import Closeable
 from eri_runtime.executors.stepper import Stepper
 from eri_runtime.guided import Guided
 from eri_runtime.spec import ShapeRange
@@ -19,8 +18,8 @@ Loop = Literal["auto", "step", "numpy"]
 log = logging.getLogger(__name__)
 
 
-class Loops(Closeable):
-    """The choice for one pipeline, and its step graph, opened when first needed and kept."""
+class Loops:
+    """The choice for one pipeline, whose step graph is opened when it is first needed."""
 
     def __init__(self, open_step: Callable[[], Stepper | None], loop: Loop) -> None:
         """`loop` as `eri_runtime.load` takes it; raises `UnknownNameError` for another."""
@@ -28,7 +27,6 @@ class Loops(Closeable):
             expected = f"one of {', '.join(get_args(Loop))}"
             raise UnknownNameError("loop", got=repr(loop), expected=expected)
         self._open_step, self._loop = open_step, loop
-        self.stepper: Stepper | None = None
 
     def choose(
         self, guided: Guided, table: SamplerTable, images: int, rows: ShapeRange, *, changed: bool
@@ -40,24 +38,16 @@ class Loops(Closeable):
         if self._loop == "numpy":
             return None
         reason = "x_0 or x is changed between steps" if changed else None
-        reason = reason or obstacle(guided, table, images, rows) or self._missing()
-        if reason is None and self.stepper is not None:
-            reason = self.stepper.obstacle(images, conditions(guided, table, images, rows))
+        reason = reason or obstacle(guided, table, images, rows)
+        stepper = None if reason else self._open_step()
+        if reason is None and stepper is None:
+            reason = "no step graph in the bundle or the backend"
+        elif stepper is not None:
+            reason = stepper.obstacle(images, conditions(guided, table, images, rows))
         if reason is None:
-            return self.stepper
+            return stepper
         if self._loop == "step":
             fix = "leave `loop` at auto"
             raise UsageError("loop='step'", got=reason, expected="all in one graph", fix=fix)
         log.debug("the NumPy loop runs: %s", reason)
         return None
-
-    def close(self) -> None:
-        """Close the step graph; a later choice opens it anew."""
-        if self.stepper is not None:
-            self.stepper.close()
-            self.stepper = None
-
-    def _missing(self) -> str | None:
-        """Why there is no open step graph."""
-        self.stepper = self.stepper or self._open_step()
-        return None if self.stepper else "no step graph in the bundle or the backend"

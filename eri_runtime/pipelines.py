@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -23,12 +22,13 @@ from eri_runtime.conditioning import (
 from eri_runtime.denoise import Array, Step, check_start, denoise, unchanged
 from eri_runtime.editing import begun, keep_outside, noised
 from eri_runtime.errors import UsageError
-from eri_runtime.executors.base import Closeable, Executor
+from eri_runtime.executors.base import Arrays, Closeable, Executor
 from eri_runtime.executors.stepper import Stepper
 from eri_runtime.guided import Guided, Inputs, guided_network
 from eri_runtime.images import to_pil, to_unit
 from eri_runtime.integrity import verify_on_load
 from eri_runtime.latents import latent_shape, token_count
+from eri_runtime.live import DENOISER, LiveWeights
 from eri_runtime.loops import Loop, Loops
 from eri_runtime.noise import NoiseSource, PhiloxNoise, TorchNoise, checked
 from eri_runtime.pieces import in_pieces
@@ -38,6 +38,7 @@ from eri_runtime.request import Request, make_request
 from eri_runtime.result import Result, describe
 from eri_runtime.schedule import Clock, Schedule
 from eri_runtime.spec import Bundle, ShapeRange
+from eri_runtime.state_dict import StateDict, as_stored
 from eri_runtime.stepping import stepped
 from eri_runtime.table import SamplerTable, make_table
 from eri_runtime.words import Words
@@ -75,16 +76,16 @@ class Pipeline(Closeable):
     def __init__(
         self,
         bundle: Bundle,
-        open_component: Callable[[str], Executor],
-        open_step: Callable[[], Stepper | None] = lambda: None,
+        open_component: Callable[[str, Arrays], Executor],
+        open_step: Callable[[Arrays], Stepper | None] = lambda _: None,
         loop: Loop = "auto",
     ) -> None:
-        self.bundle, self._open = bundle, open_component
-        self._loops = Loops(open_step, loop)
-        self._components: dict[str, Executor] = {}
-        self._resources = ExitStack()
+        self.bundle = bundle
+        step = open_step if loop != "numpy" else lambda _: None
+        self._live = LiveWeights(bundle, open_component, step)
+        self._loops = Loops(self._live.stepper, loop)
         self._encode = TextEncoders(bundle, self.run)
-        self._rgb = cache(partial(fit_rgb, bundle, self.run))
+        self._rgb = lru_cache(1)(lambda _: fit_rgb(bundle, self.run))
 
     def __call__(
         self,
@@ -101,10 +102,11 @@ class Pipeline(Closeable):
         Inf in latents or image.
         """
         request = make_request(self.bundle, prompt, negative_prompt, words)
-        for step in self.denoise(request):
-            if on_step is not None:
-                on_step(step)
-        return self.finish(request, step.x)
+        with self._live.generating():
+            for step in self.denoise(request):
+                if on_step is not None:
+                    on_step(step)
+            return self.finish(request, step.x)
 
     def request(
         self,
@@ -163,7 +165,8 @@ class Pipeline(Closeable):
         Colours are fitted to the VAE at the first call. Raises `UsageError` for a bundle without
         its encoder, `SizeError` for a step of another size.
         """
-        factors, size = self._rgb(), (request.height, request.width)
+        factors = self._rgb(self._live.swaps(vae.ENCODER))
+        size = request.height, request.width
         latents = vae.unpack(self.bundle, step.denoised, *size)
         return enlarged(to_rgb(factors, latents), self.bundle.latents.factor)
 
@@ -181,16 +184,36 @@ class Pipeline(Closeable):
 
     def run(self, name: str, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
         """Run one component on NumPy arrays, opening it if this is its first use."""
-        if name not in self._components:
-            executor = self._resources.enter_context(self._open(name))
-            self._components[name] = executor
-        return self._components[name].run(inputs)
+        return self._live.executor(name).run(inputs)
+
+    def update_weights(self, tensors: StateDict | str | Path, component: str = DENOISER) -> None:
+        """Put weights in the place of a component's, by the names of its weights file.
+
+        `tensors` is any part of a component's state dict, of NumPy arrays or torch tensors, or a
+        safetensors file, in the shapes of the weights file. A float of another width is rounded to
+        the stored type. Weights that are not named stay what earlier calls made of them, so none
+        named changes nothing; `reset_weights` returns to the file's. Arrays are copied.
+
+        All is put in, or nothing. A call under way in another thread ends with the old weights
+        first; within a loop, the next step has the new ones. Raises `UnknownNameError` for a
+        component or weights that the bundle has not, `SizeError`, `UsageError` for another type,
+        `NonFiniteError`, and `BackendError` where the engine takes no other weights.
+        """
+        given = as_stored(component, tensors, self._live.stored(component))
+        self._live.set(component, {**self._live.overrides(component), **given})
+
+    def reset_weights(self, component: str | None = None) -> None:
+        """Return to the bundle's own weights, those of one component or all."""
+        names = self.bundle.components if component is None else (component,)
+        self._live.set_all({name: {} for name in names})
+
+    def swaps(self, component: str) -> int:
+        """How often weights of a component changed: what was made with it may be stale after."""
+        return self._live.swaps(component)
 
     def close(self) -> None:
-        """Close every open component; a later call opens them anew."""
-        self._components.clear()
-        self._loops.close()
-        self._resources.close()
+        """Close every open component; a later call opens them anew, with the weights they had."""
+        self._live.close()
 
     # the parts of a request's loop
 

@@ -438,7 +438,7 @@ class Refitter:
         return list(self._known)
 
     def get_missing_weights(self):
-        return [] if self._engine._plan.get("alone", True) else ["fused.weight"]
+        return [name for name in self._engine._plan.get("fused", ()) if name not in self._new]
 
     def get_weights_prototype(self, weights_name):
         return self._known[weights_name]

@@ -58,9 +58,9 @@ def opened(path):
     contents = eri.read_bundle(path)
     opening, names = executors.choose(contents, "auto"), []
 
-    def record(name):
+    def record(name, overrides):
         names.append(name)
-        return opening(name)
+        return opening(name, overrides)
 
     return eri.Pipeline(contents, record), names
 
@@ -73,7 +73,7 @@ def test_what_was_encoded_is_seen(request, family):
     pixels = fitting_pictures(4, HEIGHT, WIDTH, factor)[2:]
     z = from_vae(bundle.latents, encoder.run({"image": pixels})["mean"])
     words = {"height": HEIGHT, "width": WIDTH, "num_images_per_prompt": 2, "seed": 0}
-    with eri.Pipeline(bundle, lambda name: encoder) as pipe:
+    with eri.Pipeline(bundle, lambda name, overrides: encoder) as pipe:
         seen = pipe.preview(pipe.request("x", **words), step_of(vae.pack(bundle, z)))
     expected = enlarged(to_unit(block_means(pixels, factor)), factor)
     assert [image.size for image in seen] == [(WIDTH, HEIGHT)] * 2
@@ -104,7 +104,7 @@ def test_every_step_can_be_looked_at_without_the_decoder(request, family):
 def test_the_fit_is_made_once(sd35_bundle):
     bundle = eri.read_bundle(sd35_bundle)
     encoder, c = LinearEncoder(bundle), bundle.latents.channels
-    with eri.Pipeline(bundle, lambda name: encoder) as pipe:
+    with eri.Pipeline(bundle, lambda name, overrides: encoder) as pipe:
         asked = pipe.request("x", height=32, width=32, seed=0)
         grey = step_of(np.zeros((1, c, 32 // bundle.latents.factor, 32 // bundle.latents.factor)))
         pipe.preview(asked, grey)

@@ -21,8 +21,8 @@ from eri_runtime.executors import cuda, gpu
 from eri_runtime.executors.base import Settings
 from eri_runtime.executors.stepper import Row
 from eri_runtime.executors.tensorrt import TENSORRT
-from eri_runtime.executors.trt_weights import read_tensors
 from eri_runtime.table import COLUMNS, MAX_V
+from eri_runtime.tensors import read_tensors
 from tests import stand_in_trt as stand_in
 
 WORDS = {"height": 32, "width": 48, "num_inference_steps": 5, "output_type": "latent", "seed": 5}
@@ -377,42 +377,108 @@ def test_refit_there_and_back(device, sd35_bundle, tmp_path, oracle):
         before = states(pipe, **CFG)
         for _ in range(2):
             states(pipe, **CFG)
-        a = dict(read_tensors(pipe.bundle.path(pipe.bundle.components["denoiser"].weights)))
-        known = set(stand_in.initialisers(str(root / "denoiser/step.onnx")))
-        a = {name: np.array(each).view(np.float32) for name, each in a.items() if name in known}
-        b = {name: each * 1.01 for name, each in a.items()}
-        pipe._loops.stepper.refit(b)
+        a = read_tensors(pipe.bundle.path(pipe.bundle.components["denoiser"].weights))
+        pipe.update_weights({name: each * 1.01 for name, each in a.items()})
         changed = [states(pipe, **CFG) for _ in range(3)]
         assert np.abs(changed[0][-1][0] - before[-1][0]).max() > 1e-4
         for each in changed[1:]:
             assert_same(each, changed[0])
-        pipe._loops.stepper.refit(a)
+        pipe.reset_weights()
         assert_same(states(pipe, **CFG), before)
+
+
+def weights_of(root):
+    """A name of the denoiser's weights, and all of them."""
+    bundle = manifest.read(root)
+    tensors = read_tensors(bundle.path(bundle.components["denoiser"].weights))
+    return next(iter(tensors)), tensors
 
 
 def test_refit_refuses_what_does_not_fit(device, planned, sd35_bundle, tmp_path):
     fixed, _ = opened(planned)
+    name, tensors = weights_of(planned)
+    new = {name: tensors[name] * 2}
     with fixed, pytest.raises(BackendError, match=r"a plan of fixed weights.*eri build --refit"):
-        fixed.refit({})
+        fixed.replace(new)
     root = stand_in.with_plans(sd35_bundle, tmp_path / "refit", ("refit",))
-    stepper, weights = opened(root)
-    known = stand_in.initialisers(str(root / "denoiser/step.onnx"))
-    name = next(name for name in read_tensors(weights) if name in known)
+    stepper, _ = opened(root)
     with stepper:
         with pytest.raises(UsageError, match="nothing: got no such weight"):
-            stepper.refit({"nothing": np.zeros(1, np.float32)})
+            stepper.replace({"nothing": np.zeros(1, np.float32)})
         with pytest.raises(UsageError, match=f"{re.escape(name)}: got 4 bytes, expected"):
-            stepper.refit({name: np.zeros(1, np.float32)})
+            stepper.replace({name: np.zeros(1, np.float32)})
         device.failing_call = "refit_cuda_engine_async"
-        with pytest.raises(BackendError, match="expected new weights"):
-            stepper.refit({name: read_tensors(weights)[name]})
+        with pytest.raises(BackendError, match=r"old weights put back; the engine is closed"):
+            stepper.replace(new)
+        assert stepper.engine.closed
+
+
+def test_only_what_changes_is_moved_with_what_is_fused_with_it(device, sd35_bundle, tmp_path):
+    name, tensors = weights_of(sd35_bundle)
+    beside = list(tensors)[7]
+    root = stand_in.with_plans(sd35_bundle, tmp_path / "refit", ("refit",), fused=[beside])
+    moves = []
+    with (
+        eri.load(root, "tensorrt", loop="step") as pipe,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        put = stand_in.Refitter.set_named_weights
+        patch.setattr(
+            stand_in.Refitter,
+            "set_named_weights",
+            lambda self, name, weights: moves.append(name) or put(self, name, weights),
+        )
+        base = states(pipe, **CFG)
+        assert moves == []
+        pipe.update_weights({name: tensors[name] * 1.5})
+        assert moves == [name, beside]
+        pipe.update_weights({name: tensors[name] * 1.5})
+        assert moves == [name, beside]
+        changed = states(pipe, **CFG)
+        pipe.close()
+        assert_same(states(pipe, **CFG), changed)
+        pipe.reset_weights()
+        assert_same(states(pipe, **CFG), base)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_refit_that_fails_leaves_the_old_weights_serving(device, sd35_bundle, tmp_path, both):
+    """Put back into the engine, or where that fails too, into one that is opened anew."""
+    root = stand_in.with_plans(sd35_bundle, tmp_path / "refit", ("refit",))
+    name, tensors = weights_of(root)
+    with eri.load(root, "tensorrt", loop="step") as pipe:
+        pipe.update_weights({name: tensors[name] * 1.5})
+        before = states(pipe, **CFG)
+        refit, calls = stand_in.Refitter.refit_cuda_engine_async, []
+
+        def fail(self, stream):
+            """All of it goes through, and it says no: the first time, or every time."""
+            calls.append(refit(self, stream))
+            return not both and len(calls) > 1
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stand_in.Refitter, "refit_cuda_engine_async", fail)
+            with pytest.raises(BackendError, match="engine is closed" if both else "new weights"):
+                pipe.update_weights({name: tensors[name] * 9})
+        assert len(calls) == 2
+        assert_same(states(pipe, **CFG), before)
+
+
+def test_a_plan_of_fixed_weights_is_refused_before_it_serves(device, planned):
+    name, tensors = weights_of(planned)
+    with eri.load(planned, "tensorrt", loop="step") as pipe:
+        with pytest.raises(BackendError, match="eri build --refit"):
+            pipe.update_weights({name: tensors[name] * 2})
+        assert len(states(pipe, **CFG)) == WORDS["num_inference_steps"]
 
 
 def test_refit_names_what_is_missing(device, sd35_bundle, tmp_path):
-    root = stand_in.with_plans(sd35_bundle, tmp_path / "refit", ("refit",), alone=False)
+    fused = ["fused.weight"]
+    root = stand_in.with_plans(sd35_bundle, tmp_path / "refit", ("refit",), fused=fused)
+    name, tensors = weights_of(root)
     stepper, _ = opened(root)
     with stepper, pytest.raises(BackendError, match=r"1 weights missing: fused.weight"):
-        stepper.refit({})
+        stepper.replace({name: tensors[name] * 2})
 
 
 def test_a_stripped_plan_takes_the_bundles_weights(device, sd35_bundle, tmp_path, oracle):
@@ -438,17 +504,6 @@ def test_weight_streaming(device, planned, sd35_bundle, tmp_path):
         opened(planned, weight_budget=10)
     stepper, _ = opened(planned, low_memory=True)  # which asks for what can be had
     stepper.close()
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"\x08", b"\x02\0\0\0\0\0\0\0[]", b'\x1e\0\0\0\0\0\0\0{"a":{"data_offsets":[0,9999]}}'],
-)
-def test_weights_that_are_none(data, tmp_path):
-    file = tmp_path / "weights.safetensors"
-    file.write_bytes(data)
-    with pytest.raises(IntegrityError, match="expected a safetensors file"):
-        read_tensors(file)
 
 
 # what it says of a machine

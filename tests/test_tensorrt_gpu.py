@@ -14,9 +14,8 @@ import pytest
 
 import eri_runtime as eri
 from eri_export.trt import BuildOptions, add_plans
-from eri_runtime import manifest
 from eri_runtime.executors import gpu, trt_library
-from eri_runtime.executors.trt_weights import read_tensors
+from eri_runtime.tensors import read_tensors
 
 pytestmark = pytest.mark.gpu
 
@@ -56,7 +55,7 @@ def test_trajectories_are_numpys_and_a_graph_gives_the_same_bits(sampler, pipe, 
         assert np.abs(x - reference).max() <= TOLERANCE * np.abs(reference).max()
     np.testing.assert_array_equal(captured, first)
     np.testing.assert_array_equal(replayed, first)
-    (workspace,) = pipe._loops.stepper.idle
+    (workspace,) = pipe._live.stepper().idle
     assert any(whole is not None for whole in workspace._wholes.values())
 
 
@@ -76,10 +75,8 @@ def test_sizes_take_turns(pipe):
 
 def test_refit_there_and_back_is_the_same_to_the_bit(pipe):
     before = trajectory(pipe)
-    bundle = manifest.read(pipe.bundle.root)
-    tensors = read_tensors(bundle.path(bundle.components["denoiser"].weights))
-    a = {name: np.array(each).view(np.float32) for name, each in tensors.items()}
-    pipe._loops.stepper.refit({name: each * 1.01 for name, each in a.items()})
+    file = pipe.bundle.path(pipe.bundle.components["denoiser"].weights)
+    pipe.update_weights({name: each * 1.01 for name, each in read_tensors(file).items()})
     assert np.abs(np.subtract(trajectory(pipe), before)).max() > 1e-4
-    pipe._loops.stepper.refit(a)
+    pipe.reset_weights()
     np.testing.assert_array_equal(trajectory(pipe), before)

@@ -22,6 +22,7 @@ from benchmarks.gpu.settings import GUIDANCE, Case, Settings
 from eri_runtime import executors, manifest
 from eri_runtime.denoise import Step
 from eri_runtime.errors import BackendError
+from eri_runtime.executors.base import Arrays
 from eri_runtime.executors.stepper import Stepper
 from eri_runtime.spec import Bundle
 
@@ -88,10 +89,10 @@ def _torch(settings: Settings, case: Case, bundle: Bundle, mode: str) -> eri.Pip
     recipe, network = load_network(bundle, case.checkpoint(settings.folder), device)
     run: Callable[..., Any] = torch.compile(network) if mode == "compile" else network
 
-    def step() -> Stepper:
+    def step(_: Arrays) -> Stepper:
         return TorchStepper(recipe, run, device)
 
-    def component(name: str) -> TorchExecutor:
+    def component(name: str, _: Arrays) -> TorchExecutor:
         if name != "denoiser":
             raise BackendError(name, got="PyTorch", expected="the denoiser, and no other")
         return TorchExecutor(bundle, recipe, run, device)

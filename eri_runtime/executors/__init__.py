@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from eri_runtime.errors import BackendError, UnknownNameError, UsageError
-from eri_runtime.executors.base import Backend, Executor, Settings
+from eri_runtime.executors.base import FROM_FILE, Arrays, Backend, Executor, Settings
 from eri_runtime.executors.openvino import OPENVINO, OPENVINO_BF16
 from eri_runtime.executors.ort import CPU, CUDA
 from eri_runtime.executors.stepper import Stepper
@@ -65,17 +65,20 @@ class Engine:
     backend: Backend
     settings: Settings
 
-    def __call__(self, name: str) -> Executor:
-        """Open a component."""
-        spec = self.bundle.components[name]
-        return self.backend.executor(self.bundle.path(spec.graph), spec, self.settings)
+    def __call__(self, name: str, overrides: Arrays = FROM_FILE) -> Executor:
+        """Open a component, with `overrides` in the place of the tensors of its weights file.
 
-    def stepper(self) -> Stepper | None:
-        """Open the step graph, if the bundle has one."""
+        Raises `BackendError` where the engine refuses.
+        """
+        spec = self.bundle.components[name]
+        return self.backend.executor(self.bundle.path(spec.graph), spec, self.settings, overrides)
+
+    def stepper(self, overrides: Arrays = FROM_FILE) -> Stepper | None:
+        """Open the step graph, if the bundle has one, with the denoiser's `overrides`."""
         spec = self.bundle.components["denoiser"]
         if spec.step is None:
             return None
-        return self.backend.stepper(self.bundle.path(spec.step), spec, self.settings)
+        return self.backend.stepper(self.bundle.path(spec.step), spec, self.settings, overrides)
 
 
 def choose(

@@ -6,18 +6,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.errors import NonFiniteError, SizeError
+from eri_runtime.errors import BackendError, NonFiniteError, SizeError
 from eri_runtime.spec import Bundle, ComponentSpec
 
 if TYPE_CHECKING:
     from eri_runtime.executors.stepper import Stepper
 
 Arrays = Mapping[str, NDArray]
+FROM_FILE: Arrays = MappingProxyType({})  # every weight is the file's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,22 @@ class Closeable(ABC):
         self.close()
 
 
-class Executor(Closeable):
+class Weighted(Closeable):
+    """What is open with weights that others can take the place of."""
+
+    def replace(self, overrides: Arrays) -> None:
+        """Serve with `overrides`, and nothing else, in the place of the weights file's tensors.
+
+        They are by the file's names, in its types and shapes, and must stay as they are; only what
+        changes is moved. A call that runs ends with the old ones. Raises `BackendError` where the
+        engine refuses; the old ones serve on then, unless it says that it is closed.
+        """
+        del overrides
+        got = "weights that stay as they are"
+        raise BackendError(type(self).__name__, got=got, expected="an engine that takes others")
+
+
+class Executor(Weighted):
     """An open component, which owns the engine's resources."""
 
     spec: ComponentSpec
@@ -75,12 +92,21 @@ class Backend(ABC):
         """The engine and the options it is opened with."""
 
     @abstractmethod
-    def executor(self, graph: Path, spec: ComponentSpec, settings: Settings) -> Executor:
-        """Open a component; raises `BackendError` where that fails."""
+    def executor(
+        self, graph: Path, spec: ComponentSpec, settings: Settings, overrides: Arrays = FROM_FILE
+    ) -> Executor:
+        """Open a component, with `overrides` as of `Weighted.replace`; raises `BackendError`."""
 
     @abstractmethod
-    def stepper(self, graph: Path, spec: ComponentSpec, settings: Settings) -> Stepper | None:
+    def stepper(
+        self, graph: Path, spec: ComponentSpec, settings: Settings, overrides: Arrays = FROM_FILE
+    ) -> Stepper | None:
         """Open the step graph of the denoiser `spec`; None for an engine that runs none."""
+
+
+def moved(before: Arrays, after: Arrays) -> set[str]:
+    """The names of the tensors that are not the same array in both."""
+    return {name for name in {**before, **after} if before.get(name) is not after.get(name)}
 
 
 def check_inputs(name: str, spec: ComponentSpec, inputs: Arrays) -> None:

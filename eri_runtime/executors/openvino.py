@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eri_runtime.errors import BackendError
-from eri_runtime.executors.base import Arrays, Backend, Executor, Settings, check_inputs
+from eri_runtime.executors.base import (
+    FROM_FILE,
+    Arrays,
+    Backend,
+    Executor,
+    Settings,
+    check_inputs,
+    moved,
+)
 from eri_runtime.spec import ComponentSpec
 
 if TYPE_CHECKING:
@@ -55,14 +63,27 @@ class OpenVinoBackend(Backend):
         threads = settings.threads or "all cores"
         return f"OpenVINO {version('openvino')} CPU, {computes}, threads {threads}"
 
-    def executor(self, graph: Path, spec: ComponentSpec, settings: Settings = USUAL) -> Executor:
+    def executor(
+        self,
+        graph: Path,
+        spec: ComponentSpec,
+        settings: Settings = USUAL,
+        overrides: Arrays = FROM_FILE,
+    ) -> Executor:
         """Open a component."""
         if reason := self.refusal(spec):
             raise BackendError(graph, got=reason, expected="a component for OpenVINO")
         encodes_text = graph.parent.name.startswith("text_encoder")
-        return OpenVinoExecutor(graph, spec, "f32" if encodes_text else self.compute, settings)
+        compute: Compute = "f32" if encodes_text else self.compute
+        return OpenVinoExecutor(graph, spec, compute, settings, overrides)
 
-    def stepper(self, graph: Path, spec: ComponentSpec, settings: Settings = USUAL) -> None:
+    def stepper(
+        self,
+        graph: Path,
+        spec: ComponentSpec,
+        settings: Settings = USUAL,
+        overrides: Arrays = FROM_FILE,
+    ) -> None:
         """None: the NumPy loop drives its denoiser."""
 
 
@@ -75,6 +96,7 @@ class OpenVinoExecutor(Executor):
 
     Compiled for one set of shapes it is up to 1.5 times faster than for any, so the first shapes
     get that; when others come it is compiled once more, for any. Only one is held at a time.
+    Other weights are other constants of the graph, which is compiled again.
     """
 
     def __init__(
@@ -83,6 +105,7 @@ class OpenVinoExecutor(Executor):
         spec: ComponentSpec,
         compute: Compute = "f32",
         settings: Settings = USUAL,
+        overrides: Arrays = FROM_FILE,
     ) -> None:
         """Read `graph`; raises `BackendError` where OpenVINO refuses it."""
         self.spec = spec
@@ -100,7 +123,8 @@ class OpenVinoExecutor(Executor):
         self._shapes: Shapes | None = None  # those it is compiled for; None for any
         self._lock = threading.Lock()  # a request runs one call at a time
         with self._refused():
-            self._model = self._core.read_model(graph)
+            self._model = self._read(overrides)
+        self._overrides = overrides  # whose memory the model may use
 
     def run(self, inputs: Arrays) -> dict[str, NDArray]:
         check_inputs(self.name, self.spec, inputs)
@@ -113,21 +137,45 @@ class OpenVinoExecutor(Executor):
                 for output in self.spec.outputs
             }
 
+    def replace(self, overrides: Arrays) -> None:
+        if not moved(self._overrides, overrides):
+            return
+        with self._lock, self._refused():
+            model = self._read(overrides)
+            if self._request is not None:
+                self._request = self._compiled(model, self._shapes)
+            self._model, self._overrides = model, overrides
+
     def close(self) -> None:
         self._request = self._model = None
+        self._overrides = FROM_FILE
+
+    def _read(self, overrides: Arrays) -> Any:
+        """The graph with other constants in the place of some; they keep their arrays' memory."""
+        ov, model = _openvino(), self._core.read_model(self._graph)
+        nodes = {op.get_friendly_name(): op for op in model.get_ops()} if overrides else {}
+        for name, values in overrides.items():
+            old = nodes[name]
+            tensor = ov.Tensor(values, old.get_output_shape(0), old.get_element_type())
+            old.output(0).replace(ov.op.Constant(tensor, shared_memory=True).output(0))
+        return model
 
     def _compile(self, shapes: Shapes) -> None:
+        """Have a request for inputs of these shapes."""
         if self._request is not None and self._shapes in (None, shapes):
             return
-        model = self._model
-        if self._request is None:
+        first = self._request is None
+        self._request = None  # whose memory the next one may need
+        self._shapes = shapes if first else None
+        self._request = self._compiled(self._model, self._shapes)
+
+    def _compiled(self, model: Any, shapes: Shapes | None) -> Any:
+        """A request of a model, for one set of shapes or for any."""
+        if shapes is not None:
             names = [tensor.name for tensor in self.spec.inputs]
-            model, self._shapes = model.clone(), shapes
+            model = model.clone()
             model.reshape(dict(zip(names, shapes, strict=True)))
-        else:
-            self._request = self._shapes = None  # whose memory the next one may need
-        compiled = self._core.compile_model(model, "CPU", self._options)
-        self._request = compiled.create_infer_request()
+        return self._core.compile_model(model, "CPU", self._options).create_infer_request()
 
     @contextmanager
     def _refused(self) -> Iterator[None]:

@@ -5,11 +5,23 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
+import numpy as np
+
 from eri_runtime.errors import BackendError
-from eri_runtime.executors.base import Arrays, Backend, Executor, Settings, check_inputs
+from eri_runtime.executors.base import (
+    FROM_FILE,
+    Arrays,
+    Backend,
+    Executor,
+    Settings,
+    check_inputs,
+    moved,
+)
 from eri_runtime.executors.gpu import compute_capability
 from eri_runtime.spec import ComponentSpec, Precision
 
@@ -19,6 +31,7 @@ if TYPE_CHECKING:
     from eri_runtime.executors.stepper import Stepper
 
 USUAL = Settings()
+BFLOAT16 = 16  # as ONNX numbers its types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +39,7 @@ class OrtBackend(Backend):
     """An execution provider of ONNX Runtime.
 
     `device` is where its tensors lie; `lacks` says why it cannot run a precision; `options` are
-    the provider's own.
+    the provider's own; `copying` are the optimizers that make copies of weights.
     """
 
     provider: str
@@ -34,6 +47,7 @@ class OrtBackend(Backend):
     extra: str
     lacks: Mapping[Precision, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    copying: tuple[str, ...] = ()
 
     def refusal(self, spec: ComponentSpec) -> str | None:
         """Why this component cannot run here, in a few words, or None."""
@@ -46,23 +60,38 @@ class OrtBackend(Backend):
     def words(self, settings: Settings = USUAL) -> str:
         """The provider and every option, as a session is opened."""
         options = {**self.options, **_entries(settings), "threads": settings.threads or "all cores"}
+        if settings.low_memory and self.copying:
+            options["without"] = " and ".join(self.copying)
         return f"{self.provider}, " + ", ".join(f"{name} {each}" for name, each in options.items())
 
-    def executor(self, graph: Path, spec: ComponentSpec, settings: Settings = USUAL) -> Executor:
+    def executor(
+        self,
+        graph: Path,
+        spec: ComponentSpec,
+        settings: Settings = USUAL,
+        overrides: Arrays = FROM_FILE,
+    ) -> Executor:
         """Open a component."""
-        return OrtExecutor(graph, spec, self, settings)
+        return OrtExecutor(graph, spec, self, settings, overrides)
 
-    def stepper(self, graph: Path, spec: ComponentSpec, settings: Settings = USUAL) -> Stepper:
+    def stepper(
+        self,
+        graph: Path,
+        spec: ComponentSpec,
+        settings: Settings = USUAL,
+        overrides: Arrays = FROM_FILE,
+    ) -> Stepper:
         """Open a step graph."""
         from eri_runtime.executors.ort_step import OrtStepper
 
-        return OrtStepper(graph, spec, self, settings)
+        return OrtStepper(graph, spec, self, settings, overrides)
 
 
 CPU = OrtBackend(
     provider="CPUExecutionProvider",
     device="cpu",
     extra="cpu",
+    copying=("ConstantFolding", "NchwcTransformer"),  # of transposed and of blocked weights
     lacks={
         "bf16": "ONNX Runtime's CPU kernels have no bfloat16: export with --precision fp32 or fp16"
     },
@@ -77,10 +106,17 @@ CUDA = OrtBackend(
 
 
 def open_session(
-    graph: Path, spec: ComponentSpec, backend: OrtBackend, settings: Settings, **options: str
+    graph: Path,
+    spec: ComponentSpec,
+    backend: OrtBackend,
+    settings: Settings,
+    options: Mapping[str, str],
+    overrides: Arrays,
 ) -> Any:
     """An `InferenceSession` of `graph`; `options` are more of the provider's.
 
+    `overrides` take the place of tensors of the weights file before the graph is optimised, so
+    nothing is left of those, and the session is the one that a file with them in it would give.
     Raises `BackendError` where ONNX Runtime is missing, refuses the graph or the provider.
     """
     if reason := backend.refusal(spec):
@@ -96,8 +132,14 @@ def open_session(
     for name, value in _entries(settings).items():
         session_options.add_session_config_entry(name, value)
     providers = [(backend.provider, {**backend.options, **options})]
+    without = backend.copying if settings.low_memory else ()
     try:
-        session = ort.InferenceSession(str(graph), session_options, providers=providers)
+        if overrides:
+            values = [_ort_value(values) for values in overrides.values()]
+            session_options.add_external_initializers(list(overrides), values)
+        session = ort.InferenceSession(
+            str(graph), session_options, providers=providers, disabled_optimizers=without
+        )
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         expected = f"a graph that ONNX Runtime {ort.__version__} opens"
         raise BackendError(graph, got=error, expected=expected) from error
@@ -108,7 +150,12 @@ def open_session(
 
 
 class OrtExecutor(Executor):
-    """One `InferenceSession`; the graph's external weights are read from beside it."""
+    """One `InferenceSession`; the graph's external weights are read from beside it.
+
+    Other weights are a new session. The alternative was measured and is faster still: weights that
+    are written in place of the old. It costs the prepacked ones, and an optimizer that has read a
+    weight keeps the old one without a word; `benchmarks/swap_routes.py` has the figures.
+    """
 
     def __init__(
         self,
@@ -116,19 +163,35 @@ class OrtExecutor(Executor):
         spec: ComponentSpec,
         backend: OrtBackend = CPU,
         settings: Settings = USUAL,
+        overrides: Arrays = FROM_FILE,
     ) -> None:
         """Open `graph`; raises `BackendError` where ONNX Runtime is missing or refuses it."""
         self.spec = spec
         self.name = graph.parent.name
-        self._session = open_session(graph, spec, backend, settings)
+        self._opened = partial(open_session, graph, spec, backend, settings, {})
+        self._session, self._overrides = self._opened(overrides), overrides
 
     def run(self, inputs: Arrays) -> dict[str, NDArray]:
         check_inputs(self.name, self.spec, inputs)
         names = [output.name for output in self.spec.outputs]
         return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
 
+    def replace(self, overrides: Arrays) -> None:
+        if moved(self._overrides, overrides):
+            self._session, self._overrides = self._opened(overrides), overrides
+
     def close(self) -> None:
-        self._session = None
+        self._session, self._overrides = None, FROM_FILE
+
+
+def _ort_value(values: NDArray) -> Any:
+    """A weight where NumPy has it; its bfloat16 is a type that ONNX Runtime has to be told of."""
+    import onnxruntime as ort
+
+    if values.dtype == ml_dtypes.bfloat16:
+        bits = values.view(np.uint16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(values)
 
 
 def _entries(settings: Settings) -> dict[str, str]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from eri_runtime.executors.base import Arrays, Settings
+from eri_runtime.executors.base import FROM_FILE, Arrays, Settings, moved
 from eri_runtime.executors.ort import OrtBackend, open_session
 from eri_runtime.executors.stepper import Array, HeldLatents, Row, StepLoop, Stepper
 from eri_runtime.spec import ComponentSpec
@@ -83,33 +84,51 @@ class OrtLatents:
         return bool(np.isfinite(magnitude.array if magnitude.on_host else magnitude.read()))
 
 
+@dataclass
+class Served:
+    """The session that a stepper's loops take their next step with."""
+
+    session: Any
+
+
 class OrtStepper(Stepper):
-    """One session of a step graph."""
+    """One session of a step graph; other weights are another, which its loops go on with."""
 
     def __init__(
-        self, graph: Path, spec: ComponentSpec, backend: OrtBackend, settings: Settings
+        self,
+        graph: Path,
+        spec: ComponentSpec,
+        backend: OrtBackend,
+        settings: Settings,
+        overrides: Arrays = FROM_FILE,
     ) -> None:
         """Open `graph`; a static one is captured as a CUDA graph. Raises `BackendError`."""
         static = all(sizes.min == sizes.max for sizes in spec.ranges.values())
         self._captured = backend.device == "cuda" and static
         capture = {"enable_cuda_graph": "1"} if self._captured else {}
         self._device = backend.device
-        self._session = open_session(graph, spec, backend, settings, **capture)
+        self._opened = partial(open_session, graph, spec, backend, settings, capture)
+        self._served: Any = Served(self._opened(overrides))
+        self._overrides = overrides
 
     def loop(self, shape: tuple[int, ...], width: int) -> StepLoop:
-        return OrtStepLoop(self._session, self._device, shape, width, captured=self._captured)
+        return OrtStepLoop(self._served, self._device, shape, width, captured=self._captured)
+
+    def replace(self, overrides: Arrays) -> None:
+        if moved(self._overrides, overrides):
+            self._served.session, self._overrides = self._opened(overrides), overrides
 
     def close(self) -> None:
-        self._session = None
+        self._served, self._overrides = None, FROM_FILE
 
 
 class OrtStepLoop(StepLoop):
     """The buffers and bindings of one trajectory."""
 
     def __init__(
-        self, session: Any, device: str, shape: tuple[int, ...], width: int, *, captured: bool
+        self, served: Served, device: str, shape: tuple[int, ...], width: int, *, captured: bool
     ) -> None:
-        self._session, self._device = session, device
+        self._served, self._session, self._device = served, served.session, device
         self._shape, self._width = shape, width
         self._captured = captured
         self._row = self._buffer(np.zeros(sum(COLUMNS.values()), np.float32))
@@ -140,6 +159,9 @@ class OrtStepLoop(StepLoop):
             yield state
 
     def _step(self, row: Row, state: HeldLatents) -> HeldLatents:
+        if self._session is not self._served.session:
+            self._session = self._served.session
+            self._bindings.clear()  # they are of a session
         before, after = cast(OrtLatents, state), self._slot()
         np.copyto(self._row.array, row.columns)
         self._row.upload()

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.executors.base import Arrays, Closeable
+from eri_runtime.executors.base import Arrays, Weighted
 
 Array = NDArray[np.float32]
 
@@ -65,7 +65,7 @@ class StepLoop(ABC):
         """The state after each row, taken one after the other from `state`, which is let go of."""
 
 
-class Stepper(Closeable):
+class Stepper(Weighted):
     """An open step graph, which owns the engine's resources; its loops end with it."""
 
     def obstacle(self, images: int, conditions: Iterable[int]) -> str | None:

@@ -15,7 +15,7 @@ from typing import Self
 
 from eri_runtime.errors import BackendError
 from eri_runtime.executors import gpu
-from eri_runtime.executors.base import Backend, Executor, Settings
+from eri_runtime.executors.base import FROM_FILE, Arrays, Backend, Executor, Settings
 from eri_runtime.executors.plans import Machine, choose_plan, read_plan
 from eri_runtime.executors.stepper import Stepper
 from eri_runtime.executors.trt_engine import Budget, OpenPlan
@@ -53,18 +53,22 @@ class TensorRtBackend(Backend):
         streamed = "all weights on the GPU" if budget is None else f"weight budget {budget}"
         return f"{machine.engine} {machine.version}, {where}, {streamed}; never run on a GPU yet"
 
-    def executor(self, graph: Path, spec: ComponentSpec, settings: Settings) -> Executor:
+    def executor(
+        self, graph: Path, spec: ComponentSpec, settings: Settings, overrides: Arrays = FROM_FILE
+    ) -> Executor:
         """Open a component's plan."""
         del graph  # a plan is a file of its own
-        return TrtExecutor(spec, self._plan(spec, spec.graph, settings))
+        return TrtExecutor(spec, self._plan(spec, spec.graph, settings), overrides)
 
-    def stepper(self, graph: Path, spec: ComponentSpec, settings: Settings) -> Stepper | None:
+    def stepper(
+        self, graph: Path, spec: ComponentSpec, settings: Settings, overrides: Arrays = FROM_FILE
+    ) -> Stepper | None:
         """Open the step graph's plan; None where this machine has none."""
         del graph
         if reason := self._lacks(str(spec.step)):
             log.info("the step graph is not run: %s", reason)
             return None
-        return TrtStepper(spec, self._plan(spec, str(spec.step), settings))
+        return TrtStepper(spec, self._plan(spec, str(spec.step), settings), overrides)
 
     @property
     def _bundle(self) -> Bundle:
@@ -87,7 +91,7 @@ class TensorRtBackend(Backend):
             data=read_plan(self._bundle, file),
             library=load_library(machine.engine),
             budget=self._budget(settings) if streams else None,
-            weights=self._bundle.path(spec.weights) if "stripped" in plan.flags else None,
+            weights=self._bundle.path(spec.weights),
         )
 
     def _lacks(self, graph: str) -> str | None:

@@ -5,21 +5,21 @@ Not yet run on a GPU: the tests put a stand-in in the place of TensorRT.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.errors import BackendError, UsageError
-from eri_runtime.executors.base import Closeable
+from eri_runtime.executors.base import FROM_FILE, Arrays, Closeable, moved
 from eri_runtime.executors.cuda import Device, Memory
 from eri_runtime.executors.plans import choose_profile
 from eri_runtime.executors.trt_library import Library
-from eri_runtime.executors.trt_weights import read_tensors
 from eri_runtime.spec import PlanSpec
+from eri_runtime.tensors import read_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 Budget = int | Literal["auto"] | None
@@ -31,15 +31,23 @@ class OpenPlan:
     """A plan that was chosen and proven: its bytes, what the manifest says of it, its library.
 
     `budget` is how many bytes of its weights may lie on the device at once, None for all;
-    `weights` is the file of those that the plan was built without.
+    `weights` is the file of those that a refit does not bring, of which all are put into a plan
+    that was built without.
     """
 
     file: str
     spec: PlanSpec
     data: bytes
     library: Library
+    weights: Path
     budget: Budget = None
-    weights: Path | None = None
+
+
+class Given(NamedTuple):
+    """A refitter and the memory of the weights it was given."""
+
+    refitter: Any
+    kept: list[NDArray]
 
 
 class TrtEngine(Closeable):
@@ -49,16 +57,17 @@ class TrtEngine(Closeable):
     how often its weights were replaced.
     """
 
-    def __init__(self, plan: OpenPlan) -> None:
-        """Raises `BackendError` where the library or CUDA refuses."""
+    def __init__(self, plan: OpenPlan, overrides: Arrays = FROM_FILE) -> None:
+        """`overrides` as of `replace`; raises `BackendError` where the library or CUDA refuses."""
         self.plan = plan
+        self._overrides = FROM_FILE
         self._scratch: dict[int, Memory] = {}
         self._engine: Any = None
         self.refits = 0
         self.device = Device()
         try:
             self.stream, self.reader = self.device.stream(), self.device.stream()
-            self._open()
+            self._open(overrides)
         except BaseException:
             self.close()
             raise
@@ -83,39 +92,30 @@ class TrtEngine(Closeable):
             raise BackendError(self.plan.file, got=said, expected=f"{expected} from TensorRT")
         return value
 
-    def refit(self, tensors: Mapping[str, NDArray]) -> None:
-        """Put other weights into the engine, by name, each of the type and size it was built with.
+    def replace(self, overrides: Arrays) -> None:
+        """Put weights in by name, in the place of the file's; those that do not change stay.
 
-        16-bit floats may come as any array of their bytes. Raises `UsageError` for a weight that
-        it has not or of another size, and `BackendError` where the plan takes none, or lacks some
-        that it needs along with these; an engine that failed half-way must be opened anew.
+        Raises `UsageError` for a weight that the engine has not or of another size, and
+        `BackendError` where the plan takes none or the library refuses. The old ones are put back
+        then; where that fails too, the engine is closed.
         """
-        module, plan = self.plan.library.module, self.plan
         self.check_open()
+        names = moved(self._overrides, overrides)
+        if not names:
+            return
         if not self._engine.refittable:
             fix = "build it with `eri build --refit`"
-            raise BackendError(plan.file, got="a plan of fixed weights", expected="refit", fix=fix)
-        self.stream.wait()
-        refitter = module.Refitter(self._engine, plan.library.logger)
-        known = set(refitter.get_all_weights())
-        kept = []
-        for name, values in tensors.items():
-            if name not in known:
-                raise UsageError(f"{plan.file}: {name}", got="no such weight", expected="a weight")
-            wanted = refitter.get_weights_prototype(name)
-            if values.nbytes != wanted.nbytes:
-                got, expected = f"{values.nbytes} bytes", f"{wanted.nbytes}"
-                raise UsageError(f"{plan.file}: {name}", got=got, expected=expected)
-            kept.append(np.ascontiguousarray(values))
-            weights = module.Weights(wanted.dtype, kept[-1].ctypes.data, wanted.size)
-            self.given(refitter.set_named_weights(name, weights), f"{name} taken")
-        if missing := refitter.get_missing_weights():
-            named = ", ".join(sorted(missing)[:NAMED])
-            got = f"{len(missing)} weights missing: {named}"
-            raise BackendError(plan.file, got=got, expected="all that are fused with these")
-        self.refits += 1
-        self.given(refitter.refit_cuda_engine_async(int(self.stream.handle)), "new weights")
-        self.stream.wait()
+            got = "a plan of fixed weights"
+            raise BackendError(self.plan.file, got=got, expected="refit", fix=fix)
+        stored = read_tensors(self.plan.weights)
+        before, after = {**stored, **self._overrides}, {**stored, **overrides}
+        given = self._given(names, after)
+        try:
+            self._refit(given)
+        except BackendError:
+            self._put_back(names, before)
+            raise
+        self._overrides = overrides
 
     def close(self) -> None:
         self._engine = None
@@ -131,7 +131,7 @@ class TrtEngine(Closeable):
         if self.closed:
             raise BackendError(self.plan.file, got="a closed engine", expected="an open one")
 
-    def _open(self) -> None:
+    def _open(self, overrides: Arrays) -> None:
         plan, module = self.plan, self.plan.library.module
         plan.library.errors.clear()
         # its host code stays forbidden, which is the default
@@ -144,14 +144,60 @@ class TrtEngine(Closeable):
                 raise BackendError(where, got="a tensor of the host", expected="one of the device")
         if plan.budget is not None:
             self._stream_weights(plan.budget)
-        if plan.weights is not None:
-            self._restore(plan.weights)
+        if "stripped" in plan.spec.flags:
+            refitter = module.Refitter(self._engine, plan.library.logger)
+            stored = read_tensors(plan.weights)
+            self._refit(self._given(stored.keys() & set(refitter.get_all_weights()), stored))
+        if overrides:
+            self.replace(overrides)
 
-    def _restore(self, weights: Path) -> None:
-        """Give a stripped plan the weights that it was built without."""
-        refitter = self.plan.library.module.Refitter(self._engine, self.plan.library.logger)
+    def _put_back(self, names: Set[str], weights: Mapping[str, NDArray]) -> None:
+        """After a refit that failed half-way: the same weights as before it, or no engine."""
+        try:
+            self._refit(self._given(names, weights))
+        except BackendError as error:
+            self.close()
+            expected = "the old weights put back; the engine is closed"
+            raise BackendError(self.plan.file, got=error, expected=expected) from error
+
+    def _given(self, names: Set[str], weights: Mapping[str, NDArray]) -> Given:
+        """A refitter that was given these weights and those that the engine has fused with them."""
+        plan = self.plan
+        self.stream.wait()
+        refitter = plan.library.module.Refitter(self._engine, plan.library.logger)
         known = set(refitter.get_all_weights())
-        self.refit({name: each for name, each in read_tensors(weights).items() if name in known})
+        if unknown := sorted(names - known):
+            where = f"{plan.file}: {', '.join(unknown[:NAMED])}"
+            raise UsageError(where, got="no such weight", expected="a weight of the plan")
+        kept = self._give(refitter, names, weights)
+        fused = set(refitter.get_missing_weights())
+        kept += self._give(refitter, fused & weights.keys(), weights)
+        if missing := sorted(refitter.get_missing_weights()):
+            got = f"{len(missing)} weights missing: {', '.join(missing[:NAMED])}"
+            raise BackendError(plan.file, got=got, expected="all that are fused with these")
+        return Given(refitter, kept)
+
+    def _give(
+        self, refitter: Any, names: Set[str], weights: Mapping[str, NDArray]
+    ) -> list[NDArray]:
+        """Name weights' memory to a refitter, which must stay until it is done."""
+        kept = []
+        for name in sorted(names):
+            wanted, values = refitter.get_weights_prototype(name), weights[name]
+            if values.nbytes != wanted.nbytes:
+                got, expected = f"{values.nbytes} bytes", f"{wanted.nbytes}"
+                raise UsageError(f"{self.plan.file}: {name}", got=got, expected=expected)
+            kept.append(np.ascontiguousarray(values))
+            address = kept[-1].ctypes.data
+            made = self.plan.library.module.Weights(wanted.dtype, address, wanted.size)
+            self.given(refitter.set_named_weights(name, made), f"{name} taken")
+        return kept
+
+    def _refit(self, given: Given) -> None:
+        stream = int(self.stream.handle)
+        self.refits += 1
+        self.given(given.refitter.refit_cuda_engine_async(stream), "new weights")
+        self.stream.wait()
 
     def _stream_weights(self, budget: int | Literal["auto"]) -> None:
         engine, plan = self._engine, self.plan

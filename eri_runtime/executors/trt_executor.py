@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.executors.base import Arrays, Executor, check_inputs
+from eri_runtime.executors.base import FROM_FILE, Arrays, Executor, check_inputs
 from eri_runtime.executors.cuda import Staged, view
 from eri_runtime.executors.trt_engine import Context, OpenPlan, TrtEngine
 from eri_runtime.spec import ComponentSpec
@@ -24,11 +24,11 @@ CONTEXTS = 4  # sets of shapes that are kept ready
 class TrtExecutor(Executor):
     """An engine, and a buffer for each tensor that only ever grows."""
 
-    def __init__(self, spec: ComponentSpec, plan: OpenPlan) -> None:
+    def __init__(self, spec: ComponentSpec, plan: OpenPlan, overrides: Arrays = FROM_FILE) -> None:
         """Open `plan`; raises `BackendError` where that fails."""
         self.spec = spec
         self.name = PurePosixPath(spec.graph).parent.name
-        self._engine = TrtEngine(plan)
+        self._engine = TrtEngine(plan, overrides)
         self._buffers: dict[str, Staged] = {}
         self._contexts: dict[Key, Context] = {}
         self._lock = threading.Lock()  # a context runs one call at a time
@@ -39,10 +39,9 @@ class TrtExecutor(Executor):
             self._engine.check_open()
             return self._run(inputs)
 
-    def refit(self, tensors: Mapping[str, NDArray]) -> None:
-        """Put other weights in, as `TrtEngine.refit` does."""
+    def replace(self, overrides: Arrays) -> None:
         with self._lock:
-            self._engine.refit(tensors)
+            self._engine.replace(overrides)
 
     def close(self) -> None:
         with self._lock:

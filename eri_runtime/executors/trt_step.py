@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from eri_runtime.executors.base import Arrays
+from eri_runtime.executors.base import FROM_FILE, Arrays
 from eri_runtime.executors.stepper import Array, HeldLatents, Row, StepLoop, Stepper
 from eri_runtime.executors.trt_buffers import (
     Kind,
@@ -58,9 +57,9 @@ class TrtLatents:
 class TrtStepper(Stepper):
     """An engine of a step graph, and the workspaces that its loops take turns with."""
 
-    def __init__(self, spec: ComponentSpec, plan: OpenPlan) -> None:
+    def __init__(self, spec: ComponentSpec, plan: OpenPlan, overrides: Arrays = FROM_FILE) -> None:
         """Open `plan`; raises `BackendError` where that fails."""
-        self.engine = TrtEngine(plan)
+        self.engine = TrtEngine(plan, overrides)
         self.lock = threading.RLock()  # one loop at a time enqueues, as it may be captured
         self.idle: list[Workspace] = []
         self._spec = spec
@@ -95,10 +94,10 @@ class TrtStepper(Stepper):
         made.fill(passes)
         return made
 
-    def refit(self, tensors: Mapping[str, NDArray]) -> None:
-        """Put other weights in, as `TrtEngine.refit` does; loops are captured anew after it."""
+    def replace(self, overrides: Arrays) -> None:
+        """As everywhere; loops are captured anew, and steps that were enqueued keep the old."""
         with self.lock:
-            self.engine.refit(tensors)
+            self.engine.replace(overrides)
 
     def close(self) -> None:
         with self.lock:

@@ -215,8 +215,9 @@ class Spoiled(Executor):
 def test_nan_is_an_error_that_names_its_place(backend, component, run, named, bundle):
     engine = choose(bundle, backend)
 
-    def opened(name):
-        return Spoiled(engine(name), run) if name == component else engine(name)
+    def opened(name, overrides):
+        executor = engine(name, overrides)
+        return Spoiled(executor, run) if name == component else executor
 
     with (
         eri.Pipeline(bundle, opened, loop="numpy") as pipe,

@@ -279,8 +279,8 @@ class Off(module.OpenVinoBackend):
         super().__init__()
         object.__setattr__(self, "by", by)
 
-    def executor(self, graph, spec, settings):
-        inner = super().executor(graph, spec, settings)
+    def executor(self, graph, spec, settings, *overrides):
+        inner = super().executor(graph, spec, settings, *overrides)
         run, by = inner.run, self.by
         inner.run = lambda inputs: {name: value + by for name, value in run(inputs).items()}
         return inner

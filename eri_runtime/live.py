@@ -1,0 +1,245 @@
+"""The open components of a pipeline, and the weights that stand in the place of their files'."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eri_runtime.errors import EriError, UnknownNameError, UsageError
+from eri_runtime.executors.base import FROM_FILE, Arrays, Closeable, Executor, Weighted, moved
+from eri_runtime.executors.stepper import Stepper
+from eri_runtime.spec import Bundle
+from eri_runtime.tensors import TensorFile, read_tensors
+
+DENOISER = "denoiser"
+NAMED = 20  # tensors that a message names
+
+log = logging.getLogger(__name__)
+
+
+class LiveWeights(Closeable):
+    """Components and step graph, each opened when first needed, kept, and served with weights.
+
+    Each component has a set of `overrides`: tensors by the names of its weights file, in the file's
+    types and shapes. They outlive `close`.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        open_component: Callable[[str, Arrays], Executor],
+        open_step: Callable[[Arrays], Stepper | None],
+    ) -> None:
+        self._bundle, self._open, self._open_step = bundle, open_component, open_step
+        self._executors: dict[str, Executor] = {}
+        self._stepper: Stepper | None = None
+        self._overrides: dict[str, Arrays] = {}
+        self._files: dict[str, TensorFile] = {}
+        self._swaps: Counter[str] = Counter()
+        self._turns = Turns()
+
+    def executor(self, name: str) -> Executor:
+        """A component."""
+        if name not in self._executors:
+            self._executors[name] = self._open(name, self.overrides(name))
+        return self._executors[name]
+
+    def stepper(self) -> Stepper | None:
+        """The step graph, or None where there is none."""
+        self._stepper = self._stepper or self._open_step(self.overrides(DENOISER))
+        return self._stepper
+
+    def stored(self, component: str) -> TensorFile:
+        """The tensors of a component's weights file; `UnknownNameError` for none of the bundle."""
+        components = self._bundle.components
+        if component not in components:
+            expected = f"one of {', '.join(components)}"
+            raise UnknownNameError("component", got=repr(component), expected=expected)
+        if component not in self._files:
+            weights = self._bundle.path(components[component].weights)
+            self._files[component] = read_tensors(weights)
+        return self._files[component]
+
+    def overrides(self, component: str) -> Arrays:
+        """What stands in the place of a component's tensors, by name."""
+        return self._overrides.get(component, FROM_FILE)
+
+    def swaps(self, component: str) -> int:
+        """How often weights of a component changed: what was made with it may be stale after."""
+        return self._swaps[component]
+
+    def generating(self) -> Any:
+        """A context in which no other thread changes weights."""
+        return self._turns.shared()
+
+    def set(self, component: str, overrides: Arrays) -> None:
+        """`set_all` of one component."""
+        self.set_all({component: overrides})
+
+    def set_all(self, overrides: Mapping[str, Arrays]) -> None:
+        """Let these be all that stands in the place of the files' tensors, by component and name.
+
+        Components that are not named keep theirs. Arrays are copied; those that have the bytes of
+        what serves already are left out, and nothing else is moved. A component that is not open
+        is opened, so that whatever is refused is refused here. Waits for images under way in other
+        threads. Raises `UsageError` for a tensor that the component has not, or not in this type
+        and shape, and `BackendError` where an engine refuses; nothing has changed then.
+        """
+        for component, tensors in overrides.items():
+            check_fits(component, tensors, self.stored(component))
+        with self._turns.alone(), ExitStack() as undo:
+            new = {name: self._kept(name, each) for name, each in overrides.items()}
+            changed = {name: each for name, each in new.items() if self._differs(name, each)}
+            for component, tensors in changed.items():
+                self._serve(component, tensors, undo)
+            self._overrides.update(changed)
+            self._swaps.update(changed.keys())
+            undo.pop_all()
+
+    def close(self) -> None:
+        """Close all that is open; it is opened anew, with the same weights, when next needed."""
+        with ExitStack() as closing:
+            for each in (*self._executors.values(), self._stepper):
+                if each is not None:
+                    closing.callback(each.close)
+            self._executors.clear()
+            self._stepper = None
+
+    def _differs(self, component: str, tensors: Arrays) -> bool:
+        return bool(moved(self.overrides(component), tensors))
+
+    def _kept(self, component: str, tensors: Arrays) -> Arrays:
+        """Copies of what is neither the file's nor serves already, and of that itself."""
+        before, stored, kept = self.overrides(component), self.stored(component), {}
+        for name, values in tensors.items():
+            if name in before and same_bytes(values, before[name]):
+                kept[name] = before[name]
+            elif not same_bytes(values, stored[name]):
+                kept[name] = np.array(values, order="C")
+        return kept
+
+    def _serve(self, component: str, overrides: Arrays, undo: ExitStack) -> None:
+        """Give a component's weights to all that is open of it."""
+        before = self.overrides(component)
+        stepper = self._stepper if component == DENOISER else None
+        either = (self._executors.get(component), stepper)
+        opened = [each for each in either if each is not None]
+        for each in opened:
+            undo.callback(self._restore, each, before)
+            each.replace(overrides)
+        if not opened and overrides:
+            self._open_with(component, overrides, undo)
+
+    def _open_with(self, component: str, overrides: Arrays, undo: ExitStack) -> None:
+        """Open what runs a component, so that an engine which takes no weights says so now."""
+        if component == DENOISER:
+            self._stepper = self._open_step(overrides)
+            if self._stepper is not None:
+                undo.callback(self._forget, self._stepper)
+                return
+        self._executors[component] = self._open(component, overrides)
+        undo.callback(self._forget, self._executors[component])
+
+    def _restore(self, opened: Weighted, overrides: Arrays) -> None:
+        """Back to the weights it had, if need be by opening it anew."""
+        try:
+            opened.replace(overrides)
+        except EriError as error:
+            log.warning("opened anew, as the old weights could not be put back: %s", error)
+            self._forget(opened)
+
+    def _forget(self, opened: Weighted) -> None:
+        self._executors = {k: v for k, v in self._executors.items() if v is not opened}
+        self._stepper = None if self._stepper is opened else self._stepper
+        opened.close()
+
+
+class Turns:
+    """Many may generate at a time, and who changes weights is alone.
+
+    Who generates may change weights from within, but not while another thread generates as well:
+    two that wait for each other would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._generating: Counter[int] = Counter()
+        self._changing: int | None = None
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Wait until nobody else changes weights."""
+        me = threading.get_ident()
+        with self._condition:
+            self._condition.wait_for(lambda: self._changing in (None, me))
+            self._generating[me] += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._generating[me] -= 1
+                self._generating += Counter()  # which drops those that are done
+                self._condition.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until nobody else generates; raises `UsageError` from within an image beside one."""
+        me = threading.get_ident()
+        with self._condition:
+            if me in self._generating and self._others(me):
+                raise UsageError(
+                    "new weights",
+                    got="a call from within one image while another thread makes one",
+                    expected="a call between images",
+                )
+            self._condition.wait_for(lambda: self._changing is None and not self._others(me))
+            self._changing = me
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._changing = None
+                self._condition.notify_all()
+
+    def _others(self, me: int) -> bool:
+        return bool(self._generating.keys() - {me})
+
+
+def check_fits(component: str, tensors: Arrays, stored: TensorFile) -> None:
+    """Raise `UsageError` for a tensor that a file has not, or not in this type and shape."""
+    check_names(component, tensors, stored)
+    for name, values in tensors.items():
+        wanted = stored[name]
+        if (values.dtype, values.shape) != (wanted.dtype, wanted.shape):
+            got, expected = _described(values), _described(wanted)
+            raise UsageError(f"{component}: {name}", got=got, expected=expected)
+
+
+def check_names(component: str, tensors: Mapping[str, object], stored: TensorFile) -> None:
+    """Raise `UnknownNameError` that lists the names which a file has not."""
+    unknown = [name for name in tensors if name not in stored]
+    if unknown:
+        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+        got = f"{len(unknown)} unknown: {', '.join(map(str, unknown[:NAMED]))}{more}"
+        first = ", ".join(list(stored)[:2])
+        expected = f"names of its weights file, such as {first}"
+        raise UnknownNameError(f"weights of {component}", got=got, expected=expected)
+
+
+def same_bytes(one: NDArray, other: NDArray) -> bool:
+    """Whether two arrays of one type and shape hold the same bits, NaN and −0 told apart."""
+    if one is other:
+        return True
+    first, second = (np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (one, other))
+    return np.array_equal(first, second)
+
+
+def _described(values: NDArray) -> str:
+    return f"{values.dtype} {values.shape}"
