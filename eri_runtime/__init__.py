@@ -7,6 +7,7 @@ from eri_runtime.denoise import Step, denoise
 from eri_runtime.errors import EriError
 from eri_runtime.flow_schedules import get_flux_schedule, get_linear_schedule
 from eri_runtime.forward import forward_sdxl_sampling
+from eri_runtime.lora import apply_lora_for_inference
 from eri_runtime.manifest import read as read_bundle
 from eri_runtime.noise import NoiseSource, PhiloxNoise, TorchNoise
 from eri_runtime.pipelines import Pipeline, load
@@ -42,6 +43,7 @@ __all__ = [
     "TensorSpec",
     "TorchNoise",
     "TorchNormal",
+    "apply_lora_for_inference",
     "denoise",
     "dynamic_thresholding",
     "forward_sdxl_sampling",
