@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from diffusers.loaders import lora_conversion_utils as converters
 
 from eri_runtime.lora import adapters
+from eri_runtime.published import unet
 from tests.loras import KOHYA, as_torch, base_weights, dotted, kohya, low_rank, modules, ours
 from tests.single_file_keys import bfl_flux, ldm_unet, sd3_mmdit
 
@@ -144,3 +145,23 @@ def test_bfl_of_a_full_size_flux_splits_as_diffusers_does(full_flux):
             ((change,), expected) = found[name], value.numpy()
             assert np.allclose(change.merged(base, 1), expected, rtol=1e-6, atol=1e-7), name
     assert set(found) == set(full_flux)
+
+
+@pytest.mark.parametrize("types", ["CrossAttn CrossAttn Plain", "Plain CrossAttn Plain"])
+def test_a_deep_unet_has_the_same_table_from_either_side(types):
+    """From published names, which end a level by its sampler, and from diffusers', which nest."""
+    ups = [f"{kind}UpBlock2D".removeprefix("Plain") for kind in types.split()]
+    with torch.device("meta"):
+        state = UNet2DConditionModel(
+            block_out_channels=(32, 32, 64),
+            down_block_types=[each.replace("Up", "Down") for each in reversed(ups)],
+            up_block_types=ups,
+            transformer_layers_per_block=(1, 2, 3),
+            use_linear_projection=True,
+        ).state_dict()
+    published = ldm_unet(state)
+    from_names = {entry for entry in unet.entries(state) if entry.name in state}
+    from_keys = {entry for entry in unet.entries(published) if entry.key in published}
+    assert from_names == from_keys
+    assert {entry.name for entry in from_names} == set(state)
+    assert {entry.key for entry in from_names} == set(published)
