@@ -17,6 +17,7 @@ from eri_export.gate.cases import too_costly
 from eri_export.gate.parity import Compared, compare
 from eri_export.gate.real import real_inputs
 from eri_export.gate.report import Report
+from eri_export.passes.lora_inputs import with_loras
 from eri_export.plan import Plan, Sources, make_plan
 from eri_export.progress import WHOLE, Listener, silent, stage
 from eri_export.publish import records, staging, write_manifest
@@ -56,6 +57,7 @@ def export(
     *,
     precision: str | Mapping[str, str] = "fp32",
     ranges: Ranges = USUAL,
+    lora_rank: int | None = None,
     progress: Listener = silent,
     **sources: Unpack[Sources],
 ) -> Bundle:
@@ -63,12 +65,14 @@ def export(
 
     `checkpoint` is a diffusers folder, a Hub id or a single file; `sources` are explained at
     `Sources`. `precision` is one for all, or `fp16,vae=fp32`, or a mapping with `*` for the rest.
-    `ranges` are the sizes to serve, by `make_ranges`; the family's usual ones if left.
+    `ranges` are the sizes to serve, by `make_ranges`; the family's usual ones if left. With a
+    `lora_rank` the denoiser takes LoRAs up to that rank as inputs, so that each image of a batch
+    can have its own; a static graph computes with them all even where there are none.
     Raises `CheckpointError` for what cannot be exported, `ParityError` for a graph that does not
     agree with PyTorch, `DiskError` for no room, `UsageError` for a bad argument; nothing is
     published then.
     """
-    plan = make_plan(checkpoint, precision=precision, ranges=ranges, **sources)
+    plan = make_plan(checkpoint, precision=precision, ranges=ranges, lora_rank=lora_rank, **sources)
     target = Path(output)
     with staging(target) as folder:
         bundle = _build(plan, folder, progress)
@@ -116,6 +120,7 @@ def _component(
     graph.parent.mkdir()
     with stage(tell, recipe.name, "trace"):
         model = trace(recipe)
+        spec = with_loras(model, recipe, spec)
     items = conversions(model, recipe.source.tensors)
     with stage(tell, recipe.name, "write", sum(item.nbytes for item in items)) as advance:
         written = write_weights(weights, items, advance)

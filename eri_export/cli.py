@@ -18,7 +18,7 @@ from eri_export.trt.cli import add_target, build_after_export, check_target
 from eri_runtime.command import Subparsers, add_command, say
 from eri_runtime.errors import BackendError
 
-SOURCES = ("precision", "vae", "text_encoders", "config", "variant", "revision")
+CHOSEN = ("precision", "lora_rank", "vae", "text_encoders", "config", "variant", "revision")
 NEEDS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 # what the demo draws: captions of the training set, so the sheet shows what the model has learnt,
@@ -73,6 +73,14 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         {"action": "store_true", "help": "fix every size at its best one, for the fastest engine"},
     ),
     (
+        ("--lora-rank",),
+        {
+            "type": int,
+            "metavar": "N",
+            "help": "let the denoiser take LoRAs up to rank N as inputs, another for each image",
+        },
+    ),
+    (
         ("--vae",),
         {"metavar": "PATH", "help": "a VAE's file or folder, instead or in addition"},
     ),
@@ -120,7 +128,7 @@ def export(options: argparse.Namespace) -> None:
     ranges = make_ranges(
         size=options.size, batch=options.batch, tokens=options.tokens, static=options.static
     )
-    chosen = {name: getattr(options, name) for name in SOURCES}
+    chosen = {name: getattr(options, name) for name in CHOSEN}
     check_target(options)
     with terminated_as_interrupt():
         if options.dry_run:

@@ -11,7 +11,7 @@ from eri_export.estimate import about, estimate
 from eri_export.gate.cases import BYTES_PER_PARAMETER, shallower, too_costly
 from eri_export.gate.parity import SMALL
 from eri_export.machine import available_memory
-from eri_export.plan import Plan
+from eri_export.plan import Plan, lora_targets
 from eri_export.publish import replaces
 from eri_export.recipes.base import Recipe
 from eri_runtime.inspection import absent, megabytes
@@ -75,7 +75,19 @@ def _written(recipe: Recipe, nbytes: int) -> str:
     """`denoiser: fp16 but for time_embedding, 5,149.5 MB; batch 1:2:16, height 4:128:256`."""
     kept = f" but for {', '.join(recipe.kept_float32)}" if recipe.kept_float32 else ""
     ranges = ", ".join(f"{name} {r.min}:{r.opt}:{r.max}" for name, r in recipe.ranges.items())
-    return f"{recipe.name}: {recipe.precision}{kept}, {megabytes(nbytes)}; {ranges or 'static'}"
+    loras = f"; {_loras(recipe)}" if recipe.lora_rank is not None else ""
+    shape = ranges or "static"
+    return f"{recipe.name}: {recipe.precision}{kept}, {megabytes(nbytes)}; {shape}{loras}"
+
+
+def _loras(recipe: Recipe) -> str:
+    """What a LoRA of the full rank is given to."""
+    targets = lora_targets(recipe)
+    nbytes = sum(4 * (recipe.lora_rank or 0) * (out + width) for out, width in targets.values())
+    return (
+        f"LoRAs up to rank {recipe.lora_rank} as inputs of {len(targets)} linear layers, "
+        f"{megabytes(nbytes)} each (convolutions take none)"
+    )
 
 
 def _compared(plan: Plan) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from eri_export.recipes import recipes_for
 from eri_export.recipes.base import Recipe
 from eri_export.sources import open_checkpoint
 from eri_export.tokenizers import ReadTokenizer, read_tokenizers
+from eri_runtime.errors import UsageError
 from eri_runtime.spec import Bundle, ComponentSpec
 
 # both are read from the checkpoint's one VAE
@@ -67,6 +69,7 @@ def make_plan(
     *,
     precision: str | Mapping[str, str] = "fp32",
     ranges: Ranges = USUAL,
+    lora_rank: int | None = None,
     **sources: Unpack[Sources],
 ) -> Plan:
     """What `export` with these arguments would build; only headers and configs are read.
@@ -75,16 +78,19 @@ def make_plan(
     but for what is wrong with its output.
     """
     policy = make_policy(precision)
-    return _plan(open_checkpoint(checkpoint, **sources), policy, ranges)
+    return _plan(open_checkpoint(checkpoint, **sources), policy, ranges, lora_rank)
 
 
-def _plan(checkpoint: Checkpoint, policy: Policy, ranges: Ranges) -> Plan:
+def _plan(checkpoint: Checkpoint, policy: Policy, ranges: Ranges, lora_rank: int | None) -> Plan:
     digest = checkpoint.digest()
     tokenizers = read_tokenizers(checkpoint)
     specs = {name: each.spec for name, each in tokenizers.items()}
     latents = describe.latent_spec(checkpoint)
     defaults = describe.defaults(checkpoint, latents, specs, ranges)
-    recipes = recipes_for(checkpoint, policy, latents, defaults, specs, ranges)
+    recipes = tuple(
+        _with_rank(recipe, lora_rank) if recipe.name == "denoiser" else recipe
+        for recipe in recipes_for(checkpoint, policy, latents, defaults, specs, ranges)
+    )
     bundle = Bundle(
         root=Path(),
         family=checkpoint.family,
@@ -106,6 +112,24 @@ def _plan(checkpoint: Checkpoint, policy: Policy, ranges: Ranges) -> Plan:
         tokenizers=tokenizers,
         weights={recipe.name: _nbytes(recipe) for recipe in recipes},
     )
+
+
+def _with_rank(recipe: Recipe, rank: int | None) -> Recipe:
+    """The recipe of a graph that takes LoRAs up to `rank`; raises `UsageError` for none such."""
+    if rank is None:
+        return recipe
+    most = max(min(shape) for shape in lora_targets(recipe).values())
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= most:
+        expected = f"a whole number from 1 to {most}, the smaller side of the largest layer"
+        raise UsageError("lora_rank", got=repr(rank), expected=expected)
+    loose = None if recipe.loose is None else _with_rank(recipe.loose, rank)
+    return dataclasses.replace(recipe, lora_rank=rank, loose=loose)
+
+
+def lora_targets(recipe: Recipe) -> Mapping[str, tuple[int, int]]:
+    """The linear weights (out, in) of a denoiser by name: all its matrices."""
+    shapes = ((name, tensor.shape) for name, tensor in recipe.source.tensors.items())
+    return {name: (shape[0], shape[1]) for name, shape in shapes if len(shape) == 2}
 
 
 def _nbytes(recipe: Recipe) -> int:

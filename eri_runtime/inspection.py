@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from eri_runtime import executors
-from eri_runtime.spec import COMPONENTS, Bundle, ComponentSpec, TensorSpec
+from eri_runtime.spec import COMPONENTS, Bundle, ComponentSpec, LoraSpec, TensorSpec
 
 WITHOUT = {
     "vae_decoder": "gives latents and no images",
@@ -77,14 +77,24 @@ def _component(bundle: Bundle, name: str, component: ComponentSpec) -> Iterator[
         f"{megabytes(weights.size)}, graph {megabytes(graph.size)}, "
         f"error against PyTorch {component.parity:.1e}{_others(component)}"
     )
-    for arrow, tensors in (("<-", component.inputs), ("->", component.outputs)):
+    for arrow, tensors in (("<-", component.plain_inputs), ("->", component.outputs)):
         for tensor in tensors:
             yield f"  {arrow} {tensor.name} {tensor.dtype} {_shape(tensor)}"
+    if component.lora is not None:
+        yield f"  {_loras(component.lora)}"
     if component.step is not None:
         size = megabytes(bundle.files[component.step].size)
         yield f"  step graph {size}: guidance and solver in one call, over the same weights"
     for dimension, sizes in component.ranges.items():
         yield f"     {dimension}: {sizes.min} to {sizes.max}, tuned for {sizes.opt}"
+
+
+def _loras(lora: LoraSpec) -> str:
+    """Its inputs, two for each of hundreds of weights, in one line."""
+    return (
+        f"<- lora_A.W, lora_B.W float32 of {len(lora.targets)} linear weights W: LoRAs up to rank "
+        f"{lora.rank}, one for all rows or one each; convolutions take none"
+    )
 
 
 def absent(bundle: Bundle) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -110,7 +111,7 @@ def _value(kind: Any, data: Any, where: str) -> Any:
 def _record(kind: Any, data: Any, where: str) -> Any:
     """An object as the dataclass `kind`: no field missing, none unknown."""
     _expect(isinstance(data, dict), data, where, "an object")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for key in data:
         _expect(key in hints, key, where, f"one of {', '.join(hints)}")
     for field in dataclasses.fields(kind):
@@ -120,6 +121,12 @@ def _record(kind: Any, data: Any, where: str) -> Any:
         )
         _expect(has_default or field.name in data, "nothing", f"{where}.{field.name}", "a value")
     return kind(**{key: _value(hints[key], item, f"{where}.{key}") for key, item in data.items()})
+
+
+@cache
+def _hints(kind: Any) -> Mapping[str, Any]:
+    """The types of a record's fields; a graph that takes LoRAs has a thousand inputs."""
+    return get_type_hints(kind)
 
 
 def _expect(holds: bool, data: Any, where: str, expected: str) -> Any:

@@ -17,6 +17,7 @@ from eri_runtime.errors import SizeError, UnknownNameError, UsageError, short
 from eri_runtime.guidance import NO_EMBEDDING, Guidance, check_interval, check_share, per_image
 from eri_runtime.latents import latent_shape
 from eri_runtime.limits import check_count, check_size
+from eri_runtime.lora_inputs import check_loras
 from eri_runtime.noise import NoiseName, NoiseSource, image_seeds
 from eri_runtime.prompts import EMPTY, Prompt, PromptLike, make_prompts
 from eri_runtime.samplers import Sampler, find_sampler
@@ -33,7 +34,7 @@ Hook = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A checked call: `prompts` has one entry a prompt, `seeds` one an image."""
+    """A checked call: `prompts` has one entry a prompt, `seeds` and `loras` one an image."""
 
     prompts: tuple[Prompt, ...]
     negative_prompts: tuple[str, ...] | None
@@ -54,6 +55,7 @@ class Request:
     edit: Edit | None
     max_sequence_length: int
     output_type: OutputType
+    loras: tuple[Mapping[str, float], ...]
 
     @property
     def batch(self) -> int:
@@ -116,6 +118,7 @@ def make_request(
             0,
         ),
         output_type=output_type,
+        loras=check_loras(bundle, given.get("loras"), count, len(prompts)),
     )
 
 

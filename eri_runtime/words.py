@@ -39,6 +39,9 @@ class Words(TypedDict, total=False):
     how much of the schedule is run on it. `mask` (or `mask_image`) is white where the image is to
     be made anew: a PIL image, or (H, W) of uint8, bool or floats; half and more is white.
 
+    **LoRAs.** Of a bundle that takes them as inputs, `loras` is a mapping of names to scales for
+    all images, or a sequence of one such mapping, or None, for each prompt or image.
+
     **The rest.** Embeddings are (B, T, D) and pooled (B, P). `output_type` is `pil`, `np`
     ((B, H, W, 3) in [0, 1]) or `latent`. `config`, `ancestral` and `guidance` are objects that
     stand for several words; a word given beside them counts.
@@ -68,6 +71,7 @@ class Words(TypedDict, total=False):
     strength: float | None
     mask: Any
     mask_image: Any
+    loras: Mapping[str, float] | Sequence[Mapping[str, float] | None] | None
     prompt_embeds: NDArray | None
     pooled_prompt_embeds: NDArray | None
     negative_prompt_embeds: NDArray | None

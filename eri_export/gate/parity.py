@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,11 @@ import onnx_ir as ir
 
 from eri_export.gate.cases import Case, cases_of, shallower
 from eri_export.gate.engines import close_enough
-from eri_export.gate.reference import reference, run
+from eri_export.gate.loras import filled_with_zeros, lora_cases, run_with_loras
+from eri_export.gate.reference import reference
 from eri_export.gate.report import STEP_TOLERANCE, TOLERANCES, Metric, Report, Subject
 from eri_export.gate.steps import STEP, draw_probe, run_probe
+from eri_export.passes.lora_inputs import with_loras
 from eri_export.passes.widen import widen
 from eri_export.recipes.base import Arrays, Recipe
 from eri_export.stored import read_headers
@@ -57,12 +60,14 @@ def compare(
     `anew`: `recipe` is not the one that `graph` was made by, and is traced for the comparison.
     Raises `ParityError` where they do not agree.
     """
-    with _runnable(recipe, graph, anew) as (smaller, own, network):
+    with _runnable(recipe, graph, spec, anew) as (smaller, own, network, served):
         cases, not_run = cases_of(smaller, real)
+        cases = [*lora_cases(smaller, served.lora), *cases]
         wrapper = reference(smaller)
-        expected = [run(smaller, wrapper, case.inputs) for case in cases]
+        expected = [run_with_loras(smaller, wrapper, case.inputs) for case in cases]
         del wrapper  # its memory is the engine's now
-        served = dataclasses.replace(spec, precision="fp32", ranges=smaller.ranges)
+        cases = [filled_with_zeros(case, served.lora) for case in cases]
+        served = dataclasses.replace(served, precision="fp32")
         metrics: list[Metric] = []
         with _subjects(own, spec) as subjects:
             for subject, path in subjects:
@@ -70,7 +75,8 @@ def compare(
                     for case, outputs in zip(cases, expected, strict=True):
                         ours = executor.run(case.inputs)
                         metrics += _measure(smaller, subject, network, case, ours, outputs)
-                    probe = None if spec.step is None else draw_probe(smaller, executor.run)
+                    drawn = partial(draw_probe, smaller, executor.run, served.lora)
+                    probe = None if spec.step is None else drawn()
                 if probe is not None:
                     made = {"x_next": run_probe(path, graph.with_name(STEP), served, probe)}
                     wanted = {"x_next": probe.expected}
@@ -84,21 +90,24 @@ def compare(
 
 
 @contextlib.contextmanager
-def _runnable(recipe: Recipe, graph: Path, anew: bool) -> Iterator[tuple[Recipe, Path, str]]:
+def _runnable(
+    recipe: Recipe, graph: Path, spec: ComponentSpec, anew: bool
+) -> Iterator[tuple[Recipe, Path, str, ComponentSpec]]:
     """The recipe and graph as they are, or those of a copy that fits the machine, and its name."""
     copy = shallower(recipe)
     if copy is None and not anew:
-        yield recipe, graph, WHOLE
+        yield recipe, graph, WHOLE, spec
         return
     depth = [] if copy is None else [copy.depth]
     name = ", ".join([*depth, SMALL] if anew else depth)
     log.info("%s: too large for this machine; compared with %s", recipe.name, name)
     smaller = recipe if copy is None else dataclasses.replace(recipe, source=copy.source)
     model = trace(smaller)
+    served = with_loras(model, smaller, dataclasses.replace(spec, ranges=smaller.ranges))
     written = read_headers([graph.with_name("weights.safetensors")])
     bind(model, written if copy is None else copy.tensors(written))
     with _temporary(model, graph.with_name(".copy.onnx")) as path:
-        yield smaller, path, name
+        yield smaller, path, name, served
 
 
 @contextlib.contextmanager

@@ -37,9 +37,9 @@ def _weight(recipe: Recipe, name: str, stored: str) -> torch.Tensor:
 
 
 def run(recipe: Recipe, wrapper: Wrapper, inputs: Arrays) -> dict[str, np.ndarray]:
-    """Outputs by name."""
+    """Outputs by name; what `recipe` does not name among the inputs is left aside."""
     with torch.no_grad():
-        result = wrapper(*(torch.from_numpy(value) for value in inputs.values()))
+        result = wrapper(*(torch.from_numpy(inputs[each.spec.name]) for each in recipe.inputs))
     results = result if isinstance(result, tuple) else (result,)
     names = (output.name for output in recipe.outputs)
     return {name: value.numpy() for name, value in zip(names, results, strict=True)}

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from eri_export.gate.loras import drawn_loras
 from eri_export.recipes.base import Arrays, Recipe, Sizes
 from eri_export.step import compose
 from eri_runtime.executors.base import Settings
 from eri_runtime.executors.ort import CPU
 from eri_runtime.executors.stepper import Array, Row
-from eri_runtime.spec import ComponentSpec
+from eri_runtime.spec import ComponentSpec, LoraSpec
 from eri_runtime.table import COLUMNS, MAX_V, MAX_W
 
 STEP = "step.onnx"
@@ -37,16 +38,16 @@ class Probe:
     expected: Array
 
 
-def draw_probe(recipe: Recipe, run: Callable[[Arrays], Arrays]) -> Probe:
+def draw_probe(recipe: Recipe, run: Callable[[Arrays], Arrays], lora: LoraSpec | None) -> Probe:
     """A row of made-up numbers at the smallest sizes, two conditions to an image where they fit.
 
-    `run` is the bare graph.
+    `run` is the bare graph, and `lora` what it takes besides.
     """
     rows = recipe.ranges["batch"]
     batch = min(max(2, rows.min), rows.max)
     count = 2 if batch % 2 == 0 else 1
     sizes = {**{name: each.min for name, each in recipe.ranges.items()}, "batch": batch}
-    inputs = recipe.sample(sizes, SEED)
+    inputs = {**recipe.sample(sizes, SEED), **drawn_loras(lora, 1, batch)}
     x = np.asarray(inputs.pop("sample"), np.float32)[: batch // count]
     del inputs["timestep"]
 

@@ -9,6 +9,7 @@ Convolutions have none.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ import onnx_ir as ir
 
 from eri_export.passes.hidden_weights import weights_of
 from eri_export.passes.values import dtype_of, name_of
+from eri_export.recipes.base import Recipe
 from eri_runtime.errors import ExportError
-from eri_runtime.spec import LORA_A, LORA_B, LORAS, RANK, TensorSpec
+from eri_runtime.spec import LORA_A, LORA_B, LORAS, RANK, ComponentSpec, TensorSpec
 
 ROW_AXIS = "lora.row_axis"
 
@@ -30,6 +32,16 @@ class Linear(NamedTuple):
     x: ir.Value
     last: ir.Node
     is_vector: bool
+
+
+def with_loras(model: ir.Model, recipe: Recipe, spec: ComponentSpec) -> ComponentSpec:
+    """`spec`, of the graph `model` that gets the inputs for LoRAs that `recipe` asks for."""
+    if recipe.lora_rank is None:
+        return spec
+    ranges = recipe.lora_ranges
+    constants = {name: each.max for name, each in ranges.items() if each.min == each.max}
+    inputs = (*spec.plain_inputs, *add_lora_inputs(model, constants))
+    return dataclasses.replace(spec, inputs=inputs, ranges={**spec.ranges, **ranges})
 
 
 def add_lora_inputs(

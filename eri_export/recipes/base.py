@@ -14,7 +14,7 @@ from torch import nn
 
 from eri_export.checkpoint import Component
 from eri_export.precision import KEPT
-from eri_runtime.spec import Precision, ShapeRange, TensorSpec
+from eri_runtime.spec import LORAS, RANK, Precision, ShapeRange, TensorSpec
 
 Shape = tuple[int, ...]
 Sizes = Mapping[str, int]
@@ -54,7 +54,8 @@ class Recipe:
     `repeated` are the classes of the blocks that the network is mostly made of.
     Each of `examples` gives every named dimension of the inputs a size: the first is for tracing,
     the others for comparing. A dimension of which `ranges` allows one size is a constant of the
-    graph; `loose` is the same recipe before its sizes were fixed.
+    graph; `loose` is the same recipe before its sizes were fixed. `lora_rank` is the highest rank
+    of the LoRAs that the graph takes as inputs, None for a graph that takes none.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Recipe:
     examples: tuple[Sizes, ...]
     repeated: tuple[type[nn.Module], ...] = ()
     loose: Recipe | None = None
+    lora_rank: int | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,6 +80,17 @@ class Recipe:
     def constants(self) -> Sizes:
         """The dimensions that have one size only."""
         return {name: each.opt for name, each in self.ranges.items() if each.min == each.max}
+
+    @property
+    def lora_ranges(self) -> Mapping[str, ShapeRange]:
+        """The sizes of its inputs for LoRAs; a static graph takes the full rank for every row."""
+        if self.lora_rank is None:
+            return {}
+        ranges = {LORAS: self.ranges["batch"].max, RANK: self.lora_rank}
+        if self.loose is not None:
+            return {name: ShapeRange(min=n, opt=n, max=n) for name, n in ranges.items()}
+        opt = {LORAS: 1, RANK: self.lora_rank}
+        return {name: ShapeRange(min=1, opt=opt[name], max=n) for name, n in ranges.items()}
 
     @property
     def traced_at(self) -> Sizes:
