@@ -4,7 +4,7 @@ EriError                     exit status 1 on the command line
 ├── UsageError               the caller's argument; exit status 2; also a ValueError
 │   ├── SizeError            a height, width, batch or length outside what the bundle holds
 │   └── UnknownNameError     a sampler, family, backend or component that does not exist
-├── CheckpointError          what `eri export` was pointed at; also a ValueError
+├── CheckpointError          a checkpoint or a file of weights; also a ValueError
 │   ├── NotACheckpointError  a path that is missing, or a file or folder that is none
 │   ├── PickleError          a .ckpt, .pt or .bin: refused unread
 │   ├── DamagedWeightsError  truncated, overlapping or non-finite weights
