@@ -19,6 +19,7 @@ from eri_runtime.schedule import Point, Schedule, make_schedule
 from eri_runtime.spec import Bundle, ComponentSpec, ShapeRange, TensorSpec
 from eri_runtime.table import SamplerTable, make_table, tabulate
 from eri_runtime.thresholding import dynamic_thresholding
+from eri_runtime.validation import generate_validation_samples
 
 __all__ = [
     "SAMPLERS",
@@ -47,6 +48,7 @@ __all__ = [
     "denoise",
     "dynamic_thresholding",
     "forward_sdxl_sampling",
+    "generate_validation_samples",
     "get_flux_schedule",
     "get_linear_schedule",
     "load",

@@ -44,8 +44,8 @@ def save_image(
     pixels = to_bytes((np.clip(signed, -1, 1) + 1) * np.float32(127.5))
     whole("step", step, 0)
     whole("idx", idx, 0)
-    settings = {"Model": _text("model_name", model_name), **training_step(step), "Index": idx}
-    text = parameters_text(_text("prompt", prompt), "", settings)
+    settings = {"Model": text_of("model_name", model_name), **training_step(step), "Index": idx}
+    text = parameters_text(text_of("prompt", prompt), "", settings)
     names = [f"{idx:03d}" if row == 0 else f"{idx:03d}-{row}" for row in range(len(pixels))]
     folder = _path("output_dir", output_dir)
     paths = [folder / file_name(model_name, step, name, prompt) for name in names]
@@ -130,8 +130,8 @@ def _signed(name: str, given: Any) -> NDArray[np.float32]:
         raise UsageError(name, got=array.dtype, expected="floats in [-1, 1]", fix=fix)
     low, high = _extent(name, array)
     if max(-low, high) > MOST:
-        fix = "this looks like [0, 255]: use save_tensor_as_image" if low >= 0 else None
-        raise UsageError(name, got=_range(low, high), expected="[-1, 1]", fix=fix)
+        advice = "this looks like [0, 255]: use save_tensor_as_image" if low >= 0 else None
+        raise UsageError(name, got=_range(low, high), expected="[-1, 1]", fix=advice)
     return array.astype(np.float32)
 
 
@@ -144,11 +144,11 @@ def _bytes_range(name: str, given: Any) -> NDArray[np.float32]:
         raise UsageError(name, got=array.dtype, expected="integers or floats in [0, 255]")
     low, high = _extent(name, array)
     if low < -0.5 or high > 255.5:
-        fix = "this looks like [-1, 1]: use save_image" if high <= MOST else "clip it first"
-        raise UsageError(name, got=_range(low, high), expected="[0, 255]", fix=fix)
+        advice = "this looks like [-1, 1]: use save_image" if high <= MOST else "clip it first"
+        raise UsageError(name, got=_range(low, high), expected="[0, 255]", fix=advice)
     if high <= 1 and (array != np.round(array)).any():
-        fix = "this looks like [0, 1]: multiply by 255"
-        raise UsageError(name, got=_range(low, high), expected="[0, 255]", fix=fix)
+        advice = "this looks like [0, 1]: multiply by 255"
+        raise UsageError(name, got=_range(low, high), expected="[0, 255]", fix=advice)
     return array.astype(np.float32)
 
 
@@ -190,7 +190,8 @@ def _range(low: float, high: float) -> str:
     return f"values from {low:g} to {high:g}"
 
 
-def _text(name: str, value: object) -> str:
+def text_of(name: str, value: object) -> str:
+    """`value`, if it is a string; else a `UsageError`."""
     if not isinstance(value, str):
         raise UsageError(name, got=short(value), expected="a string")
     return value
