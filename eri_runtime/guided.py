@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,6 +58,14 @@ class Guided:
         self._guidance, self._clock = guidance, clock
         ever = plain.any(axis=1) | guided.any(axis=1)
         self._made = {k: condition(k) for k in map(int, np.flatnonzero(ever))}
+
+    def beside(self, rows: Inputs) -> Guided:
+        """The same, where every condition has these inputs (B, …) too."""
+        if not rows:
+            return self
+        other = copy(self)
+        other._made = {k: {**made, **rows} for k, made in self._made.items()}
+        return other
 
     def at(self, point: Point) -> Pass:
         """What is seen there; one of two."""

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from eri_runtime.denoise import Array
 from eri_runtime.errors import LoraError, UnknownNameError, UsageError, short
+from eri_runtime.guided import Guided, Inputs
 from eri_runtime.spec import LORA_A, LORA_B, Bundle, ComponentSpec, LoraSpec
 
 if TYPE_CHECKING:
     from eri_runtime.lora import Adapters
 
-Array = NDArray[np.float32]
-Arrays = Mapping[str, Array]
 Scales = Mapping[str, float]
+Loaded = Mapping[str, "Adapters"]
+Scaled = tuple[str, float, "Adapters"]  # a LoRA's name, scale and changes
+Asked = Sequence[Sequence[Scaled]]  # for each image
 Factors = tuple[Array, Array]  # A (in, rank) and B (rank, out)
+AllFactors = Mapping[str, Mapping[str, list[Factors]]]  # by LoRA and weight
 
 DENOISER = "denoiser"
 MERGE = "merge it into the weights with `pipe.load_lora`"
@@ -29,69 +33,59 @@ MERGE = "merge it into the weights with `pipe.load_lora`"
 class Products:
     """The inputs of a denoiser that takes LoRAs: `shared` by all rows, or of (B, …) `rows`."""
 
-    shared: Arrays = field(default_factory=dict)
-    rows: Arrays = field(default_factory=dict)
+    shared: Inputs = field(default_factory=dict)
+    rows: Inputs = field(default_factory=dict)
 
 
 class LoraInputs:
-    """The LoRAs a pipeline knows by name, and the inputs of one denoiser that they make.
+    """The inputs that LoRAs make of one denoiser.
 
     What was made last is kept, so a call with the same LoRAs copies nothing.
     """
 
     def __init__(self, spec: ComponentSpec) -> None:
         self._lora = spec.lora
-        self._known: dict[str, Adapters] = {}
-        self._made: tuple[Sequence[Scales], Products] | None = None
+        self._made: tuple[Asked, Products] | None = None
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The LoRAs that a call may name."""
-        return tuple(self._known)
+    def beside(
+        self, loras: Sequence[Scales], loaded: Loaded, guided: Guided, shared: Inputs
+    ) -> tuple[Guided, Inputs]:
+        """A request's conditions and shared inputs, and beside them those of its images' LoRAs."""
+        products = self.products(loras, loaded)
+        return guided.beside(products.rows), {**shared, **products.shared}
 
-    def add(self, name: str, adapters: Adapters) -> None:
-        """Know what `lora.adapters` made of a file as `name`; checked when a call asks for it."""
-        self._known[name], self._made = adapters, None
+    def products(self, loras: Sequence[Scales], loaded: Loaded) -> Products:
+        """The inputs for images that have each these LoRAs of those `loaded`; zeros for none.
 
-    def remove(self, name: str) -> None:
-        """Forget a LoRA; raises `UnknownNameError` for none."""
-        self._check_known([name])
-        del self._known[name]
-        self._made = None
-
-    def products(self, images: Sequence[Scales]) -> Products:
-        """The inputs for images with these LoRAs, by name and scale; without any, zeros.
-
-        Raises `UnknownNameError` for a LoRA that is not known, `UsageError` where the ranks of an
+        Raises `UnknownNameError` for a LoRA that is not loaded, `UsageError` where the ranks of an
         image's LoRAs add up to more than the graph takes, and `LoraError` for a LoRA that does more
         than add a low-rank product to linear layers of the denoiser.
         """
-        asked = [{name: each for name, each in scales.items() if each} for scales in images]
-        self._check_known(chain.from_iterable(images))
+        for name in chain.from_iterable(loras):
+            if name not in loaded:
+                expected = ", ".join(loaded) or "one that `load_lora` has loaded"
+                raise UnknownNameError("loras", got=repr(name), expected=expected)
         if self._lora is None:
             return Products()
+        asked = [
+            [(name, scale, loaded[name]) for name, scale in image.items() if scale]
+            for image in loras
+        ]
         if self._made is None or self._made[0] != asked:
-            self._made = asked, self._products(self._lora, asked)
+            self._made = asked, _products(self._lora, asked)
         return self._made[1]
 
-    def _products(self, lora: LoraSpec, asked: Sequence[Scales]) -> Products:
-        different = asked if any(each != asked[0] for each in asked[1:]) else asked[:1]
-        names = dict.fromkeys(chain.from_iterable(different))
-        known = {name: _factors(name, self._known[name], lora) for name in names}
-        rank = max(lora.least, *(_rank(lora, scales, known) for scales in different))
-        count = len(different)
-        if count == 1 and not lora.shared:
-            different, count = [*different] * len(asked), len(asked)
-        arrays = _empty(lora, count, rank)
-        for row, scales in enumerate(different):
-            _write(arrays, row, scales, known)
-        return Products(shared=arrays) if count == 1 and lora.shared else Products(rows=arrays)
 
-    def _check_known(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name not in self._known:
-                expected = ", ".join(self._known) or "a LoRA that was loaded; there is none"
-                raise UnknownNameError("loras", got=repr(name), expected=expected)
+def _products(lora: LoraSpec, asked: Asked) -> Products:
+    """One set of inputs where the graph shares it and all images are alike; else one an image."""
+    alike = all(each == asked[0] for each in asked)
+    images = asked[:1] if alike and lora.shared else asked
+    factors = {name: _factors(name, changes, lora) for each in images for name, _, changes in each}
+    rank = max(lora.least, *(_rank(lora, image, factors) for image in images))
+    arrays = _empty(lora, len(images), rank)
+    for row, image in enumerate(images):
+        _write(arrays, row, image, factors)
+    return Products(shared=arrays) if alike and lora.shared else Products(rows=arrays)
 
 
 def check_loras(
@@ -149,17 +143,17 @@ def _empty(lora: LoraSpec, count: int, rank: int) -> dict[str, Array]:
     return arrays
 
 
-def _factors(name: str, adapters: Adapters, lora: LoraSpec) -> dict[str, list[Factors]]:
+def _factors(lora_name: str, adapters: Adapters, lora: LoraSpec) -> dict[str, list[Factors]]:
     """A and B of every change of every weight; `LoraError` for a change that has none."""
     found: dict[str, list[Factors]] = {}
     for component, weights in adapters.items():
         for weight, changes in weights.items():
-            for change in changes:
-                product = change.low_rank
-                if component != DENOISER or weight not in lora.targets or product is None:
+            is_target = component == DENOISER and weight in lora.targets
+            for product in [change.low_rank if is_target else None for change in changes]:
+                if product is None:
                     raise LoraError(
-                        f"LoRA {name}",
-                        got=f"a change of {component}/{weight} that is no input of the graph",
+                        f"LoRA {lora_name}",
+                        got=f"a change of {component}: {weight} that the graph has no inputs for",
                         expected="low-rank products for linear layers of the denoiser only",
                         fix=MERGE,
                     )
@@ -168,33 +162,30 @@ def _factors(name: str, adapters: Adapters, lora: LoraSpec) -> dict[str, list[Fa
     return found
 
 
-Known = Mapping[str, Mapping[str, list[Factors]]]
-
-
-def _rank(lora: LoraSpec, scales: Scales, known: Known) -> int:
+def _rank(lora: LoraSpec, image: Sequence[Scaled], factors: AllFactors) -> int:
     """The most columns that an image's LoRAs take of any weight; `UsageError` for too many."""
-    ranks: dict[str, int] = {}
-    for name in scales:
-        for weight, products in known[name].items():
-            ranks[weight] = ranks.get(weight, 0) + sum(a.shape[1] for a, _ in products)
+    ranks = Counter[str]()
+    for name, _, _ in image:
+        for weight, products in factors[name].items():
+            ranks[weight] += sum(a.shape[1] for a, _ in products)
     rank = max(ranks.values(), default=0)
     if rank > lora.rank:
         raise UsageError(
-            f"loras {', '.join(scales)}",
-            got=f"{rank} ranks in all",
+            f"loras {', '.join(name for name, _, _ in image)}",
+            got=f"a rank of {rank} in all",
             expected=f"at most {lora.rank} an image",
             fix=f"{MERGE}, or export again with `--lora-rank {rank}`",
         )
     return rank
 
 
-def _write(arrays: Arrays, row: int, scales: Scales, known: Known) -> None:
+def _write(arrays: Inputs, row: int, image: Sequence[Scaled], factors: AllFactors) -> None:
     """Put an image's products into its row, one beside the other."""
-    begin: dict[str, int] = {}
-    for name, scale in scales.items():
-        for weight, products in known[name].items():
+    filled = Counter[str]()
+    for name, scale, _ in image:
+        for weight, products in factors[name].items():
             for a, b in products:
-                first = begin.get(weight, 0)
-                last = begin[weight] = first + a.shape[1]
+                first, last = filled[weight], filled[weight] + a.shape[1]
+                filled[weight] = last
                 arrays[LORA_A + weight][row, :, first:last] = a
                 np.multiply(b, np.float32(scale), out=arrays[LORA_B + weight][row, first:last])
