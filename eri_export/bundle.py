@@ -18,7 +18,7 @@ from eri_export.gate.parity import Compared, compare
 from eri_export.gate.real import real_inputs
 from eri_export.gate.report import Report
 from eri_export.passes.lora_inputs import with_loras
-from eri_export.plan import Plan, Sources, make_plan
+from eri_export.plan import Plan, Sources, make_plan, unneeded
 from eri_export.progress import WHOLE, Listener, silent, stage
 from eri_export.publish import records, staging, write_manifest
 from eri_export.ranges import USUAL, Ranges
@@ -134,5 +134,11 @@ def _component(
     worst = compared.report.worst(recipe.name)
     log.info("%s: relative error %.2g against PyTorch", recipe.name, worst)
     parameters = sum(math.prod(tensor.shape) for tensor in written.tensors.values())
-    spec = dataclasses.replace(spec, parameters=parameters, parity=worst, compared=compared.others)
+    spec = dataclasses.replace(
+        spec,
+        parameters=parameters,
+        parity=worst,
+        compared=compared.others,
+        unneeded=unneeded(recipe, written.tensors),
+    )
     return Exported(spec, written.record, compared)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -130,6 +130,16 @@ def lora_targets(recipe: Recipe) -> Mapping[str, tuple[int, int]]:
     """The linear weights (out, in) of a denoiser by name: all its matrices."""
     shapes = ((name, tensor.shape) for name, tensor in recipe.source.tensors.items())
     return {name: (shape[0], shape[1]) for name, shape in shapes if len(shape) == 2}
+
+
+def unneeded(recipe: Recipe, written: Collection[str]) -> Mapping[str, tuple[int, ...]]:
+    """Shapes of the weights of a network that are not `written`, as its graph needs them not."""
+    own, tensors = HALVES.get(recipe.name, ("",)), recipe.source.tensors
+    return {
+        stored: tensors[stored].shape
+        for name, stored in check_names(recipe).items()
+        if name.startswith(own) and stored not in written
+    }
 
 
 def _nbytes(recipe: Recipe) -> int:

@@ -32,6 +32,13 @@ def generate_command(commands: Subparsers) -> None:
     parser.add_argument(
         "--backend", default="auto", metavar="auto|tensorrt|cuda|openvino[:bf16]|cpu"
     )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="merge a LoRA into the weights; may be repeated",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine")
     parser.add_argument(
         "--low-memory", action="store_true", help="leave weights in their files' pages; slower"
@@ -107,6 +114,7 @@ def _editing(group: Any) -> None:
 def generate(options: argparse.Namespace) -> None:
     """Make images, save them with their parameters, and name the files."""
     from eri_runtime.images import write_png
+    from eri_runtime.loras import parse_lora
     from eri_runtime.pipelines import load
     from eri_runtime.progress import progress_bars
 
@@ -123,6 +131,7 @@ def generate(options: argparse.Namespace) -> None:
         ) as pipe,
         progress_bars() as advance,
     ):
+        pipe.set_loras(dict(parse_lora(each) for each in options.lora))
         request = pipe.request(prompt, options.negative, **_words(options))
         for step in pipe.denoise(request):
             advance("denoising", step.index + 1, step.total)

@@ -15,28 +15,27 @@ from eri_runtime.brownian import BrownianNoise, intervals_of
 from eri_runtime.conditioning import (
     Condition,
     TextEncoders,
-    check_encoders,
-    condition_inputs,
-    shared_inputs,
 )
 from eri_runtime.denoise import Array, Step, check_start, denoise, unchanged
 from eri_runtime.editing import begun, keep_outside, noised
-from eri_runtime.errors import UsageError
 from eri_runtime.executors.base import Arrays, Closeable, Executor
 from eri_runtime.executors.stepper import Stepper
-from eri_runtime.guided import Guided, Inputs, guided_network
+from eri_runtime.guided import Inputs, guided_network
+from eri_runtime.guiding import guide
 from eri_runtime.images import to_pil, to_unit
 from eri_runtime.integrity import verify_on_load
 from eri_runtime.latents import latent_shape, token_count
 from eri_runtime.live import DENOISER, LiveWeights
 from eri_runtime.loops import Loop, Loops
+from eri_runtime.lora_inputs import LoraInputs
+from eri_runtime.loras import Scale, Source, WeightLayers
 from eri_runtime.noise import NoiseSource, PhiloxNoise, TorchNoise, checked
 from eri_runtime.pieces import in_pieces
 from eri_runtime.preview import enlarged, fit_rgb, to_rgb
-from eri_runtime.prompts import PromptLike, columns
+from eri_runtime.prompts import PromptLike
 from eri_runtime.request import Request, make_request
 from eri_runtime.result import Result, describe
-from eri_runtime.schedule import Clock, Schedule
+from eri_runtime.schedule import Schedule
 from eri_runtime.spec import Bundle, ShapeRange
 from eri_runtime.state_dict import StateDict, as_stored
 from eri_runtime.stepping import stepped
@@ -83,6 +82,8 @@ class Pipeline(Closeable):
         self.bundle = bundle
         step = open_step if loop != "numpy" else lambda _: None
         self._live = LiveWeights(bundle, open_component, step)
+        self._weights = WeightLayers(bundle, self._live)
+        self._inputs = LoraInputs(bundle.components[DENOISER])
         self._loops = Loops(self._live.stepper, loop)
         self._encode = TextEncoders(bundle, self.run)
         self._rgb = lru_cache(1)(lambda _: fit_rgb(bundle, self.run))
@@ -125,7 +126,8 @@ class Pipeline(Closeable):
         """
         table = self.table(request)
         noise = checked(self._noise(request, table), request.batch)
-        guided, shared = self._guided(request, table.points.clock)
+        conditions = guide(self.bundle, self._encode, request, table.points.clock)
+        guided, shared = self._inputs.beside(request.loras, self._weights.loaded, *conditions)
         x, mend = self._begin(request, table, noise)
         if start is not None:
             check_start(start, table, x.shape)
@@ -152,7 +154,7 @@ class Pipeline(Closeable):
 
     def finish(self, request: Request, x: Array) -> Result:
         """Decode the last `Step.x` of a request, or any `Step.denoised`."""
-        parameters = describe(self.bundle, request)
+        parameters = describe(self.bundle, request, self.loras)
         if request.output_type == "latent":
             return Result(images=x, latents=x, seeds=request.seeds, parameters=parameters)
         unit = to_unit(self.decode(x, request.height, request.width))
@@ -200,12 +202,42 @@ class Pipeline(Closeable):
         `NonFiniteError`, and `BackendError` where the engine takes no other weights.
         """
         given = as_stored(component, tensors, self._live.stored(component))
-        self._live.set(component, {**self._live.overrides(component), **given})
+        self._weights.update(component, given)
 
     def reset_weights(self, component: str | None = None) -> None:
-        """Return to the bundle's own weights, those of one component or all."""
-        names = self.bundle.components if component is None else (component,)
-        self._live.set_all({name: {} for name in names})
+        """Take back updates of one component or all; LoRAs go on working."""
+        self._weights.reset(self.bundle.components if component is None else (component,))
+
+    def load_lora(
+        self,
+        source: Source,
+        scale: Scale = 1.0,
+        *,
+        name: str | None = None,
+        partial: bool = False,
+    ) -> str:
+        """Read a LoRA, merge `scale` times of it beside the others at work, and return its name.
+
+        `source` is a safetensors file of kohya, peft, diffusers, LyCORIS (LoHa, LoKr, DoRA), xlabs
+        or BFL, or its tensors with a `name`; a file's is its stem. `scale` is a number, or one for
+        each component named. `partial` passes over keys that match nothing. Nothing is exported
+        anew, and taking it out gives the old bits back. Raises `LoraError` for one that does not
+        fit, `NonFiniteError`, `UsageError`, `BackendError`; all is then as it was.
+        """
+        return self._weights.load(source, scale, name, partial=partial)
+
+    def set_loras(self, scales: Mapping[str | Path, Scale]) -> None:
+        """Let these LoRAs, by name or by a file to load, work and no others; errors as above."""
+        self._weights.set(scales)
+
+    def unload_loras(self, *names: str) -> None:
+        """Take out and forget these LoRAs, all if none is named."""
+        self._weights.unload(names)
+
+    @property
+    def loras(self) -> Mapping[str, Scale]:
+        """The LoRAs at work and their scales."""
+        return self._weights.scales
 
     def swaps(self, component: str) -> int:
         """How often weights of a component changed: what was made with it may be stale after."""
@@ -248,43 +280,3 @@ class Pipeline(Closeable):
 
     def _denoiser(self, rows: ShapeRange, shared: Inputs, inputs: Inputs) -> Array:
         return in_pieces(partial(self.run, "denoiser"), rows, inputs, shared)["output"]
-
-    def _guided(self, request: Request, clock: Clock) -> tuple[Guided, Inputs]:
-        """The conditions of a request, and the inputs that all of their rows share."""
-        size = (request.height, request.width)
-        positives, weights = self._positives(request)
-        shared = shared_inputs(self.bundle, *size, positives[0].embeds.shape[1])
-
-        def inputs(k: int) -> dict[str, Array]:
-            condition = positives[k - 1] if k else self._negative(request, positives[0])
-            return condition_inputs(self.bundle, condition, *size, request.guidance.embedded)
-
-        return Guided(inputs, weights, request.guidance, clock), shared
-
-    def _positives(self, request: Request) -> tuple[list[Condition], NDArray[np.float64]]:
-        """P conditions (B, …) and their weights (P, B): the texts of every prompt."""
-        each = request.images_per_prompt
-        if request.positive is not None:
-            return [request.positive.repeat(each)], np.ones((1, request.batch))
-        length = request.max_sequence_length
-        texts, weights = zip(*columns(request.prompts), strict=True)
-        conditions = [self._encode(column, length).repeat(each) for column in texts]
-        return conditions, np.stack(weights).repeat(each, axis=1)
-
-    def _negative(self, request: Request, positive: Condition) -> Condition:
-        """The negative condition, of the shape of a positive one."""
-        negative = self._unconditional(request, positive)
-        if negative.embeds.shape != positive.embeds.shape:
-            expected = f"{positive.embeds.shape}, the positive prompt's"
-            raise UsageError("negative_prompt_embeds", got=negative.embeds.shape, expected=expected)
-        return negative
-
-    def _unconditional(self, request: Request, positive: Condition) -> Condition:
-        if request.negative is not None:
-            return request.negative.repeat(request.images_per_prompt)
-        if request.negative_prompts is None and self.bundle.zero_empty_negative:
-            return positive.zeros()
-        check_encoders(self.bundle, "negative_prompt")
-        prompts = request.negative_prompts or ("",) * len(request.prompts)
-        encoded = self._encode(prompts, request.max_sequence_length)
-        return encoded.repeat(request.images_per_prompt)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from math import inf
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 
 from eri_runtime.errors import UsageError
 from eri_runtime.images import parameters_text, save_png
+from eri_runtime.loras import Scale, described
 from eri_runtime.request import Request
 from eri_runtime.spec import Bundle
 
+NO_LORAS: Mapping[str, Scale] = MappingProxyType({})
 OPTION_LABELS = {
     "eta": "Eta",
     "s_churn": "Sigma churn",
@@ -52,13 +55,17 @@ class Result:
         ]
 
 
-def describe(bundle: Bundle, request: Request) -> tuple[str, ...]:
-    """AUTOMATIC1111's `parameters` text of each image of a request."""
+def describe(
+    bundle: Bundle, request: Request, loras: Mapping[str, Scale] = NO_LORAS
+) -> tuple[str, ...]:
+    """AUTOMATIC1111's `parameters` text of each image of a request, made with these LoRAs."""
     negatives = request.negative_prompts or ("",) * len(request.prompts)
     texts = []
     for image in range(request.batch):
         which = image // request.images_per_prompt
         settings = dict(_settings(bundle, request, image))
+        if working := list(described(loras)):
+            settings["Loras"] = "; ".join(working)
         texts.append(parameters_text(str(request.prompts[which]), negatives[which], settings))
     return tuple(texts)
 

@@ -83,7 +83,9 @@ class ComponentSpec:
     compute in float32, by the last part of their names. `step` is the denoiser's step graph, a row
     of a sampler's table, over the same weights. `parity` is the worst error against PyTorch over
     all outputs and cases, relative to the largest reference value. `compared` has the same of every
-    backend but ONNX Runtime's that was installed and close enough at export, by name.
+    backend but ONNX Runtime's that was installed and close enough at export, by name. `unneeded`
+    are shapes of the network's weights that no output depends on, such as CLIP's last layer for
+    SDXL: they are not in the file, and a LoRA may well name them.
 
     A graph exported with a rank for LoRAs has two more inputs for every linear weight W, of which
     y = x·Wᵀ + (x·A)·B: `lora_A.W` (loras, in, rank) and `lora_B.W` (loras, rank, out), where
@@ -101,6 +103,7 @@ class ComponentSpec:
     kept_float32: tuple[str, ...] = ()
     step: str | None = None
     compared: Mapping[str, float] = field(default_factory=dict)
+    unneeded: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @cached_property
     def lora(self) -> LoraSpec | None:
