@@ -19,6 +19,7 @@ from eri_runtime.spec import Bundle
 from eri_runtime.tensors import TensorFile, read_tensors
 
 DENOISER = "denoiser"
+PIECE = 1 << 20  # bytes that are compared at once: most weights that differ do so in the first
 NAMED = 20  # tensors that a message names
 
 log = logging.getLogger(__name__)
@@ -86,11 +87,12 @@ class LiveWeights(Closeable):
     def set_all(self, overrides: Mapping[str, Arrays]) -> None:
         """Let these be all that stands in the place of the files' tensors, by component and name.
 
-        Components that are not named keep theirs. Arrays are copied; those that have the bytes of
-        what serves already are left out, and nothing else is moved. A component that is not open
-        is opened, so that whatever is refused is refused here. Waits for images under way in other
-        threads. Raises `UsageError` for a tensor that the component has not, or not in this type
-        and shape, and `BackendError` where an engine refuses; nothing has changed then.
+        Components that are not named keep theirs. Arrays that can be written to are copied; those
+        that have the bytes of what serves already are left out, and nothing else is moved. A
+        component that is not open is opened, so that whatever is refused is refused here. Waits for
+        images under way in other threads. Raises `UsageError` for a tensor that the component has
+        not, or not in this type and shape, and `BackendError` where an engine refuses; nothing has
+        changed then.
         """
         for component, tensors in overrides.items():
             check_fits(component, tensors, self.stored(component))
@@ -122,7 +124,7 @@ class LiveWeights(Closeable):
             if name in before and same_bytes(values, before[name]):
                 kept[name] = before[name]
             elif not same_bytes(values, stored[name]):
-                kept[name] = np.array(values, order="C")
+                kept[name] = values if is_constant(values) else np.array(values, order="C")
         return kept
 
     def _serve(self, component: str, overrides: Arrays, undo: ExitStack) -> None:
@@ -238,7 +240,15 @@ def same_bytes(one: NDArray, other: NDArray) -> bool:
     if one is other:
         return True
     first, second = (np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (one, other))
-    return np.array_equal(first, second)
+    return all(
+        np.array_equal(first[i : i + PIECE], second[i : i + PIECE])
+        for i in range(0, len(first), PIECE)
+    )
+
+
+def is_constant(values: NDArray) -> bool:
+    """Whether nobody can write to an array: it owns its memory, and neither it nor a view may."""
+    return values.flags.c_contiguous and values.flags.owndata and not values.flags.writeable
 
 
 def _described(values: NDArray) -> str:

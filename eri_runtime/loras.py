@@ -54,6 +54,8 @@ class Layers:
             for name, changes in self.changes(component).items()
             if name in stored  # and not one that no output depends on
         }
+        for each in merged.values():
+            each.setflags(write=False)  # so that they need no copy
         return {**updates, **merged}
 
     def concerns(self, component: str) -> tuple[Any, ...]:
@@ -88,6 +90,8 @@ class WeightLayers:
     def update(self, component: str, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Put copies of tensors, of the stored types and shapes, over those of earlier updates."""
         own = {name: np.array(each, order="C") for name, each in tensors.items()}
+        for each in own.values():
+            each.setflags(write=False)
         with self._lock:
             layers = self._layers
             updated = {**layers.updates.get(component, {}), **own}
