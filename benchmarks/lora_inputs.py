@@ -6,10 +6,10 @@ The bundles are plain ones, as `eri demo` and `python -m benchmarks.backends --m
 the graph with inputs is made beside them, over a copy of the same weights. Two images with CFG; a
 LoRA has rank 32 at every linear layer. Each way has a pipeline of its own, whose shapes never
 change: OpenVINO is slower once they do. Within a round every way runs once, in turn, so that all of
-them meet the same other load, which the load averages tell of; ratios are to the plain graph's time in the same round, `low` and
-`high` are quartiles. `error` is of the final latents: zeros beside the plain graph, the others
-beside merged weights, which for one LoRA an image are two calls. Prints a table, and writes
-benchmarks/results/lora_inputs.json.
+them meet the same other load, which the load averages tell of; ratios are to the plain graph's time
+in the same round, `low` and `high` are quartiles. `error` is of the final latents: zeros beside the
+plain graph, the others beside merged weights, which for one LoRA an image are two calls. Prints a
+table, and writes benchmarks/results/lora_inputs.json.
 """
 
 from __future__ import annotations

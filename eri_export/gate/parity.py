@@ -13,7 +13,6 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from eri_export.gate.engines import close_enough
 from eri_export.gate.loras import filled_with_zeros, lora_cases, run_with_loras
 from eri_export.gate.reference import reference
 from eri_export.gate.report import STEP_TOLERANCE, TOLERANCES, Metric, Report, Subject
-from eri_export.gate.steps import STEP, draw_probe, run_probe
+from eri_export.gate.steps import PAGED, STEP, draw_probe, run_probe
 from eri_export.passes.lora_inputs import with_loras
 from eri_export.passes.widen import widen
 from eri_export.recipes.base import Arrays, Recipe
@@ -75,9 +74,9 @@ def compare(
                     for case, outputs in zip(cases, expected, strict=True):
                         ours = executor.run(case.inputs)
                         metrics += _measure(smaller, subject, network, case, ours, outputs)
-                    drawn = partial(draw_probe, smaller, executor.run, served.lora)
-                    probe = None if spec.step is None else drawn()
-                if probe is not None:
+                if spec.step is not None:
+                    with OrtExecutor(path, served, settings=PAGED) as executor:
+                        probe = draw_probe(smaller, executor.run, served.lora)
                     made = {"x_next": run_probe(path, graph.with_name(STEP), served, probe)}
                     wanted = {"x_next": probe.expected}
                     case = Case("step", probe.sizes, {})

@@ -21,6 +21,8 @@ from eri_runtime.table import COLUMNS, MAX_V, MAX_W
 
 STEP = "step.onnx"
 SEED = 0
+# both graphs are run so: a weight that is packed is multiplied in another order, which 16 bits show
+PAGED = Settings(low_memory=True)
 T = 500.0
 
 
@@ -80,7 +82,7 @@ def run_probe(bare: Path, published: Path, spec: ComponentSpec, probe: Probe) ->
     """The x that the step graph of `bare` makes of it; its weights stay in their file."""
     with (
         _step_graph(bare, published) as graph,
-        CPU.stepper(graph, spec, Settings(low_memory=True)) as stepper,
+        CPU.stepper(graph, spec, PAGED) as stepper,
     ):
         loop = stepper.loop(probe.x.shape, MAX_W)
         loop.bind("probe", probe.mix, probe.conditions)
