@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
 import onnx_ir as ir
 
+from eri_export.baking import Lora
 from eri_export.disk import require_space
 from eri_export.gate.cases import too_costly
 from eri_export.gate.parity import Compared, compare
@@ -58,6 +59,7 @@ def export(
     precision: str | Mapping[str, str] = "fp32",
     ranges: Ranges = USUAL,
     lora_rank: int | None = None,
+    loras: Sequence[Lora] = (),
     progress: Listener = silent,
     **sources: Unpack[Sources],
 ) -> Bundle:
@@ -67,12 +69,20 @@ def export(
     `Sources`. `precision` is one for all, or `fp16,vae=fp32`, or a mapping with `*` for the rest.
     `ranges` are the sizes to serve, by `make_ranges`; the family's usual ones if left. With a
     `lora_rank` the denoiser takes LoRAs up to that rank as inputs, so that each image of a batch
-    can have its own; a static graph computes with them all even where there are none.
-    Raises `CheckpointError` for what cannot be exported, `ParityError` for a graph that does not
-    agree with PyTorch, `DiskError` for no room, `UsageError` for a bad argument; nothing is
-    published then.
+    can have its own; a static graph computes with them all even where there are none. `loras` are
+    files and scales to merge into the weights for good.
+    Raises `CheckpointError` for what cannot be exported, `LoraError` for a LoRA that does not fit,
+    `ParityError` for a graph that does not agree with PyTorch, `DiskError` for no room and
+    `UsageError` for a bad argument; nothing is published then.
     """
-    plan = make_plan(checkpoint, precision=precision, ranges=ranges, lora_rank=lora_rank, **sources)
+    plan = make_plan(
+        checkpoint,
+        precision=precision,
+        ranges=ranges,
+        lora_rank=lora_rank,
+        loras=loras,
+        **sources,
+    )
     target = Path(output)
     with staging(target) as folder:
         bundle = _build(plan, folder, progress)

@@ -15,7 +15,7 @@ from eri_export.progress import Progress, Stopwatch
 from eri_export.publish import terminated_as_interrupt
 from eri_export.ranges import make_ranges
 from eri_export.trt.cli import add_target, build_after_export, check_target
-from eri_runtime.command import Subparsers, add_command, say
+from eri_runtime.command import Subparsers, add_command, parse_lora, say
 from eri_runtime.errors import BackendError
 
 CHOSEN = ("precision", "lora_rank", "vae", "text_encoders", "config", "variant", "revision")
@@ -71,6 +71,15 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (
         ("--static",),
         {"action": "store_true", "help": "fix every size at its best one, for the fastest engine"},
+    ),
+    (
+        ("--lora",),
+        {
+            "action": "append",
+            "default": [],
+            "metavar": "FILE[:SCALE]",
+            "help": "merge a LoRA into the weights for good; may be repeated",
+        },
     ),
     (
         ("--lora-rank",),
@@ -129,6 +138,7 @@ def export(options: argparse.Namespace) -> None:
         size=options.size, batch=options.batch, tokens=options.tokens, static=options.static
     )
     chosen = {name: getattr(options, name) for name in CHOSEN}
+    chosen["loras"] = [parse_lora(each) for each in options.lora]
     check_target(options)
     with terminated_as_interrupt():
         if options.dry_run:

@@ -44,6 +44,8 @@ def forecast(plan: Plan, target: Path) -> Iterator[str]:
         yield f"  {_found(component)}"
     for line in absent(plan.bundle):
         yield f"  {line}"
+    for lora in plan.bundle.baked:
+        yield f"  with {lora.file} merged in, scale {lora.scale:g}"
     yield f"would write {target}, {'replacing the bundle there' if replaced else 'a new folder'}"
     for recipe in plan.recipes:
         yield f"  {_written(recipe, plan.weights[recipe.name])}"

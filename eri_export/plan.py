@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from eri_export import describe
+from eri_export.baking import Lora, bake, with_baked
 from eri_export.checkpoint import Checkpoint
 from eri_export.names import check_names
 from eri_export.precision import Policy, make_policy
@@ -70,6 +71,7 @@ def make_plan(
     precision: str | Mapping[str, str] = "fp32",
     ranges: Ranges = USUAL,
     lora_rank: int | None = None,
+    loras: Sequence[Lora] = (),
     **sources: Unpack[Sources],
 ) -> Plan:
     """What `export` with these arguments would build; only headers and configs are read.
@@ -78,7 +80,9 @@ def make_plan(
     but for what is wrong with its output.
     """
     policy = make_policy(precision)
-    return _plan(open_checkpoint(checkpoint, **sources), policy, ranges, lora_rank)
+    opened = open_checkpoint(checkpoint, **sources)
+    plan = _plan(bake(opened, loras), policy, ranges, lora_rank)
+    return dataclasses.replace(plan, bundle=with_baked(plan.bundle, loras))
 
 
 def _plan(checkpoint: Checkpoint, policy: Policy, ranges: Ranges, lora_rank: int | None) -> Plan:

@@ -33,6 +33,11 @@ def real(
     return number
 
 
+def finite(name: str, value: object) -> float:
+    """`value` as a float, if it is a finite number; else a `UsageError`."""
+    return real(name, value, "a finite number", isfinite)
+
+
 def not_negative(name: str, value: object) -> float:
     """`value` as a float, if it is finite and 0 or more; else a `UsageError`."""
     return real(name, value, NOT_NEGATIVE, lambda number: isfinite(number) and number >= 0)

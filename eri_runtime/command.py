@@ -22,3 +22,14 @@ def add_command(
 def say(text: str) -> None:
     """Print to standard output, which is for what was asked; bars and errors go elsewhere."""
     sys.stdout.write(text + "\n")
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """`FILE[:SCALE]`: what follows the last colon is the scale, if it is a number."""
+    path, colon, scale = text.rpartition(":")
+    if colon and path:
+        try:
+            return path, float(scale)
+        except ValueError:
+            pass
+    return text, 1.0

@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eri_runtime.command import Subparsers, add_command, say
+from eri_runtime.command import Subparsers, add_command, parse_lora, say
 from eri_runtime.errors import UsageError
 from eri_runtime.thresholding import PERCENTILE
 from eri_runtime.words import Words
@@ -114,7 +114,6 @@ def _editing(group: Any) -> None:
 def generate(options: argparse.Namespace) -> None:
     """Make images, save them with their parameters, and name the files."""
     from eri_runtime.images import write_png
-    from eri_runtime.loras import parse_lora
     from eri_runtime.pipelines import load
     from eri_runtime.progress import progress_bars
 

@@ -22,6 +22,8 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
     yield f"{name}: {bundle.family}, {size} in {len(bundle.files)} files, all verified"
     yield _schedule(bundle)
     yield _defaults(bundle)
+    for lora in bundle.baked:
+        yield f"LoRA {lora.file} merged in, scale {lora.scale:g}"
     for name, component in bundle.components.items():
         yield ""
         yield from _component(bundle, name, component)

@@ -6,7 +6,6 @@ that is taken out leaves nothing behind, not even rounding.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.checks import real
+from eri_runtime.checks import finite
 from eri_runtime.errors import UnknownNameError, UsageError
 from eri_runtime.executors.base import Arrays
 from eri_runtime.live import LiveWeights
@@ -166,7 +165,7 @@ class WeightLayers:
                     expected = ", ".join(self._bundle.components)
                     where = f"scale of {name}: component"
                     raise UnknownNameError(where, got=repr(component), expected=expected)
-                real(f"scale of {name}", strength, "a finite number", math.isfinite)
+                finite(f"scale of {name}", strength)
         return scales
 
     def _known(self, names: Iterable[str], layers: Layers) -> None:
@@ -191,17 +190,6 @@ class WeightLayers:
 def scale_of(scale: Scale, component: str) -> float:
     """The scale of one component; 1 where others are named and it is not, as in diffusers."""
     return scale.get(component, 1.0) if isinstance(scale, Mapping) else scale
-
-
-def parse_lora(text: str) -> tuple[str, float]:
-    """`FILE[:SCALE]`: what follows the last colon is the scale, if it is a number."""
-    path, colon, scale = text.rpartition(":")
-    if colon and path:
-        try:
-            return path, float(scale)
-        except ValueError:
-            pass
-    return text, 1.0
 
 
 def _name(source: Source) -> str:

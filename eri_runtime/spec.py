@@ -224,6 +224,15 @@ class PlanSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BakedLora:
+    """A LoRA that was merged into the weights at export; sha256 (hex) is its file's."""
+
+    file: str
+    sha256: str
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """A published bundle, read from `manifest.json`.
 
@@ -248,7 +257,7 @@ class Bundle:
     `timestep` is the training clock in [0, num_train_timesteps) for every family. Tokenizers are
     named as in a diffusers folder: `tokenizer`, `tokenizer_2`, `tokenizer_3`.
     `zero_empty_negative` is SDXL's rule that a missing negative prompt is all zeros. `plans` are by
-    file.
+    file, `baked` the LoRAs that the weights hold.
     """
 
     root: Path
@@ -264,6 +273,7 @@ class Bundle:
     source_digest: str = ""
     built_with: Mapping[str, str] = field(default_factory=dict)
     plans: Mapping[str, PlanSpec] = field(default_factory=dict)
+    baked: tuple[BakedLora, ...] = ()
 
     @property
     def size(self) -> int:
