@@ -6,9 +6,10 @@ import pathlib
 
 from eri_runtime.errors import NotACheckpointError, UnknownNameError
 
-__all__ = ["FAMILIES", "checkpoint"]
+__all__ = ["FAMILIES", "LORAS", "checkpoint", "lora"]
 
 FAMILIES = {"sd35": "emoji-sd35"}
+LORAS = {"blue-ink": "emoji-sd35-blue-ink.safetensors"}
 
 
 def checkpoint(family: str = "sd35") -> pathlib.Path:
@@ -21,3 +22,10 @@ def checkpoint(family: str = "sd35") -> pathlib.Path:
             folder, got="nothing", expected="a checkpoint", fix="reinstall eri"
         )
     return folder
+
+
+def lora(name: str = "blue-ink") -> pathlib.Path:
+    """The file of an embedded LoRA for the checkpoint, in diffusers' format."""
+    if name not in LORAS:
+        raise UnknownNameError("lora", got=repr(name), expected=f"one of {', '.join(LORAS)}")
+    return pathlib.Path(__file__).with_name("loras") / LORAS[name]

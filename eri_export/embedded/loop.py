@@ -19,6 +19,10 @@ SAVE_SECONDS = 120
 LossFunction = Callable[[torch.nn.Module, torch.Generator], dict[str, torch.Tensor]]
 
 
+def ignore(_: Run) -> None:
+    """What is done after a step by default."""
+
+
 class Run:
     """Model, its moving average, optimizer, random state and clock, resumed from one file."""
 
@@ -60,13 +64,19 @@ class Run:
         partial.replace(self.path)
 
 
-def train(run: Run, loss_function: LossFunction, *, minutes: float) -> None:
+After = Callable[[Run], object]
+
+
+def train(run: Run, loss_function: LossFunction, *, minutes: float, after: After = ignore) -> None:
     """Train until the clock of the run reaches `minutes`, annealing the rate to zero.
+
+    `after` hears of the run before the first step and after each; its time does not count.
 
     Every worker runs on one core without meeting the other inside a step, which on a busy machine
     is several times faster than two cores inside every operation.
     """
     run.model.train()
+    after(run)
     saved = started = time.monotonic()
     totals: dict[str, float] = {}
     with concurrent.futures.ThreadPoolExecutor(
@@ -82,6 +92,8 @@ def train(run: Run, loss_function: LossFunction, *, minutes: float) -> None:
             if now - saved > SAVE_SECONDS:
                 run.save()
                 saved = now
+            after(run)
+            started = time.monotonic()
     run.save()
 
 

@@ -7,9 +7,10 @@ import pathlib
 import shutil
 
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 
-from eri_export.embedded import denoiser_stage, models, text, vae_stage
+from eri_export.embedded import models, text, vae_stage
+from eri_export.embedded.denoiser import Denoiser, trained_denoiser
 
 KEPT = ("README.md", "LICENSE")
 
@@ -18,8 +19,7 @@ def pack(work: pathlib.Path, target: pathlib.Path) -> None:
     """Replace the checkpoint folder `target` by the state of the runs in `work`."""
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    build_pipeline(work).to(torch.float16).save_pretrained(partial)
-    _write_tokenizers(partial)
+    write(build_pipeline(work).to(torch.float16), partial)
     for name in KEPT:
         if (target / name).is_file():
             shutil.copy2(target / name, partial / name)
@@ -30,9 +30,15 @@ def pack(work: pathlib.Path, target: pathlib.Path) -> None:
 
 def build_pipeline(work: pathlib.Path) -> StableDiffusion3Pipeline:
     """The moving averages of the runs as one float32 pipeline."""
-    vae = vae_stage.trained_vae(work)
     tokenizers = text.build_tokenizers()
-    denoiser = denoiser_stage.trained_denoiser(work / "denoiser.pt", tokenizers)
+    denoiser = trained_denoiser(work / "denoiser.pt", tokenizers)
+    return assembled(denoiser, vae_stage.trained_vae(work), tokenizers)
+
+
+def assembled(
+    denoiser: Denoiser, vae: AutoencoderKL, tokenizers: text.Tokenizers
+) -> StableDiffusion3Pipeline:
+    """The parts as diffusers knows them."""
     return StableDiffusion3Pipeline(
         transformer=denoiser.transformer,
         scheduler=models.build_scheduler(),
@@ -42,6 +48,12 @@ def build_pipeline(work: pathlib.Path) -> StableDiffusion3Pipeline:
         text_encoder_3=denoiser.t5,
         **tokenizer_folders(tokenizers),
     )
+
+
+def write(pipeline: StableDiffusion3Pipeline, folder: pathlib.Path) -> None:
+    """Save weights, configurations and tokenizers."""
+    pipeline.save_pretrained(folder)
+    _write_tokenizers(folder)
 
 
 def tokenizer_folders(

@@ -29,17 +29,19 @@ def main() -> None:
     images = torch.from_numpy(data.load_images(samples, models.IMAGE_SIZE))
     for stage in MINUTES if arguments.stage == "all" else (arguments.stage,):
         minutes = MINUTES[stage] if arguments.minutes is None else arguments.minutes
-        run_stage(stage, arguments.work, images, minutes=minutes)
+        run_stage(stage, arguments.work, images, minutes=minutes, every=arguments.validate_every)
 
 
-def run_stage(stage: str, work: pathlib.Path, images: torch.Tensor, *, minutes: float) -> None:
+def run_stage(
+    stage: str, work: pathlib.Path, images: torch.Tensor, *, minutes: float, every: int = 0
+) -> None:
     """Train one part, or write the checkpoint folder."""
     if stage == "decoder":
         vae_stage.train_decoder(work, images, minutes=minutes)
     elif stage == "encoder":
         vae_stage.train_encoder(work, images, minutes=minutes)
     elif stage == "denoiser":
-        denoiser_stage.train_denoiser(work, images, minutes=minutes)
+        denoiser_stage.train_denoiser(work, images, minutes=minutes, every=every)
     elif stage == "pack":
         pack.pack(work, TARGET)
     else:
@@ -53,6 +55,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--work", type=pathlib.Path, required=True, help="where runs are kept")
     parser.add_argument("--stage", choices=[*MINUTES, "all"], default="all")
     parser.add_argument("--minutes", type=float, help="training time of each stage, in all")
+    parser.add_argument(
+        "--validate-every",
+        type=int,
+        default=0,
+        metavar="N",
+        help="steps of the denoiser between pictures in WORK/watch, for TensorBoard; 0 for none",
+    )
     return parser.parse_args()
 
 
