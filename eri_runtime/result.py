@@ -64,7 +64,7 @@ def describe(
     for image in range(request.batch):
         which = image // request.images_per_prompt
         settings = dict(_settings(bundle, request, image))
-        if working := list(described(loras)):
+        if working := [*described(loras), *described(request.loras[image])]:
             settings["Loras"] = "; ".join(working)
         texts.append(parameters_text(str(request.prompts[which]), negatives[which], settings))
     return tuple(texts)
