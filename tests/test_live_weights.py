@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import eri_runtime as eri
+from eri_export import export
 from eri_runtime import executors
 from eri_runtime.errors import (
     BackendError,
@@ -168,6 +169,25 @@ def test_the_step_graph_and_the_denoiser_are_given_the_same(sd35, weights):
     for each, expected in zip((step, numpy), base, strict=True):
         np.testing.assert_array_equal(pipe("a red heart", **each).images, expected)
     pipe.close()
+
+
+@pytest.mark.parametrize(("precision", "backend"), [("fp16", "cpu"), ("bf16", "openvino")])
+def test_weights_of_16_bits(sd35_checkpoint, tmp_path, precision, backend):
+    """In the types of the file, some of whose weights may be float32."""
+    bundle = export(sd35_checkpoint, tmp_path / "half", precision=precision)
+    for component, spec in bundle.components.items():
+        inputs, stored = drawn(spec), read_tensors(bundle.path(spec.weights))
+        new = {name: other(each) for name, each in stored.items()}
+        with live(bundle, backend) as ours:
+            base = ours.executor(component).run(inputs)
+            ours.set(component, new)
+            changed = ours.executor(component).run(inputs)
+            ours.set(component, {})
+            assert same(ours.executor(component).run(inputs), base)
+        copied = merged(bundle, tmp_path / component, {component: new})
+        with live(copied, backend) as fresh:
+            assert same(fresh.executor(component).run(inputs), changed)
+        assert not same(changed, base)
 
 
 # what fails changes nothing

@@ -156,7 +156,9 @@ class OpenVinoExecutor(Executor):
         nodes = {op.get_friendly_name(): op for op in model.get_ops()} if overrides else {}
         for name, values in overrides.items():
             old = nodes[name]
-            tensor = ov.Tensor(values, old.get_output_shape(0), old.get_element_type())
+            # as bits, since it knows not of NumPy's bfloat16
+            bits = values.view(f"u{values.itemsize}")
+            tensor = ov.Tensor(bits, old.get_output_shape(0), old.get_element_type())
             old.output(0).replace(ov.op.Constant(tensor, shared_memory=True).output(0))
         return model
 
