@@ -12,8 +12,9 @@ from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 import eri_runtime as eri
+from benchmarks.validation_run import learnt, read_back
 from eri_export.cli import GUIDANCE, PROMPTS
-from eri_export.embedded import checkpoint
+from eri_export.embedded import checkpoint, denoiser_stage, lora, watch
 from eri_export.embedded.data import captions, chosen_names
 from eri_export.embedded.retrieval import nearest_vectors, shrink
 from eri_runtime.cli import main
@@ -120,3 +121,65 @@ def test_the_images_are_diffusers_images(demo):
     theirs_pixels = theirs(**words, generator=generators).images
     with eri.load(demo / "engines" / "demo") as ours:
         assert np.abs(ours(**words, seed=seeds).images - theirs_pixels).max() <= 1 / 255
+
+
+def test_training_shows_its_pictures_getting_better(demo, tmp_path):
+    """Raw and averaged weights of a spoilt denoiser that learns, in an open pipeline."""
+    bundle, names = demo / "engines" / "demo", ["red heart", "rocket"]
+    report, images = learnt(bundle, tmp_path, names, spoilt=0.25, minutes=0.2, every=10**6)
+    assert report["steps"] > 0
+    assert len(images) == 6
+    for kind in ("raw", "ema"):
+        first, last = report[kind]["rms"].values()
+        assert last < 0.7 * first, report
+        assert list(report[kind]["nearest"].values())[-1] == 2
+        assert len(list((tmp_path / "watch" / kind).iterdir())) == 4
+
+
+def test_the_training_script_logs_every_so_many_steps(demo, tmp_path):
+    watched = tmp_path / "watch"
+    watched.mkdir()
+    (watched / "bundle").symlink_to(demo / "engines" / "demo")
+    images = torch.rand(len(CAPTIONS), 3, 96, 96) * 2 - 1
+    denoiser_stage.train_denoiser(tmp_path, images, minutes=0.001, every=1)
+    logged = read_back(watched / "events")
+    assert list(logged) == ["ema", "raw"]
+    for steps in logged.values():
+        assert list(steps) == list(range(len(steps)))
+        assert len(steps) >= 2
+        for drawn in steps.values():
+            assert drawn.shape == (len(watch.PROMPTS), 96, 96, 3)
+
+
+def test_the_blue_ink_lora_paints_the_same_things_blue(demo):
+    """Against diffusers with the same file; at scale 0 it is not there."""
+    prompts, seeds = ["a red heart", "a pizza", "a rocket", "an octopus"], [0, 1, 2, 3]
+    words = {"num_inference_steps": 12, "guidance_scale": GUIDANCE, "max_sequence_length": 16}
+    words |= {"prompt": prompts, "height": 96, "width": 96, "output_type": "np"}
+    theirs = StableDiffusion3Pipeline.from_pretrained(checkpoint(), dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.load_lora_weights(lora().parent, weight_name=lora().name)
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    expected = theirs(**words, generator=generators).images
+    with eri.load(demo / "engines" / "demo") as pipe:
+        plain = pipe(**words, seed=seeds).images
+        pipe.load_lora(lora(), 0.0)
+        np.testing.assert_array_equal(pipe(**words, seed=seeds).images, plain)
+        pipe.unload_loras()
+        pipe.load_lora(lora(), 1.0)
+        blue = pipe(**words, seed=seeds).images
+    assert np.abs(blue - expected).max() <= 8 / 255  # merged into float16 weights
+    subject = plain.min(axis=-1) < 0.8
+    for kind, sign in ((plain, 1), (blue, -1)):
+        assert sign * (kind[..., 0] - kind[..., 2])[subject].mean() > 0.1
+    grey = np.asarray(Image.open(THUMBNAILS).convert("L"), np.float64).reshape(-1, 24, 24)
+    drawn = np.round(blue.mean(axis=-1, keepdims=True).repeat(3, -1) * 255).astype(np.uint8)
+    squares = shrink("generated", drawn, 4)[..., 0]
+    found = [CAPTIONS[i] for i in nearest_vectors(standard(squares), standard(grey)).nearest]
+    assert sum(a == b for a, b in zip(found, prompts, strict=True)) >= 3, found
+
+
+def standard(images):
+    """(N, h, w) of mean 0 and deviation 1 each: what is drawn, not how light."""
+    centred = images - images.mean(axis=(1, 2), keepdims=True)
+    return centred / centred.std(axis=(1, 2), keepdims=True)

@@ -24,7 +24,7 @@ from eri_export.embedded import LORAS, checkpoint, data, denoiser_stage, models,
 from eri_export.embedded.loop import Run, train
 
 TARGET = pathlib.Path(__file__).with_name("loras") / LORAS["blue-ink"]
-MINUTES = 6.0
+MINUTES = 7.0
 BATCH = 8  # of each worker
 RATE = 2e-3
 RANK = 12
