@@ -272,7 +272,7 @@ def full_diffusers(folder: Path) -> dict[str, Any]:
 
 def full_merged(folder: Path) -> dict[str, Any]:
     """Match and merge every weight of files that were read before."""
-    from eri_runtime.lora import adapters, merged_weight
+    from eri_runtime.lora import adapters, merged_weights
     from eri_runtime.tensors import read_tensors
 
     base = _base(folder)
@@ -283,8 +283,8 @@ def full_merged(folder: Path) -> dict[str, Any]:
     def swap() -> None:
         shapes = {"denoiser": {name: each.shape for name, each in base.items()}}
         found = adapters(read_tensors(folder / "lora.safetensors"), "sdxl", shapes)
-        for name, changes in found["denoiser"].items():
-            merged[name] = merged_weight(name, base[name], [(each, 1.0) for each in changes])
+        changes = {k: [(each, 1.0) for each in own] for k, own in found["denoiser"].items()}
+        merged.update(merged_weights(base, changes))
 
     seconds = timed(swap)
     probes = {name: merged[name][0].tolist() for name in PROBES}

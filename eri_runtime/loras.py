@@ -19,7 +19,7 @@ from eri_runtime.checks import finite
 from eri_runtime.errors import UnknownNameError, UsageError
 from eri_runtime.executors.base import Arrays
 from eri_runtime.live import LiveWeights
-from eri_runtime.lora import Adapter, Adapters, adapters, merged_weight
+from eri_runtime.lora import Adapter, Adapters, adapters, merged_weights
 from eri_runtime.spec import Bundle
 from eri_runtime.tensors import read_tensors
 
@@ -48,11 +48,13 @@ class Layers:
     def weights(self, component: str, stored: Arrays) -> Arrays:
         """What stands in the place of a component's `stored` weights."""
         updates = self.updates.get(component, {})
-        merged = {
-            name: merged_weight(f"{component}: {name}", updates.get(name, stored[name]), changes)
-            for name, changes in self.changes(component).items()
-            if name in stored  # and not one that no output depends on
+        changes = {
+            name: own
+            for name, own in self.changes(component).items()
+            if name in stored  # and is not one that no output depends on
         }
+        base = {name: updates.get(name, stored[name]) for name in changes}
+        merged = merged_weights(base, changes, f"{component}: ")
         for each in merged.values():
             each.setflags(write=False)  # so that they need no copy
         return {**updates, **merged}

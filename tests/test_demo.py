@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from PIL import Image
 
 import eri_runtime as eri
@@ -72,11 +73,21 @@ def test_other_captions_other_seeds_and_few_steps_are_right_too(demo):
     assert nearest_captions(result.images) == prompts
 
 
+class Heard:
+    """A logger of one's own: the first word of each file's name, and the step."""
+
+    def __init__(self):
+        self.heard = []
+
+    def log_image(self, path, step):
+        self.heard.append((path.stem.partition("_")[0], step))
+
+
 def test_the_readmes_examples_run(demo, monkeypatch):
     monkeypatch.chdir(demo)
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     first, *others = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    assert len(others) == 2
+    assert len(others) == 4
     half = np.zeros((96, 96), np.uint8)
     half[:, 48:] = 255
     names: dict[str, object] = {"white_where_to_paint": Image.fromarray(half)}
@@ -85,9 +96,14 @@ def test_the_readmes_examples_run(demo, monkeypatch):
         assert nearest_captions([np.asarray(image)]) == ["a red heart"]
         assert "Steps: 20" in image.text["parameters"]
         names["picture"] = image.copy()
+    for name in ("style", "other"):
+        shutil.copy(lora(), f"{name}.safetensors")
+    model = SD3Transformer2DModel.from_pretrained(checkpoint() / "transformer")
+    names |= {"model": model, "ema": model, "done": 100, "writer": Heard()}
     with eri.load("engines/demo") as names["pipe"]:
         for example in others:
             exec(example, names)  # noqa: S102
+    assert names["writer"].heard == [("raw", 100)] * 2 + [("ema", 100)] * 2
     last = names["image"]
     assert isinstance(last, Image.Image)
     assert nearest_captions([np.asarray(last)]) == ["a red heart"]

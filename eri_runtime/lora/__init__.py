@@ -3,7 +3,7 @@
 from eri_runtime.lora.adapter import Adapter
 from eri_runtime.lora.keys import parse
 from eri_runtime.lora.matching import Adapters, adapters
-from eri_runtime.lora.merging import apply_lora_for_inference, merged_weight
+from eri_runtime.lora.merging import apply_lora_for_inference, merged_weight, merged_weights
 
 __all__ = [
     "Adapter",
@@ -11,5 +11,6 @@ __all__ = [
     "adapters",
     "apply_lora_for_inference",
     "merged_weight",
+    "merged_weights",
     "parse",
 ]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from eri_runtime.errors import LoraError, UsageError, short
 from eri_runtime.lora.adapter import Adapter, Floats, Sum
@@ -53,11 +56,35 @@ def apply_lora_for_inference(
     it does not touch are the given arrays themselves, others new ones of the same type. Raises
     `LoraError` for a LoRA that does not fit, and `NonFiniteError` for NaN, Inf or an overflow.
     """
-    changes = _changes(base_weights, lora_weights)
-    return {
-        name: merged_weight(name, base, [(change, scale) for change in changes.get(name, ())])
-        for name, base in base_weights.items()
+    changes = {
+        name: [(change, scale) for change in own]
+        for name, own in _changes(base_weights, lora_weights).items()
     }
+    merged = merged_weights(base_weights, changes)
+    return {name: merged[name] if name in merged else base_weights[name] for name in base_weights}
+
+
+def merged_weights(
+    base: Mapping[str, NDArray[Any]], changes: Mapping[str, Sequence[Scaled]], where: str = ""
+) -> dict[str, NDArray[Any]]:
+    """Every weight of `changes` as `merged_weight` makes it, one a core at a time.
+
+    `where` stands before a weight's name in an error. BLAS is held to one thread in the meantime: a
+    product of low rank is too small to share, and threads that wait for each other took twice the
+    time of one.
+    """
+
+    def merge(name: str) -> NDArray[Any]:
+        return merged_weight(where + name, base[name], changes[name])
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:
+        return dict(zip(changes, pool.map(merge, changes), strict=True))
+
+
+def cores() -> int:
+    """How many this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def merged_weight(name: str, base: NDArray[Any], changes: Sequence[Scaled]) -> NDArray[Any]:
