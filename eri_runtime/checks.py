@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable
 from math import isfinite
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,23 @@ def whole(name: str, value: object, low: int, high: int | None = None) -> int:
         expected = f"an integer, {low} or more" if high is None else f"an integer, {low} to {high}"
         raise UsageError(name, got=short(value), expected=expected)
     return number
+
+
+def from_anywhere(name: str, value: Any) -> NDArray[Any]:
+    """`value` as a NumPy array: an array, or a framework's tensor, from whatever device.
+
+    bfloat16, which NumPy has not, becomes float32. Raises `UsageError` for anything else.
+    """
+    try:
+        if not isinstance(value, np.ndarray) and hasattr(value, "detach"):
+            value = value.detach().cpu()
+            value = (value.float() if "bfloat16" in str(value.dtype) else value).numpy()
+        array = np.asarray(value)
+        return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        got = f"{type(value).__name__}: {error}"
+        expected = "a NumPy array, or a tensor with detach().cpu().numpy()"
+        raise UsageError(name, got=got, expected=expected) from error
 
 
 def floats(name: str, value: object) -> NDArray[np.floating]:

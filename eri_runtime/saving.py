@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.checks import whole
+from eri_runtime.checks import from_anywhere, whole
 from eri_runtime.errors import SizeError, UsageError, short
 from eri_runtime.executors.base import check_finite
 from eri_runtime.images import parameters_text, save_png, write_png
@@ -121,7 +121,7 @@ def to_picture(pixels: NDArray[np.uint8]) -> Image:
 
 def _signed(name: str, given: Any) -> NDArray[np.float32]:
     """(B, C, H, W) float32 of about [−1, 1]."""
-    array = host(name, given)
+    array = from_anywhere(name, given)
     if array.ndim == 3:
         array = array[None]
     _check_shape(name, array, 4, "(B, C, H, W) or (C, H, W)")
@@ -137,7 +137,7 @@ def _signed(name: str, given: Any) -> NDArray[np.float32]:
 
 def _bytes_range(name: str, given: Any) -> NDArray[np.float32]:
     """(C, H, W) float32 of [0, 255]."""
-    array = host(name, given)
+    array = from_anywhere(name, given)
     fix = "pass one image of the batch" if array.ndim == 4 else None
     _check_shape(name, array, 3, "(C, H, W)", fix)
     if array.dtype.kind not in "fiu":
@@ -150,24 +150,6 @@ def _bytes_range(name: str, given: Any) -> NDArray[np.float32]:
         advice = "this looks like [0, 1]: multiply by 255"
         raise UsageError(name, got=_range(low, high), expected="[0, 255]", fix=advice)
     return array.astype(np.float32)
-
-
-def host(name: str, given: Any) -> NDArray:
-    """`given` as a NumPy array: an array, or a tensor of a framework, from whatever device.
-
-    bfloat16, which NumPy has not, becomes float32. Raises `UsageError` for anything else.
-    """
-    tensor = given
-    try:
-        if not isinstance(tensor, np.ndarray) and hasattr(tensor, "detach"):
-            tensor = tensor.detach().cpu()
-            half = str(getattr(tensor, "dtype", "")).endswith("bfloat16")
-            tensor = (tensor.float() if half else tensor).numpy()
-        array = np.asarray(tensor)
-        return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        expected = "a NumPy array, or a tensor with detach().cpu().numpy()"
-        raise UsageError(name, got=f"{type(given).__name__}: {error}", expected=expected) from error
 
 
 def _check_shape(

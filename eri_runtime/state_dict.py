@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from eri_runtime.checks import from_anywhere
 from eri_runtime.errors import NonFiniteError, SizeError, UsageError, short
 from eri_runtime.live import check_names
 from eri_runtime.tensors import TensorFile, read_tensors, rounded
@@ -39,7 +40,7 @@ def as_stored(component: str, tensors: object, stored: TensorFile) -> dict[str, 
 
 def _as(where: str, values: Any, wanted: NDArray) -> NDArray:
     """One tensor, rounded once where its type is another."""
-    array = _array(where, values)
+    array = from_anywhere(where, values)
     if array.shape != wanted.shape:
         raise SizeError(where, got=array.shape, expected=wanted.shape)
     if array.dtype != wanted.dtype:
@@ -51,15 +52,3 @@ def _as(where: str, values: Any, wanted: NDArray) -> NDArray:
     if array.dtype in FLOATS and not np.isfinite(array).all():
         raise NonFiniteError(where, got="NaN or Inf", expected="finite numbers")
     return array
-
-
-def _array(where: str, values: Any) -> NDArray:
-    """A tensor of torch, told by its methods, or what NumPy makes an array of."""
-    try:
-        if hasattr(values, "detach"):
-            values = values.detach().cpu()
-            wide = values.float() if "bfloat16" in str(values.dtype) else values
-            return np.asarray(wide.numpy())
-        return np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(where, got=short(error), expected="an array of numbers") from error

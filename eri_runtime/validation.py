@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from eri_runtime.checks import float32, whole
+from eri_runtime.checks import float32, from_anywhere, whole
 from eri_runtime.conditioning import Condition, check_encoders
 from eri_runtime.configs import SamplingConfig
 from eri_runtime.errors import SizeError, UnknownNameError, UsageError, short
@@ -15,7 +15,7 @@ from eri_runtime.limits import check_size, images_at_once
 from eri_runtime.loggers import Sample, show, way_of
 from eri_runtime.pipelines import Pipeline
 from eri_runtime.randn import MAX_SEED
-from eri_runtime.saving import file_name, host, slug, text_of, training_step, write
+from eri_runtime.saving import file_name, slug, text_of, training_step, write
 
 Given = Mapping[str, Any]
 Key = tuple[str, int | None, tuple[int, ...]]  # text, tokens, changes of each encoder
@@ -153,7 +153,7 @@ def _given(names: tuple[str, str], pair: tuple[Any, Any], counts: set[int]) -> C
         if value is None:
             raise UsageError(name, got="None", expected=f"{' and '.join(names)}, or neither")
     embeds, pooled = (
-        float32(name, host(name, value)) for name, value in zip(names, pair, strict=True)
+        float32(name, from_anywhere(name, value)) for name, value in zip(names, pair, strict=True)
     )
     for name, array, rank in zip(names, (embeds, pooled), (3, 2), strict=True):
         if array.ndim != rank or len(array) not in counts or len(array) != len(embeds):
