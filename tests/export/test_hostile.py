@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from eri_export import describe, export, header, open_checkpoint, stored
+from eri_export import describe, export, open_checkpoint, stored
 from eri_export.gate.parity import compare
 from eri_export.names import check_names
 from eri_export.plan import spec_of
@@ -22,6 +22,7 @@ from eri_export.stored import read_header, read_headers
 from eri_export.tokenizers import read_tokenizers
 from eri_export.trace import trace
 from eri_export.weights import Conversion, write_weights
+from eri_runtime import header
 from eri_runtime.errors import CheckpointError, DamagedWeightsError, PickleError
 from tests.components import write_component
 from tests.headers import NAMES, entry, listed, raw_file, refusal, written

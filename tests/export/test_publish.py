@@ -8,6 +8,7 @@ import importlib
 import itertools
 import signal
 import threading
+from multiprocessing import get_context
 
 import pytest
 
@@ -106,10 +107,23 @@ def terminated(target):
         signal.raise_signal(signal.SIGTERM)
 
 
+def alone(check, *arguments):
+    """Run a check in a process of its own, which alone ends where a signal finds no handler."""
+    process = get_context("spawn").Process(target=check, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
 def test_sigterm_leaves_no_trace_and_the_handler_as_it_was(tmp_path):
+    alone(leaves_no_trace, tmp_path)
+
+
+def leaves_no_trace(folder):
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
-        terminated(tmp_path / "demo")
-    assert not list(tmp_path.iterdir())
+        terminated(folder / "demo")
+    assert not list(folder.iterdir())
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
@@ -121,23 +135,29 @@ def lost(target):
 
 
 def test_a_sigterm_that_got_lost_publishes_nothing(tmp_path):
+    alone(publishes_nothing, tmp_path)
+
+
+def publishes_nothing(folder):
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
-        lost(tmp_path / "demo")
-    assert not list(tmp_path.iterdir())
-    published(tmp_path / "demo", "next")
-    assert (tmp_path / "demo").is_dir()
+        lost(folder / "demo")
+    assert not list(folder.iterdir())
+    published(folder / "demo", "next")
+    assert (folder / "demo").is_dir()
 
 
 def test_a_handler_of_the_programs_own_is_kept():
+    alone(keeps_its_own_handler)
+
+
+def keeps_its_own_handler():
     def own(_number, _frame):
         caught.append(True)
 
-    caught, old = [], signal.signal(signal.SIGTERM, own)
-    try:
-        with publish.terminated_as_interrupt():
-            signal.raise_signal(signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGTERM, old)
+    caught: list[bool] = []
+    signal.signal(signal.SIGTERM, own)
+    with publish.terminated_as_interrupt():
+        signal.raise_signal(signal.SIGTERM)
     assert caught == [True]
 
 
