@@ -19,6 +19,7 @@ EriError                     exit status 1 on the command line
 ├── LoraError                a LoRA that is damaged, or does not fit; also a ValueError
 │   └── UnmatchedKeysError   keys of a LoRA that no weight of the model answers to
 ├── BackendError             an engine that is missing or cannot run this component
+├── OutOfMemoryError         memory that has ended, or would; also a MemoryError
 └── NonFiniteError           NaN or Inf where numbers must be; never a black picture
 """
 
@@ -123,3 +124,9 @@ class BackendError(EriError):
 
 class NonFiniteError(EriError):
     """NaN or Inf in latents or in an image."""
+
+
+class OutOfMemoryError(EriError, MemoryError):
+    """Memory that has ended, or that would: `needed` is how many bytes it takes, if it is known."""
+
+    needed: int | None = None

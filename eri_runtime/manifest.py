@@ -64,6 +64,7 @@ def _check_files(bundle: Bundle, where: str) -> None:
     named = [tokenizer.file for tokenizer in bundle.tokenizers.values()]
     for component in bundle.components.values():
         named += [component.graph, component.weights, *filter(None, [component.step])]
+        named += [segment.graph for segment in component.segments]
     for name in [*named, *bundle.plans]:
         if name not in bundle.files:
             expected = "its size and sha256 under `files`"

@@ -75,6 +75,20 @@ class LoraSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SegmentSpec:
+    """A part of a component's graph, over the same weights file; the parts are run in order.
+
+    `inputs` are values that the component is given or that earlier parts made, `outputs` those that
+    later parts or the caller need, and `weights` the initialisers it has, all by name.
+    """
+
+    graph: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComponentSpec:
     """One graph, the safetensors file its initialisers point into, and the shapes it serves.
 
@@ -85,7 +99,9 @@ class ComponentSpec:
     all outputs and cases, relative to the largest reference value. `compared` has the same of every
     backend but ONNX Runtime's that was installed and close enough at export, by name. `unneeded`
     are shapes of the network's weights that no output depends on, such as CLIP's last layer for
-    SDXL: they are not in the file, and a LoRA may well name them.
+    SDXL: they are not in the file, and a LoRA may well name them. `segments` are the same graph in
+    parts, to be run with the weights of one at a time. `attention_slice` is how many heads of a
+    layer of attention the graph computes at once, None for all.
 
     A graph exported with a rank for LoRAs has two more inputs for every linear weight W, of which
     y = x·Wᵀ + (x·A)·B: `lora_A.W` (loras, in, rank) and `lora_B.W` (loras, rank, out), where
@@ -104,6 +120,8 @@ class ComponentSpec:
     step: str | None = None
     compared: Mapping[str, float] = field(default_factory=dict)
     unneeded: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    segments: tuple[SegmentSpec, ...] = ()
+    attention_slice: int | None = None
 
     @cached_property
     def lora(self) -> LoraSpec | None:

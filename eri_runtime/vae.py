@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,20 @@ Array = NDArray[np.float32]
 Run = Callable[[str, Mapping[str, NDArray]], dict[str, NDArray]]
 ENCODER, DECODER = "vae_encoder", "vae_decoder"
 LOGVAR = (-30.0, 20.0)  # the range diffusers keeps it in
+
+
+@dataclass(frozen=True)
+class VaeMode:
+    """How the VAE is run: at most `images` of a batch at once, and in tiles of `tile` pixels.
+
+    None is all at once, and a picture whole.
+    """
+
+    images: int | None = None
+    tile: int | None = None
+
+
+WHOLE = VaeMode()
 
 
 def pack(bundle: Bundle, latents: Array) -> Array:

@@ -27,10 +27,12 @@ class Settings:
     """How an engine is opened: its number of threads, all cores if left.
 
     `low_memory`: weights stay pages of their file, which processes share, at some cost in speed.
+    `streamed`: of the denoiser's weights only a part is in memory at a time.
     """
 
     threads: int | None = None
     low_memory: bool = False
+    streamed: bool = False
 
 
 class Closeable(ABC):
