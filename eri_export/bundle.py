@@ -12,14 +12,18 @@ from typing import Unpack
 
 import onnx_ir as ir
 
+from eri_export.activations import envelope
 from eri_export.baking import Lora
 from eri_export.disk import require_space
 from eri_export.gate.cases import too_costly
 from eri_export.gate.parity import Compared, compare
 from eri_export.gate.real import real_inputs
 from eri_export.gate.report import Report
+from eri_export.gate.steps import STEP
 from eri_export.passes.lora_inputs import with_loras
-from eri_export.plan import Plan, Sources, make_plan, unneeded
+from eri_export.passes.segments import write_segments
+from eri_export.passes.slice_attention import with_slices
+from eri_export.plan import Plan, Slice, Sources, make_plan, unneeded
 from eri_export.progress import WHOLE, Listener, silent, stage
 from eri_export.publish import records, staging, write_manifest
 from eri_export.ranges import USUAL, Ranges
@@ -59,6 +63,7 @@ def export(
     precision: str | Mapping[str, str] = "fp32",
     ranges: Ranges = USUAL,
     lora_rank: int | None = None,
+    attention_slice: Slice = None,
     loras: Sequence[Lora] = (),
     progress: Listener = silent,
     **sources: Unpack[Sources],
@@ -69,8 +74,10 @@ def export(
     `Sources`. `precision` is one for all, or `fp16,vae=fp32`, or a mapping with `*` for the rest.
     `ranges` are the sizes to serve, by `make_ranges`; the family's usual ones if left. With a
     `lora_rank` the denoiser takes LoRAs up to that rank as inputs, so that each image of a batch
-    can have its own; a static graph computes with them all even where there are none. `loras` are
-    files and scales to merge into the weights for good.
+    can have its own; a static graph computes with them all even where there are none. With an
+    `attention_slice` the denoiser and the VAE compute attention so many heads at a time, in less
+    memory: a number, `max` for one head or `auto` for half of them. `loras` are files and scales
+    to merge into the weights for good.
     Raises `CheckpointError` for what cannot be exported, `LoraError` for a LoRA that does not fit,
     `ParityError` for a graph that does not agree with PyTorch, `DiskError` for no room and
     `UsageError` for a bad argument; nothing is published then.
@@ -80,6 +87,7 @@ def export(
         precision=precision,
         ranges=ranges,
         lora_rank=lora_rank,
+        attention_slice=attention_slice,
         loras=loras,
         **sources,
     )
@@ -130,15 +138,16 @@ def _component(
     graph.parent.mkdir()
     with stage(tell, recipe.name, "trace"):
         model = trace(recipe)
-        spec = with_loras(model, recipe, spec)
+        spec = with_slices(model, with_loras(model, recipe, spec))
     items = conversions(model, recipe.source.tensors)
     with stage(tell, recipe.name, "write", sum(item.nbytes for item in items)) as advance:
         written = write_weights(weights, items, advance)
         bind(model, written.tensors)
         ir.save(model, graph)
         if spec.step is not None:
+            spec = write_segments(model, graph, spec)
             compose(model)
-            ir.save(model, planned.path(spec.step))
+            ir.save(model, graph.with_name(STEP))
     with stage(tell, recipe.name, "compare"):
         compared = compare(gate, graph, spec, real, anew=gate is not recipe)
     worst = compared.report.worst(recipe.name)
@@ -150,5 +159,6 @@ def _component(
         parity=worst,
         compared=compared.others,
         unneeded=unneeded(recipe, written.tensors),
+        activations=envelope(model, recipe.ranges, spec.attention_slice),
     )
     return Exported(spec, written.record, compared)

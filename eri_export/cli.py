@@ -18,7 +18,16 @@ from eri_export.trt.cli import add_target, build_after_export, check_target
 from eri_runtime.command import Subparsers, add_command, parse_lora, say
 from eri_runtime.errors import BackendError
 
-CHOSEN = ("precision", "lora_rank", "vae", "text_encoders", "config", "variant", "revision")
+CHOSEN = (
+    "precision",
+    "lora_rank",
+    "attention_slice",
+    "vae",
+    "text_encoders",
+    "config",
+    "variant",
+    "revision",
+)
 NEEDS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 # what the demo draws: captions of the training set, so the sheet shows what the model has learnt,
@@ -87,6 +96,14 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
             "type": int,
             "metavar": "N",
             "help": "let the denoiser take LoRAs up to rank N as inputs, another for each image",
+        },
+    ),
+    (
+        ("--attention-slice",),
+        {
+            "type": lambda text: int(text) if text.lstrip("-").isdigit() else text,
+            "metavar": "N|auto|max",
+            "help": "compute attention N heads at a time, half of them or one, in less memory",
         },
     ),
     (

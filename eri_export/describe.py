@@ -232,6 +232,20 @@ def t5_tokens(family: Family, tokenizers: Mapping[str, TokenizerSpec]) -> tuple[
     return min(T5_TOKENS[family], most), most
 
 
+@reads_configs
+def attention_heads(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """How many heads the denoiser's layers of attention have, of each kind of layer."""
+    config = checkpoint.denoiser.config
+    if checkpoint.family != "sdxl":
+        return (int(config["num_attention_heads"]),)
+    # what diffusers' UNets call a head's dimension has always been the number of heads
+    heads = config.get("num_attention_heads") or config["attention_head_dim"]
+    blocks = config["down_block_types"]
+    each = heads if isinstance(heads, list | tuple) else [heads] * len(blocks)
+    paired = [*zip(each, blocks, strict=True), (each[-1], str(config.get("mid_block_type")))]
+    return tuple(int(count) for count, block in paired if "CrossAttn" in block) or (1,)
+
+
 def guidance_embedding(checkpoint: Checkpoint) -> bool:
     """Whether the denoiser takes the guidance scale as an input."""
     return bool(checkpoint.denoiser.config.get("guidance_embeds", False))

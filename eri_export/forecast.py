@@ -14,7 +14,7 @@ from eri_export.machine import available_memory
 from eri_export.plan import Plan, lora_targets
 from eri_export.publish import replaces
 from eri_export.recipes.base import Recipe
-from eri_runtime.inspection import absent, megabytes
+from eri_runtime.inspection import absent, megabytes, sliced
 from eri_runtime.spec import Family
 
 SHOWN = 2  # files of a component that are named
@@ -49,6 +49,8 @@ def forecast(plan: Plan, target: Path) -> Iterator[str]:
     yield f"would write {target}, {'replacing the bundle there' if replaced else 'a new folder'}"
     for recipe in plan.recipes:
         yield f"  {_written(recipe, plan.weights[recipe.name])}"
+    if (heads := plan.bundle.components["denoiser"].attention_slice) is not None:
+        yield f"  {sliced(heads)}, where a layer of the denoiser or the VAE has more"
     factor = plan.bundle.latents.factor
     yield f"  sizes are MIN:OPT:MAX; a height or width is in latents of {factor} pixels"
     total = megabytes(plan.nbytes)

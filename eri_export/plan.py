@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
 from eri_export import describe
 from eri_export.baking import Lora, bake, with_baked
@@ -27,6 +27,10 @@ HALVES: Mapping[str, tuple[str, ...]] = {
     "vae_encoder": ("encoder.", "quant_conv."),
     "vae_decoder": ("decoder.", "post_quant_conv."),
 }
+SLICED = ("denoiser", *HALVES)
+
+# heads of attention at a time: a number, one, half of them, or all
+Slice = int | Literal["max", "auto"] | None
 
 
 class Sources(TypedDict, total=False):
@@ -71,6 +75,7 @@ def make_plan(
     precision: str | Mapping[str, str] = "fp32",
     ranges: Ranges = USUAL,
     lora_rank: int | None = None,
+    attention_slice: Slice = None,
     loras: Sequence[Lora] = (),
     **sources: Unpack[Sources],
 ) -> Plan:
@@ -81,8 +86,10 @@ def make_plan(
     """
     policy = make_policy(precision)
     opened = open_checkpoint(checkpoint, **sources)
+    heads = slice_of(attention_slice, describe.attention_heads(opened))
     plan = _plan(bake(opened, loras), policy, ranges, lora_rank)
-    return dataclasses.replace(plan, bundle=with_baked(plan.bundle, loras))
+    bundle = with_baked(_with_slices(plan.bundle, heads), loras)
+    return dataclasses.replace(plan, bundle=bundle)
 
 
 def _plan(checkpoint: Checkpoint, policy: Policy, ranges: Ranges, lora_rank: int | None) -> Plan:
@@ -116,6 +123,32 @@ def _plan(checkpoint: Checkpoint, policy: Policy, ranges: Ranges, lora_rank: int
         tokenizers=tokenizers,
         weights={recipe.name: _nbytes(recipe) for recipe in recipes},
     )
+
+
+def slice_of(wanted: Slice, heads: Sequence[int]) -> int | None:
+    """How many heads are computed at a time, by what is wanted and what the denoiser's layers have.
+
+    `max` is one; `auto` is half the heads of the layer that has the fewest, which is the one with
+    the most tokens. Raises `UsageError` for what would slice no layer, or is no such number.
+    """
+    if wanted is None:
+        return None
+    most = max(heads)
+    number = {"max": 1, "auto": max(1, min(heads) // 2)}.get(str(wanted), wanted)
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number < most:
+        named = f"max, auto or a whole number from 1 to {most - 1}, fewer than a layer has heads"
+        expected = named if most > 1 else "nothing, as no layer has more than one head"
+        raise UsageError("attention_slice", got=repr(wanted), expected=expected)
+    return number
+
+
+def _with_slices(bundle: Bundle, heads: int | None) -> Bundle:
+    """The bundle whose networks with images in them compute attention so many heads at a time."""
+    components = {
+        name: dataclasses.replace(spec, attention_slice=heads if name in SLICED else None)
+        for name, spec in bundle.components.items()
+    }
+    return dataclasses.replace(bundle, components=components)
 
 
 def _with_rank(recipe: Recipe, rank: int | None) -> Recipe:

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.onnx import ONNXProgram
 from torch.utils._pytree import tree_map
 
+from eri_export.activations import note_peaks
 from eri_export.blocks import BlockCall, Kind, stand_ins
 from eri_export.names import file_names
 from eri_export.passes.einsum_transpose import transpose_einsums
@@ -54,8 +55,11 @@ def trace(recipe: Recipe, *, blocks: Literal["stamped", "unrolled"] = "stamped")
             model = _onnx(recipe, wrapper, example(recipe, recipe.traced_at), _dynamic(recipe))
         traced = [(kind, _block(recipe, kind)) for kind in kinds.values()]
     hidden = _optimise(model)
-    for kind, block in traced:
-        hidden |= stamp(model, block, kind.paths, _optimise(block), PREFIX)
+    stamps = [(kind.paths, block, _optimise(block)) for kind, block in traced]
+    known = {path: (block.graph, own) for paths, block, own in stamps for path in paths}
+    note_peaks(model, hidden, [each.spec for each in recipe.inputs], known)
+    for paths, block, own in stamps:
+        hidden |= stamp(model, block, paths, own, PREFIX)
     inline(model)
     restore_weights(model, hidden, {PREFIX + name: stored for name, stored in names.items()})
     transpose_einsums(model)

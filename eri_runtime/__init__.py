@@ -1,5 +1,6 @@
 """Run an exported diffusion model with NumPy and one engine; torch is never imported."""
 
+from eri_runtime.batch import batch_sample
 from eri_runtime.brownian import BrownianNoise
 from eri_runtime.configs import AncestralSamplerConfig, GuidanceConfig, SamplingConfig
 from eri_runtime.ddpm import DDPMScheduler
@@ -7,8 +8,10 @@ from eri_runtime.denoise import Step, denoise
 from eri_runtime.errors import EriError
 from eri_runtime.flow_schedules import get_flux_schedule, get_linear_schedule
 from eri_runtime.forward import forward_sdxl_sampling
+from eri_runtime.jobs import Job
 from eri_runtime.lora import apply_lora_for_inference
 from eri_runtime.manifest import read as read_bundle
+from eri_runtime.memory.mode import MemoryEfficientSamplingConfig
 from eri_runtime.noise import NoiseSource, PhiloxNoise, TorchNoise
 from eri_runtime.pipelines import Pipeline, load
 from eri_runtime.randn import TorchNormal
@@ -30,6 +33,8 @@ __all__ = [
     "DDPMScheduler",
     "EriError",
     "GuidanceConfig",
+    "Job",
+    "MemoryEfficientSamplingConfig",
     "NoiseSource",
     "PhiloxNoise",
     "Pipeline",
@@ -45,6 +50,7 @@ __all__ = [
     "TorchNoise",
     "TorchNormal",
     "apply_lora_for_inference",
+    "batch_sample",
     "denoise",
     "dynamic_thresholding",
     "forward_sdxl_sampling",

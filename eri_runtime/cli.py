@@ -14,6 +14,8 @@ from importlib.metadata import entry_points
 from eri_runtime.command import Subparsers, add_command, say
 from eri_runtime.errors import BundleError, CheckpointError, EriError, UsageError
 from eri_runtime.generate import generate_command
+from eri_runtime.parsing import parse_size
+from eri_runtime.spec import Bundle
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,16 +60,26 @@ def inspect_command(commands: Subparsers) -> None:
     summary = "Say what is in a bundle, verify it, and say what can run it here."
     parser = add_command(commands, "inspect", summary, inspect)
     parser.add_argument("bundle", metavar="BUNDLE", help="a folder made by eri export")
+    parser.add_argument(
+        "--memory", action="store_true", help="say what requests take, and what is left here"
+    )
+    parser.add_argument("--size", type=parse_size, metavar="WxH", help="of the request")
+    parser.add_argument("--batch", type=int, metavar="N", help="images of the request")
 
 
 def inspect(options: argparse.Namespace) -> None:
-    """Verify every hash, then print components, shapes, sizes and backends."""
+    """Verify every hash, then print components, shapes, sizes and backends, or memory."""
     from eri_runtime import manifest
     from eri_runtime.inspection import describe_bundle
     from eri_runtime.integrity import verify_all
     from eri_runtime.progress import progress_bars
 
     bundle = manifest.read(options.bundle)
+    if options.memory:
+        _say_memory(bundle, options)
+        return
+    if options.size or options.batch is not None:
+        raise UsageError("--size and --batch", got="no --memory", expected="`--memory` beside them")
     done = 0
     with progress_bars() as advance:
 
@@ -78,6 +90,16 @@ def inspect(options: argparse.Namespace) -> None:
 
         verify_all(bundle, on_bytes)
     for line in describe_bundle(bundle):
+        say(line)
+
+
+def _say_memory(bundle: Bundle, options: argparse.Namespace) -> None:
+    """What requests of the size that was asked for, or else of the bundle's own, take here."""
+    from eri_runtime.memory.report import describe_memory
+
+    width, height = options.size or (bundle.defaults.width, bundle.defaults.height)
+    images = 1 if options.batch is None else options.batch
+    for line in describe_memory(bundle, height, width, images):
         say(line)
 
 

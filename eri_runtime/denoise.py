@@ -6,7 +6,7 @@ This NumPy loop is the oracle for every faster one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isclose
 
 import numpy as np
@@ -50,8 +50,12 @@ class Step:
 
     def __getstate__(self) -> dict[str, object]:
         """What is pickled: the arrays, and nothing of an engine."""
+        return vars(self.on_host())
+
+    def on_host(self) -> Step:
+        """The same step, with nothing of an engine."""
         latents = HostLatents(x=self.x, denoised=self.denoised, remembered=self.remembered)
-        return {**vars(self), "latents": latents}
+        return replace(self, latents=latents)
 
     @property
     def x(self) -> Array:

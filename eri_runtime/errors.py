@@ -127,6 +127,7 @@ class NonFiniteError(EriError):
 
 
 class OutOfMemoryError(EriError, MemoryError):
-    """Memory that has ended, or that would: `needed` is how many bytes it takes, if it is known."""
+    """Memory that has ended, or would have: `needed` is the bytes a `component` takes, if known."""
 
+    component: str | None = None
     needed: int | None = None

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eri_runtime.command import Subparsers, add_command, parse_lora, say
 from eri_runtime.errors import UsageError
+from eri_runtime.memory.options import add_memory_options, memory_of
+from eri_runtime.parsing import (
+    parse_also,
+    parse_interval,
+    parse_limits,
+    parse_option,
+    parse_sigmas,
+    parse_size,
+)
 from eri_runtime.thresholding import PERCENTILE
 from eri_runtime.words import Words
 
@@ -21,11 +29,23 @@ def generate_command(commands: Subparsers) -> None:
     """Register `eri generate`."""
     parser = add_command(commands, "generate", "Make images from a bundle.", generate)
     parser.add_argument("bundle", metavar="BUNDLE", help="a folder made by eri export")
-    parser.add_argument("prompt", metavar="PROMPT")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="many: a prompt a line (.txt), an object a line (.jsonl) or a row (.csv), whose words "
+        "count before these options; images go to the folder -o, and what is there is not redone",
+    )
     parser.add_argument("--negative", metavar="TEXT", help="negative prompt")
     parser.add_argument("--size", type=parse_size, metavar="WxH", help="pixels, such as 1024x1024")
     parser.add_argument("--seed", type=int, metavar="S", help="seed of the first image")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="number of images")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="number of images (1); with --prompts, how many at once (what the bundle takes)",
+    )
     _sampling(parser.add_argument_group("sampling"))
     _guidance(parser.add_argument_group("guidance"))
     _editing(parser.add_argument_group("image to image"))
@@ -40,9 +60,7 @@ def generate_command(commands: Subparsers) -> None:
         help="merge a LoRA into the weights; may be repeated",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine")
-    parser.add_argument(
-        "--low-memory", action="store_true", help="leave weights in their files' pages; slower"
-    )
+    add_memory_options(parser.add_argument_group("memory"))
     parser.add_argument(
         "--preview", type=Path, metavar="FILE.png", help="a rough picture after every step"
     )
@@ -51,7 +69,7 @@ def generate_command(commands: Subparsers) -> None:
         "--output",
         type=Path,
         metavar="FILE.png",
-        help="eri-SEED.png, never overwriting, if left",
+        help="eri-SEED.png, never overwriting, if left; with --prompts a folder",
     )
 
 
@@ -113,6 +131,18 @@ def _editing(group: Any) -> None:
 
 def generate(options: argparse.Namespace) -> None:
     """Make images, save them with their parameters, and name the files."""
+    if (options.prompt is None) == (options.prompts is None):
+        got = "neither" if options.prompt is None else "both"
+        raise UsageError("PROMPT and --prompts", got=got, expected="one of them")
+    if options.prompts is None:
+        _generate_one(options)
+        return
+    from eri_runtime.many import generate_many
+
+    generate_many(options)
+
+
+def _generate_one(options: argparse.Namespace) -> None:
     from eri_runtime.images import write_png
     from eri_runtime.pipelines import load
     from eri_runtime.progress import progress_bars
@@ -126,12 +156,12 @@ def generate(options: argparse.Namespace) -> None:
             options.bundle,
             options.backend,
             threads=options.threads,
-            low_memory=options.low_memory,
+            **memory_of(options),
         ) as pipe,
         progress_bars() as advance,
     ):
         pipe.set_loras(dict(parse_lora(each) for each in options.lora))
-        request = pipe.request(prompt, options.negative, **_words(options))
+        request = pipe.request(prompt, options.negative, **make_words(options))
         for step in pipe.denoise(request):
             advance("denoising", step.index + 1, step.total)
             if options.preview is not None:
@@ -142,7 +172,8 @@ def generate(options: argparse.Namespace) -> None:
         say(f"{path}  seed {seed}")
 
 
-def _words(options: argparse.Namespace) -> Words:
+def make_words(options: argparse.Namespace) -> Words:
+    """The words of a call that the options stand for."""
     width, height = options.size or (None, None)
     return {
         "height": height,
@@ -185,58 +216,3 @@ def _unused(stem: str) -> Path:
     stems = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
     free = next(name for name in stems if not any(Path().glob(f"{name}[.-]*")))
     return Path(f"{free}.png")
-
-
-# what the options' texts mean
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`1024x768` as (width, height)."""
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected WIDTHxHEIGHT, such as 1024x768")
-    return int(width), int(height)
-
-
-def parse_sigmas(text: str) -> str | list[float]:
-    """A name, or numbers with commas between."""
-    if not any(character.isdigit() for character in text):
-        return text
-    return [_number(part, "numbers with commas between") for part in text.split(",")]
-
-
-def parse_option(text: str) -> tuple[str, float]:
-    """`s_churn=10`."""
-    name, _, value = text.partition("=")
-    return name, _number(value, "NAME=VALUE, such as s_churn=10")
-
-
-def parse_also(text: str) -> tuple[str, float]:
-    """`a text:0.5`; a text with no weight has 1."""
-    prompt, colon, weight = text.rpartition(":")
-    return (prompt, _number(weight, "TEXT:WEIGHT")) if colon else (text, 1.0)
-
-
-def parse_interval(text: str) -> tuple[float, float]:
-    """`0.2:5`, where either may be left out."""
-    low, colon, high = text.partition(":")
-    if not colon:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected LOW:HIGH, such as 0.2:5")
-    return (
-        _number(low, "LOW:HIGH") if low else 0.0,
-        _number(high, "LOW:HIGH") if high else inf,
-    )
-
-
-def parse_limits(text: str) -> tuple[float, float]:
-    """`1.5` or `1.5:0.99`, a threshold and a percentile."""
-    threshold, colon, percentile = text.partition(":")
-    expected = "a threshold, or THRESHOLD:PERCENTILE"
-    return _number(threshold, expected), _number(percentile, expected) if colon else PERCENTILE
-
-
-def _number(text: str, expected: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}") from error

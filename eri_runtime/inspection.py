@@ -87,6 +87,10 @@ def _component(bundle: Bundle, name: str, component: ComponentSpec) -> Iterator[
     if component.step is not None:
         size = megabytes(bundle.files[component.step].size)
         yield f"  step graph {size}: guidance and solver in one call, over the same weights"
+    if component.segments:
+        yield f"  {len(component.segments)} segments, to run with the weights of one in memory"
+    if component.attention_slice is not None:
+        yield f"  {sliced(component.attention_slice)}"
     for dimension, sizes in component.ranges.items():
         yield f"     {dimension}: {sizes.min} to {sizes.max}, tuned for {sizes.opt}"
 
@@ -97,6 +101,11 @@ def _loras(lora: LoraSpec) -> str:
         f"<- lora_A.W, lora_B.W float32 of {len(lora.targets)} linear weights W: LoRAs up to rank "
         f"{lora.rank}, one for all rows or one each; convolutions take none"
     )
+
+
+def sliced(heads: int) -> str:
+    """How attention is computed."""
+    return f"attention {heads} head{'s' * (heads > 1)} at a time"
 
 
 def absent(bundle: Bundle) -> Iterator[str]:

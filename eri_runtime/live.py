@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from eri_runtime.executors.base import FROM_FILE, Arrays, Closeable, Executor, W
 from eri_runtime.executors.stepper import Stepper
 from eri_runtime.spec import Bundle
 from eri_runtime.tensors import TensorFile, read_tensors
+from eri_runtime.turns import Turns
 
 DENOISER = "denoiser"
 PIECE = 1 << 20  # bytes that are compared at once: most weights that differ do so in the first
@@ -25,37 +25,75 @@ NAMED = 20  # tensors that a message names
 log = logging.getLogger(__name__)
 
 
+OpenComponent = Callable[[str, Arrays], Executor]
+OpenStep = Callable[[Arrays], Stepper | None]
+
+
 class LiveWeights(Closeable):
     """Components and step graph, each opened when first needed, kept, and served with weights.
 
     Each component has a set of `overrides`: tensors by the names of its weights file, in the file's
-    types and shapes. They outlive `close`.
+    types and shapes. They outlive `close`. While `one_at_a_time`, opening a component closes the
+    others, but for those that a loop is `using`.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        open_component: Callable[[str, Arrays], Executor],
-        open_step: Callable[[Arrays], Stepper | None],
-    ) -> None:
+    one_at_a_time = False
+
+    def __init__(self, bundle: Bundle, open_component: OpenComponent, open_step: OpenStep) -> None:
         self._bundle, self._open, self._open_step = bundle, open_component, open_step
         self._executors: dict[str, Executor] = {}
         self._stepper: Stepper | None = None
         self._overrides: dict[str, Arrays] = {}
         self._files: dict[str, TensorFile] = {}
         self._swaps: Counter[str] = Counter()
+        self._used: Counter[str] = Counter()
         self._turns = Turns()
 
     def executor(self, name: str) -> Executor:
         """A component."""
         if name not in self._executors:
+            self._make_room(name)
             self._executors[name] = self._open(name, self.overrides(name))
         return self._executors[name]
 
     def stepper(self) -> Stepper | None:
         """The step graph, or None where there is none."""
-        self._stepper = self._stepper or self._open_step(self.overrides(DENOISER))
+        if self._stepper is None:
+            self._make_room(DENOISER)
+            self._stepper = self._open_step(self.overrides(DENOISER))
         return self._stepper
+
+    def is_open(self, component: str) -> bool:
+        """Whether a component's weights are held by an engine."""
+        stepping = component == DENOISER and self._stepper is not None
+        return stepping or component in self._executors
+
+    @contextmanager
+    def using(self, component: str) -> Iterator[None]:
+        """A context in which nobody closes a component for want of room."""
+        self._used[component] += 1
+        try:
+            yield
+        finally:
+            self._used[component] -= 1
+
+    def open_with(self, open_component: OpenComponent, open_step: OpenStep) -> None:
+        """Close all, and open with these from now on."""
+        self.close()
+        self._open, self._open_step = open_component, open_step
+
+    def close_idle(self, but: str = "") -> None:
+        """Close every component that is neither named nor in use."""
+        for name in list(self._executors):
+            if name != but and not self._used[name]:
+                self._executors.pop(name).close()
+        if self._stepper is not None and but != DENOISER and not self._used[DENOISER]:
+            self._stepper.close()
+            self._stepper = None
+
+    def _make_room(self, name: str) -> None:
+        if self.one_at_a_time:
+            self.close_idle(but=name)
 
     def stored(self, component: str) -> TensorFile:
         """The tensors of a component's weights file; `UnknownNameError` for none of the bundle."""
@@ -79,6 +117,11 @@ class LiveWeights(Closeable):
     def generating(self) -> Any:
         """A context in which no other thread changes weights."""
         return self._turns.shared()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether another thread generates."""
+        return self._turns.others()
 
     def set(self, component: str, overrides: Arrays) -> None:
         """`set_all` of one component."""
@@ -161,57 +204,6 @@ class LiveWeights(Closeable):
         self._executors = {k: v for k, v in self._executors.items() if v is not opened}
         self._stepper = None if self._stepper is opened else self._stepper
         opened.close()
-
-
-class Turns:
-    """Many may generate at a time, and who changes weights is alone.
-
-    Who generates may change weights from within, but not while another thread generates as well:
-    two that wait for each other would wait for ever.
-    """
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._generating: Counter[int] = Counter()
-        self._changing: int | None = None
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Wait until nobody else changes weights."""
-        me = threading.get_ident()
-        with self._condition:
-            self._condition.wait_for(lambda: self._changing in (None, me))
-            self._generating[me] += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._generating[me] -= 1
-                self._generating += Counter()  # which drops those that are done
-                self._condition.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until nobody else generates; raises `UsageError` from within an image beside one."""
-        me = threading.get_ident()
-        with self._condition:
-            if me in self._generating and self._others(me):
-                raise UsageError(
-                    "new weights",
-                    got="a call from within one image while another thread makes one",
-                    expected="a call between images",
-                )
-            self._condition.wait_for(lambda: self._changing is None and not self._others(me))
-            self._changing = me
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._changing = None
-                self._condition.notify_all()
-
-    def _others(self, me: int) -> bool:
-        return bool(self._generating.keys() - {me})
 
 
 def check_fits(component: str, tensors: Arrays, stored: TensorFile) -> None:

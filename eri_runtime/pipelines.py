@@ -7,39 +7,32 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime import executors, manifest, vae
-from eri_runtime.brownian import BrownianNoise, intervals_of
-from eri_runtime.conditioning import (
-    Condition,
-    TextEncoders,
-)
-from eri_runtime.denoise import Array, Step, check_start, denoise, unchanged
-from eri_runtime.editing import begun, keep_outside, noised
-from eri_runtime.executors.base import Arrays, Closeable, Executor
-from eri_runtime.executors.stepper import Stepper
-from eri_runtime.guided import Inputs, guided_network
-from eri_runtime.guiding import guide
+from eri_runtime.conditioning import Condition, TextEncoders
+from eri_runtime.course import Course
+from eri_runtime.denoise import Array, Step
+from eri_runtime.embedding_files import EmbeddingFiles, folder_of
+from eri_runtime.embeddings import Embeddings, encoder_state
+from eri_runtime.executors import words_of
+from eri_runtime.executors.base import Closeable
 from eri_runtime.images import to_pil, to_unit
 from eri_runtime.integrity import verify_on_load
-from eri_runtime.latents import latent_shape, token_count
-from eri_runtime.live import DENOISER, LiveWeights
+from eri_runtime.live import DENOISER, LiveWeights, OpenComponent, OpenStep
 from eri_runtime.loops import Loop, Loops
-from eri_runtime.lora_inputs import LoraInputs
 from eri_runtime.loras import Scale, Source, WeightLayers
-from eri_runtime.noise import NoiseSource, PhiloxNoise, TorchNoise, checked
-from eri_runtime.pieces import in_pieces
+from eri_runtime.memory.backoff import Attempt, Load
+from eri_runtime.memory.mode import USUAL, MemoryEfficientSamplingConfig
+from eri_runtime.memory.thrift import Thrift
 from eri_runtime.preview import enlarged, fit_rgb, to_rgb
 from eri_runtime.prompts import PromptLike
 from eri_runtime.request import Request, make_request
 from eri_runtime.result import Result, describe
 from eri_runtime.schedule import Schedule
-from eri_runtime.spec import Bundle, ShapeRange
+from eri_runtime.spec import Bundle
 from eri_runtime.state_dict import StateDict, as_stored
-from eri_runtime.stepping import stepped
-from eri_runtime.table import SamplerTable, make_table
+from eri_runtime.table import SamplerTable
 from eri_runtime.words import Words
 
 if TYPE_CHECKING:
@@ -53,6 +46,8 @@ def load(
     threads: int | None = None,
     low_memory: bool = False,
     loop: Loop = "auto",
+    memory: MemoryEfficientSamplingConfig = USUAL,
+    embeddings: str | Path | bool | None = None,
 ) -> Pipeline:
     """Open a bundle for generating images; use it as a context manager, or call `close`.
 
@@ -60,13 +55,18 @@ def load(
     its place; `auto` is the first that runs every component. `threads` is the engine's number of
     threads. `low_memory` leaves ONNX Runtime's weights in their files' pages, which processes
     share, at some cost in speed. `loop` is `step` for the step graph only, `numpy` for none, and
-    `auto` for it where it serves. Sizes of all files and hashes of all but the weights are checked.
-    Raises `BundleError` or `BackendError`.
+    `auto` for it where it serves. `memory` says what is given up to run in less of it; where memory
+    ends all the same, the pipeline backs off by itself, as `memory.backoff` says. `embeddings` is a
+    folder, True for the user's own, where those of prompts are kept: of known prompts no text
+    encoder is opened. Sizes of all files and hashes of all but the weights are checked.
+    Raises `BundleError`, `BackendError`, or `UsageError` for a bad argument and for a `memory` that
+    bundle or engine have not.
     """
+    folder = folder_of(embeddings)
     contents = manifest.read(bundle)
     verify_on_load(contents)
     engine = executors.choose(contents, backend, threads=threads, low_memory=low_memory)
-    return Pipeline(contents, engine, engine.stepper, loop)
+    return Pipeline(contents, engine, engine.stepper, loop, memory, folder)
 
 
 class Pipeline(Closeable):
@@ -75,17 +75,27 @@ class Pipeline(Closeable):
     def __init__(
         self,
         bundle: Bundle,
-        open_component: Callable[[str, Arrays], Executor],
-        open_step: Callable[[Arrays], Stepper | None] = lambda _: None,
+        open_component: OpenComponent,
+        open_step: OpenStep = lambda _: None,
         loop: Loop = "auto",
+        memory: MemoryEfficientSamplingConfig = USUAL,
+        embeddings: Path | None = None,
     ) -> None:
         self.bundle = bundle
         step = open_step if loop != "numpy" else lambda _: None
         self._live = LiveWeights(bundle, open_component, step)
         self._weights = WeightLayers(bundle, self._live)
-        self._inputs = LoraInputs(bundle.components[DENOISER])
-        self._loops = Loops(self._live.stepper, loop)
-        self._encode = TextEncoders(bundle, self.run)
+        loops = Loops(self._live.stepper, loop)
+        self._thrift = Thrift(bundle, self._live, open_component, memory, loop)
+        self._course = Course(bundle, self._live, self._weights, loops, self._thrift.guard)
+        self._encode = Embeddings(
+            bundle,
+            TextEncoders(bundle, self.run),
+            state=partial(encoder_state, bundle, self._live),
+            turn=self._live.generating,
+            words=words_of(open_component),
+            files=None if embeddings is None else EmbeddingFiles(embeddings),
+        )
         self._rgb = lru_cache(1)(lambda _: fit_rgb(bundle, self.run))
 
     def __call__(
@@ -121,43 +131,38 @@ class Pipeline(Closeable):
     def denoise(self, request: Request, start: Step | None = None) -> Iterator[Step]:
         """The steps of a request, one at a time; stop asking and it stops.
 
-        `start` is a step of the same request to go on from, of this run or another. Raises
-        `UsageError` for one that cannot be of this request.
+        `start` is a step of the same request to go on from, of this run or another. Where memory
+        ends, the steps go on from the last one in the next mode of `memory.backoff`. Raises
+        `UsageError` for a step that cannot be of this request, `OutOfMemoryError` where it fits in
+        no mode.
         """
-        table = self.table(request)
-        noise = checked(self._noise(request, table), request.batch)
-        conditions = guide(self.bundle, self._encode, request, table.points.clock)
-        guided, shared = self._inputs.beside(request.loras, self._weights.loaded, *conditions)
-        x, mend = self._begin(request, table, noise)
-        if start is not None:
-            check_start(start, table, x.shape)
-        begin, draw = start or x, request.first_draw
-        rows = self.bundle.components["denoiser"].ranges["batch"]
-        changed = request.hook is not unchanged or mend is not unchanged
-        stepper = self._loops.choose(guided, table, request.batch, rows, changed=changed)
-        if stepper is not None:
-            return stepped(stepper, guided, shared, rows, table, begin, noise, draw=draw)
-        network = guided_network(partial(self._denoiser, rows, shared), guided)
-        return denoise(network, table, begin, noise, hook=request.hook, mend=mend, draw=draw)
+        attempt, last = self._thrift.attempt(load_of(request)), start
+        while True:
+            try:
+                for step in self._course.steps(self._encode, request, last, attempt.mode):
+                    last = step
+                    yield step
+                return
+            except Exception as error:
+                last = None if last is None else last.on_host()
+                attempt.turn(DENOISER, error)
 
     def schedule(self, request: Request) -> Schedule:
         """The points a request passes; of an edit, those that its strength leaves."""
-        tokens = token_count(self.bundle.latents, request.height, request.width)
-        spec = self.bundle.schedule
-        whole = request.sampler.schedule(spec, request.steps, tokens, request.sigmas)
-        return whole if request.edit is None else begun(whole, request.edit)
+        return self._course.schedule(request)
 
     def table(self, request: Request) -> SamplerTable:
         """The sampler's coefficients for a request."""
-        schedule, spec = self.schedule(request), self.bundle.schedule
-        return make_table(request.sampler, schedule, spec, options=request.options)
+        return self._course.table(request)
 
     def finish(self, request: Request, x: Array) -> Result:
         """Decode the last `Step.x` of a request, or any `Step.denoised`."""
         parameters = describe(self.bundle, request, self.loras)
         if request.output_type == "latent":
             return Result(images=x, latents=x, seeds=request.seeds, parameters=parameters)
-        unit = to_unit(self.decode(x, request.height, request.width))
+        attempt = self._thrift.attempt(load_of(request))
+        unit = to_unit(self._decoded(attempt, x, request.height, request.width))
+        self._thrift.finished(attempt.mode)
         images = to_pil(unit) if request.output_type == "pil" else unit
         return Result(images=images, latents=x, seeds=request.seeds, parameters=parameters)
 
@@ -182,11 +187,12 @@ class Pipeline(Closeable):
 
     def decode(self, latents: Array, height: int, width: int) -> Array:
         """Denoiser latents to images (B, 3, height, width), about [−1, 1]."""
-        return vae.decode(self.bundle, self.run, latents, height, width)
+        load = Load(images=len(latents), rows=len(latents), height=height, width=width)
+        return self._decoded(self._thrift.attempt(load), latents, height, width)
 
     def run(self, name: str, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
         """Run one component on NumPy arrays, opening it if this is its first use."""
-        return self._live.executor(name).run(inputs)
+        return self._course.run(name, inputs)
 
     def update_weights(self, tensors: StateDict | str | Path, component: str = DENOISER) -> None:
         """Put weights in the place of a component's, by the names of its weights file.
@@ -247,36 +253,21 @@ class Pipeline(Closeable):
         """Close every open component; a later call opens them anew, with the weights they had."""
         self._live.close()
 
-    # the parts of a request's loop
+    def _decoded(self, attempt: Attempt, latents: Array, height: int, width: int) -> Array:
+        while True:
+            try:
+                return vae.decode(self.bundle, self.run, latents, height, width, attempt.mode.vae)
+            except Exception as error:
+                attempt.turn(vae.DECODER, error)
 
-    def _noise(self, request: Request, table: SamplerTable) -> NoiseSource:
-        if callable(request.noise):
-            return request.noise
-        if request.noise == "philox":
-            return PhiloxNoise(request.seeds)
-        if request.noise == "brownian":
-            span = (0.0, float(table.points.clock.training[-1]))
-            return BrownianNoise(request.seeds, intervals_of(table), span, request.first_draw)
-        brought = request.latents is not None and request.edit is None
-        return TorchNoise(request.seeds, first=int(brought))
 
-    def _begin(
-        self, request: Request, table: SamplerTable, noise: NoiseSource
-    ) -> tuple[Array, Callable[[Array, int], Array]]:
-        """The first latents, and what an edit does to every state after them."""
-        shape = latent_shape(self.bundle.latents, request.height, request.width)
-        pack, edit = partial(vae.pack, self.bundle), request.edit
-        if edit is None:
-            unit = pack(noise(0, shape)) if request.latents is None else request.latents
-            return table.scale * unit, unchanged
-        original = pack(vae.encode(self.bundle, self.run, edit.pixels, noise(0, shape)))
-        unit = pack(noise(1, shape)) if request.latents is None else request.latents
-        begin = self.schedule(request)[0]
-        x = table.scale * unit if edit.from_noise else noised(original, unit, begin)
-        if edit.mask is None:
-            return x, unchanged
-        mask = pack(np.broadcast_to(edit.mask, (request.batch, *shape)))
-        return x, keep_outside(mask, original, unit, table)
-
-    def _denoiser(self, rows: ShapeRange, shared: Inputs, inputs: Inputs) -> Array:
-        return in_pieces(partial(self.run, "denoiser"), rows, inputs, shared)["output"]
+def load_of(request: Request) -> Load:
+    """How large a request is."""
+    texts = max(len(prompt.parts) for prompt in request.prompts)
+    conditions = texts + bool((request.guidance.scale > 1).any())
+    return Load(
+        images=request.batch,
+        rows=request.batch * conditions,
+        height=request.height,
+        width=request.width,
+    )

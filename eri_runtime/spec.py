@@ -101,7 +101,9 @@ class ComponentSpec:
     are shapes of the network's weights that no output depends on, such as CLIP's last layer for
     SDXL: they are not in the file, and a LoRA may well name them. `segments` are the same graph in
     parts, to be run with the weights of one at a time. `attention_slice` is how many heads of a
-    layer of attention the graph computes at once, None for all.
+    layer of attention the graph computes at once, None for all. `activations` are the bytes that a
+    run takes beside the weights: the largest of some polynomials in the sizes of the inputs, by
+    monomials such as `batch*height*width`; see `memory.estimate`.
 
     A graph exported with a rank for LoRAs has two more inputs for every linear weight W, of which
     y = x·Wᵀ + (x·A)·B: `lora_A.W` (loras, in, rank) and `lora_B.W` (loras, rank, out), where
@@ -122,6 +124,7 @@ class ComponentSpec:
     unneeded: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     segments: tuple[SegmentSpec, ...] = ()
     attention_slice: int | None = None
+    activations: tuple[Mapping[str, float], ...] = ()
 
     @cached_property
     def lora(self) -> LoraSpec | None:

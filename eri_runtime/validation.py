@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from eri_runtime.checks import float32, from_anywhere, whole
 from eri_runtime.conditioning import Condition, check_encoders
@@ -18,8 +17,6 @@ from eri_runtime.randn import MAX_SEED
 from eri_runtime.saving import file_name, slug, text_of, training_step, write
 
 Given = Mapping[str, Any]
-Key = tuple[str, int | None, tuple[int, ...]]  # text, tokens, changes of each encoder
-REMEMBERED = 64  # prompts of a pipeline; Flux's T5 gives 8 MB each
 NEGATIVE = ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
 WORDS = frozenset(  # those that mean the same for every image
     {
@@ -59,7 +56,8 @@ def generate_validation_samples(
     tensors, B as many as prompts, stand for what the prompts would be encoded to: the bundle's
     text encoders are then not needed, but for the empty negative prompt of SD3.5's guidance, for
     which `negative_prompt_embeds` (1 or B, T, D) and `negative_pooled_prompt_embeds` may stand.
-    Else a prompt is encoded once and remembered until weights of a text encoder change.
+    Else a prompt is encoded once, and the pipeline remembers it until weights of a text encoder
+    change.
 
     `model_type` is checked against the bundle's family if given. `name` (the family) begins file
     names and tags: give two where raw and averaged weights share a folder. `loggers` are objects
@@ -77,7 +75,7 @@ def generate_validation_samples(
         way_of(logger)
     pair = (text_embeddings, pooled_embeddings)
     given = _given(("text_embeddings", "pooled_embeddings"), pair, {len(texts)})
-    positive = given or _encoded(pipe, texts, words.get("max_sequence_length"))
+    positive = given or pipe.encode_prompt(texts, words.get("max_sequence_length"))
     negative = _negative(pipe, config, words, len(texts))
     samples: list[Sample] = []
     for rows in _batches(pipe, len(texts)):
@@ -125,26 +123,6 @@ def _batches(pipe: Pipeline, count: int) -> Iterator[range]:
 # conditions
 
 
-_remembered: WeakKeyDictionary[Pipeline, dict[Key, Condition]] = WeakKeyDictionary()
-
-
-def _encoded(pipe: Pipeline, texts: Sequence[str], length: int | None) -> Condition:
-    """The condition of all prompts; each is encoded alone, so that its bits depend on no other."""
-    known = _remembered.setdefault(pipe, {})
-    encoders = [each for each in pipe.bundle.components if each.startswith("text_encoder")]
-    weights = tuple(pipe.swaps(each) for each in encoders)
-    conditions = []
-    for text in texts:
-        key: Key = (text, length, weights)
-        if key not in known:
-            known[key] = pipe.encode_prompt(text, length)
-        known[key] = known.pop(key)  # the last used is the last to be forgotten
-        conditions.append(known[key])
-    for key in list(known)[: -REMEMBERED or None]:
-        del known[key]
-    return Condition.stack(conditions)
-
-
 def _given(names: tuple[str, str], pair: tuple[Any, Any], counts: set[int]) -> Condition | None:
     """Embeddings that were brought, or None; as many rows as one of `counts`, in both."""
     if pair[0] is None and pair[1] is None:
@@ -174,7 +152,7 @@ def _negative(pipe: Pipeline, config: SamplingConfig, words: Given, count: int) 
     if unguided or bundle.zero_empty_negative:
         return None
     check_encoders(bundle, "negative_prompt")
-    return _encoded(pipe, [""], words.get("max_sequence_length")).repeat(count)
+    return pipe.encode_prompt("", words.get("max_sequence_length")).repeat(count)
 
 
 # arguments

@@ -11,7 +11,7 @@ from eri_export.gate.reference import flops
 from eri_export.machine import available_memory
 from eri_export.recipes.base import Arrays, Recipe, Sizes
 
-Kind = Literal["drawn", "real", "smallest", "largest", "one largest", "step", "loras"]
+Kind = Literal["drawn", "real", "smallest", "largest", "one largest", "step", "segments", "loras"]
 
 AFFORDABLE = 2e11  # operations of a run at the end of a range: some seconds of a CPU
 COSTLY = 2e13  # operations of a run at the only sizes of a static graph: some minutes

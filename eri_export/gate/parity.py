@@ -22,9 +22,18 @@ from eri_export.gate.cases import Case, cases_of, shallower
 from eri_export.gate.engines import close_enough
 from eri_export.gate.loras import filled_with_zeros, lora_cases, run_with_loras
 from eri_export.gate.reference import reference
-from eri_export.gate.report import STEP_TOLERANCE, TOLERANCES, Metric, Report, Subject
+from eri_export.gate.report import (
+    SEGMENTS_TOLERANCES,
+    STEP_TOLERANCE,
+    TOLERANCES,
+    Metric,
+    Report,
+    Subject,
+)
+from eri_export.gate.segments import prove_segments, run_segments
 from eri_export.gate.steps import PAGED, STEP, draw_probe, run_probe
 from eri_export.passes.lora_inputs import with_loras
+from eri_export.passes.slice_attention import with_slices
 from eri_export.passes.widen import widen
 from eri_export.recipes.base import Arrays, Recipe
 from eri_export.stored import read_headers
@@ -57,8 +66,10 @@ def compare(
     """Run the published `graph` and PyTorch on every case of `recipe`, and on `real` inputs.
 
     `anew`: `recipe` is not the one that `graph` was made by, and is traced for the comparison.
-    Raises `ParityError` where they do not agree.
+    Segments are proved to be the whole, and run beside it where it is run itself. Raises
+    `ParityError` where they do not agree.
     """
+    prove_segments(graph, spec)
     with _runnable(recipe, graph, spec, anew) as (smaller, own, network, served):
         cases, not_run = cases_of(smaller, real)
         cases = [*lora_cases(smaller, served.lora), *cases]
@@ -74,6 +85,8 @@ def compare(
                     for case, outputs in zip(cases, expected, strict=True):
                         ours = executor.run(case.inputs)
                         metrics += _measure(smaller, subject, network, case, ours, outputs)
+                if spec.segments and path == graph:
+                    metrics += _segments(smaller, spec, graph, cases[0])
                 if spec.step is not None:
                     with OrtExecutor(path, served, settings=PAGED) as executor:
                         probe = draw_probe(smaller, executor.run, served.lora)
@@ -86,6 +99,15 @@ def compare(
         served = dataclasses.replace(served, precision=spec.precision)
         others = close_enough(own, served, cases, expected)
     return Compared(report, expected[-1] if real is not None else None, others)
+
+
+def _segments(recipe: Recipe, spec: ComponentSpec, graph: Path, case: Case) -> Iterator[Metric]:
+    """What the segments make of a case beside the whole graph, on weights that are not packed."""
+    with OrtExecutor(graph, spec, settings=PAGED) as executor:
+        expected = executor.run(case.inputs)
+    made = run_segments(graph, spec, case.inputs)
+    beside = Case("segments", case.sizes, {})
+    yield from _measure(recipe, "graph", WHOLE, beside, made, expected)
 
 
 @contextlib.contextmanager
@@ -103,6 +125,7 @@ def _runnable(
     smaller = recipe if copy is None else dataclasses.replace(recipe, source=copy.source)
     model = trace(smaller)
     served = with_loras(model, smaller, dataclasses.replace(spec, ranges=smaller.ranges))
+    served = with_slices(model, served)
     written = read_headers([graph.with_name("weights.safetensors")])
     bind(model, written if copy is None else copy.tensors(written))
     with _temporary(model, graph.with_name(".copy.onnx")) as path:
@@ -135,7 +158,7 @@ def _temporary(model: ir.Model, path: Path) -> Iterator[Path]:
 def _measure(
     recipe: Recipe, subject: Subject, network: str, case: Case, outputs: Arrays, expected: Arrays
 ) -> Iterator[Metric]:
-    tolerances = {"step": STEP_TOLERANCE}
+    tolerances = {"step": STEP_TOLERANCE, "segments": SEGMENTS_TOLERANCES.get(recipe.precision)}
     for name, reference_value in expected.items():
         max_abs = float(np.abs(outputs[name] - reference_value).max())
         largest = float(np.abs(reference_value).max())
@@ -151,5 +174,5 @@ def _measure(
             sizes=dict(case.sizes),
             max_abs=max_abs if math.isfinite(max_rel) else math.inf,
             max_rel=max_rel if math.isfinite(max_rel) else math.inf,
-            tolerance=tolerances.get(case.kind, TOLERANCES[recipe.precision, subject]),
+            tolerance=tolerances.get(case.kind) or TOLERANCES[recipe.precision, subject],
         )

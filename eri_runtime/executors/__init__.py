@@ -65,20 +65,35 @@ class Engine:
     backend: Backend
     settings: Settings
 
+    @property
+    def name(self) -> str:
+        """The backend's, as `choose` takes it; nothing for one that is not among them."""
+        known = (name for name, each in BACKENDS.items() if each.of(self.bundle) == self.backend)
+        return next(known, "")
+
     def __call__(self, name: str, overrides: Arrays = FROM_FILE) -> Executor:
         """Open a component, with `overrides` in the place of the tensors of its weights file.
 
         Raises `BackendError` where the engine refuses.
         """
         spec = self.bundle.components[name]
+        if self.settings.streamed and name == "denoiser" and self.backend.in_segments:
+            from eri_runtime.executors.segmented import open_segmented
+
+            return open_segmented(self.bundle, spec, self.backend, self.settings, overrides)
         return self.backend.executor(self.bundle.path(spec.graph), spec, self.settings, overrides)
 
     def stepper(self, overrides: Arrays = FROM_FILE) -> Stepper | None:
-        """Open the step graph, if the bundle has one, with the denoiser's `overrides`."""
+        """Open the step graph with the denoiser's `overrides`, if there is one to be run."""
         spec = self.bundle.components["denoiser"]
-        if spec.step is None:
+        if spec.step is None or (self.settings.streamed and self.backend.in_segments):
             return None
         return self.backend.stepper(self.bundle.path(spec.step), spec, self.settings, overrides)
+
+
+def words_of(opener: object) -> str:
+    """The engine and its options of what opens components; nothing for a caller's own function."""
+    return opener.backend.words(opener.settings) if isinstance(opener, Engine) else ""
 
 
 def choose(

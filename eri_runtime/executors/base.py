@@ -78,7 +78,18 @@ class Executor(Weighted):
 
 
 class Backend(ABC):
-    """An engine on one kind of device."""
+    """An engine on one kind of device.
+
+    `maps_weights`: `Settings.low_memory` leaves weights in their files. `in_segments`: weights are
+    streamed by running a graph's segments, and not by the engine itself.
+    """
+
+    maps_weights = False
+    in_segments = True
+
+    def unstreamed(self, spec: ComponentSpec) -> str | None:
+        """Why the weights of a component cannot be streamed, in a few words, or None."""
+        return None if spec.segments else "a bundle without segments: export it again"
 
     def of(self, bundle: Bundle) -> Backend:
         """This backend for one bundle: itself, unless it runs files that only the bundle names."""

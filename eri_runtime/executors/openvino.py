@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -86,6 +86,11 @@ class OpenVinoBackend(Backend):
     ) -> None:
         """None: the NumPy loop drives its denoiser."""
 
+    def parts(self, spec: ComponentSpec, settings: Settings) -> OpenVinoParts:
+        """What runs the segments of a component."""
+        del spec
+        return OpenVinoParts(self, settings)
+
 
 OPENVINO = OpenVinoBackend()
 OPENVINO_BF16 = OpenVinoBackend(compute="bf16")
@@ -111,24 +116,18 @@ class OpenVinoExecutor(Executor):
         self.spec = spec
         self.name = graph.parent.name
         self._graph = graph
-        # threads pinned to cores wait for whatever else runs there
-        self._options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": compute,
-            "ENABLE_CPU_PINNING": False,
-        }
-        if settings.threads is not None:
-            self._options["INFERENCE_NUM_THREADS"] = settings.threads
         self._core = _openvino().Core()
+        self._options = _options(compute, settings)
         self._request: Any = None
         self._shapes: Shapes | None = None  # those it is compiled for; None for any
         self._lock = threading.Lock()  # a request runs one call at a time
-        with self._refused():
-            self._model = self._read(overrides)
+        with _refused(graph):
+            self._model = _read(self._core, graph, overrides)
         self._overrides = overrides  # whose memory the model may use
 
     def run(self, inputs: Arrays) -> dict[str, NDArray]:
         check_inputs(self.name, self.spec, inputs)
-        with self._lock, self._refused():
+        with self._lock, _refused(self._graph):
             self._compile(tuple(inputs[tensor.name].shape for tensor in self.spec.inputs))
             self._request.infer(dict(inputs), share_inputs=True)
             # the request writes its next outputs where these are
@@ -140,8 +139,8 @@ class OpenVinoExecutor(Executor):
     def replace(self, overrides: Arrays) -> None:
         if not moved(self._overrides, overrides):
             return
-        with self._lock, self._refused():
-            model = self._read(overrides)
+        with self._lock, _refused(self._graph):
+            model = _read(self._core, self._graph, overrides)
             if self._request is not None:
                 self._request = self._compiled(model, self._shapes)
             self._model, self._overrides = model, overrides
@@ -149,18 +148,6 @@ class OpenVinoExecutor(Executor):
     def close(self) -> None:
         self._request = self._model = None
         self._overrides = FROM_FILE
-
-    def _read(self, overrides: Arrays) -> Any:
-        """The graph with other constants in the place of some; they keep their arrays' memory."""
-        ov, model = _openvino(), self._core.read_model(self._graph)
-        nodes = {op.get_friendly_name(): op for op in model.get_ops()} if overrides else {}
-        for name, values in overrides.items():
-            old = nodes[name]
-            # as bits, since it knows not of NumPy's bfloat16
-            bits = values.view(f"u{values.itemsize}")
-            tensor = ov.Tensor(bits, old.get_output_shape(0), old.get_element_type())
-            old.output(0).replace(ov.op.Constant(tensor, shared_memory=True).output(0))
-        return model
 
     def _compile(self, shapes: Shapes) -> None:
         """Have a request for inputs of these shapes."""
@@ -173,21 +160,83 @@ class OpenVinoExecutor(Executor):
 
     def _compiled(self, model: Any, shapes: Shapes | None) -> Any:
         """A request of a model, for one set of shapes or for any."""
-        if shapes is not None:
-            names = [tensor.name for tensor in self.spec.inputs]
-            model = model.clone()
-            model.reshape(dict(zip(names, shapes, strict=True)))
-        return self._core.compile_model(model, "CPU", self._options).create_infer_request()
+        names = [tensor.name for tensor in self.spec.inputs]
+        fixed = None if shapes is None else dict(zip(names, shapes, strict=True))
+        return _compiled(self._core, model, fixed, self._options)
 
-    @contextmanager
-    def _refused(self) -> Iterator[None]:
-        """OpenVINO's exceptions are bare RuntimeErrors of several lines."""
-        try:
-            yield
-        except RuntimeError as error:
-            expected = f"a graph that OpenVINO {version('openvino')} runs"
-            got = " ".join(str(error).split())
-            raise BackendError(self._graph, got=got, expected=expected) from error
+
+class OpenVinoParts:
+    """OpenVINO, compiled anew for the shapes of every call."""
+
+    def __init__(self, backend: OpenVinoBackend, settings: Settings) -> None:
+        self._library = _openvino()
+        self._core, self._options = self._library.Core(), _options(backend.compute, settings)
+
+    def given(self, array: NDArray) -> Any:
+        return self._library.Tensor(array, shared_memory=True)
+
+    def run(
+        self, graph: Path, inputs: Mapping[str, Any], outputs: Iterable[str], overrides: Arrays
+    ) -> dict[str, Any]:
+        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+        with _refused(graph):
+            model = _read(self._core, graph, overrides)
+            request = _compiled(self._core, model, shapes, self._options)
+            request.infer(dict(inputs), share_inputs=True)
+            made = {}
+            for name in outputs:  # the request's own would keep its memory
+                value = request.get_tensor(name)
+                made[name] = self._library.Tensor(value.element_type, value.shape)
+                value.copy_to(made[name])
+        return made
+
+    def array(self, value: Any) -> NDArray:
+        made: NDArray = value.data.copy()
+        return made
+
+
+def _read(core: Any, graph: Path, overrides: Arrays) -> Any:
+    """The graph with other constants in the place of some; they keep their arrays' memory."""
+    ov, model = _openvino(), core.read_model(graph)
+    nodes = {op.get_friendly_name(): op for op in model.get_ops()} if overrides else {}
+    for name, values in overrides.items():
+        old = nodes[name]
+        # as bits, since it knows not of NumPy's bfloat16
+        bits = values.view(f"u{values.itemsize}")
+        tensor = ov.Tensor(bits, old.get_output_shape(0), old.get_element_type())
+        old.output(0).replace(ov.op.Constant(tensor, shared_memory=True).output(0))
+    return model
+
+
+def _options(compute: Compute, settings: Settings) -> Mapping[str, Any]:
+    """What a graph is compiled with: threads pinned to cores wait for whatever else runs there."""
+    chosen = {"INFERENCE_PRECISION_HINT": compute, "ENABLE_CPU_PINNING": False}
+    threads = {} if settings.threads is None else {"INFERENCE_NUM_THREADS": settings.threads}
+    return {**chosen, **threads}
+
+
+def _compiled(
+    core: Any,
+    model: Any,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    options: Mapping[str, Any],
+) -> Any:
+    """A request of a model for inputs of these shapes, or of any; the model stays as it is."""
+    if shapes is not None:
+        model = model.clone()
+        model.reshape(dict(shapes))
+    return core.compile_model(model, "CPU", dict(options)).create_infer_request()
+
+
+@contextmanager
+def _refused(graph: Path) -> Iterator[None]:
+    """OpenVINO's exceptions are bare RuntimeErrors of several lines."""
+    try:
+        yield
+    except RuntimeError as error:
+        expected = f"a graph that OpenVINO {version('openvino')} runs"
+        got = " ".join(str(error).split())
+        raise BackendError(graph, got=got, expected=expected) from error
 
 
 def _openvino() -> Any:

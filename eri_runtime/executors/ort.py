@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,10 @@ class OrtBackend(Backend):
 
         return OrtStepper(graph, spec, self, settings, overrides)
 
+    def parts(self, spec: ComponentSpec, settings: Settings) -> OrtParts:
+        """What runs the segments of a component."""
+        return OrtParts(self, spec, settings)
+
 
 CPU = OrtBackend(
     provider="CPUExecutionProvider",
@@ -112,9 +116,12 @@ def open_session(
     settings: Settings,
     options: Mapping[str, str],
     overrides: Arrays,
+    *,
+    arena: bool = True,
 ) -> Any:
     """An `InferenceSession` of `graph`; `options` are more of the provider's.
 
+    An `arena` keeps the memory of a run for the next; without one each tensor's is given back.
     `overrides` take the place of tensors of the weights file before the graph is optimised, so
     nothing is left of those, and the session is the one that a file with them in it would give.
     Raises `BackendError` where ONNX Runtime is missing, refuses the graph or the provider.
@@ -127,6 +134,9 @@ def open_session(
         ort.preload_dlls()  # from the wheels of NVIDIA, where the system has none
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 3
+    session_options.enable_cpu_mem_arena = arena
+    # a plan of where tensors lie takes a second block beside that of the first run, and no less time
+    session_options.enable_mem_pattern = False
     if settings.threads is not None:
         session_options.intra_op_num_threads = settings.threads
     for name, value in _entries(settings).items():
@@ -182,6 +192,35 @@ class OrtExecutor(Executor):
 
     def close(self) -> None:
         self._session, self._overrides = None, FROM_FILE
+
+
+class OrtParts:
+    """ONNX Runtime, on mapped weights: to prepack them takes longer than they save in one run.
+
+    Without an arena of memory: the values that a part leaves would keep all of its arena.
+    """
+
+    def __init__(self, backend: OrtBackend, spec: ComponentSpec, settings: Settings) -> None:
+        self._backend, self._spec = backend, spec
+        self._settings = replace(settings, low_memory=True)
+
+    def given(self, array: NDArray) -> Any:
+        import onnxruntime as ort
+
+        return ort.OrtValue.ortvalue_from_numpy(array)
+
+    def run(
+        self, graph: Path, inputs: Mapping[str, Any], outputs: Iterable[str], overrides: Arrays
+    ) -> dict[str, Any]:
+        names = list(outputs)
+        session = open_session(
+            graph, self._spec, self._backend, self._settings, {}, overrides, arena=False
+        )
+        return dict(zip(names, session.run_with_ort_values(names, dict(inputs)), strict=True))
+
+    def array(self, value: Any) -> NDArray:
+        made: NDArray = value.numpy()
+        return made
 
 
 def _ort_value(values: NDArray) -> Any:

@@ -37,6 +37,7 @@ class TensorRtBackend(Backend):
 
     bundle: Bundle | None = None
     weight_budget: Budget = None
+    in_segments = False
 
     def of(self, bundle: Bundle) -> Self:
         """This backend with the plans of a bundle."""
@@ -45,6 +46,14 @@ class TensorRtBackend(Backend):
     def refusal(self, spec: ComponentSpec) -> str | None:
         """Why this component cannot run here, in a few words, or None."""
         return _no_machine() or self._lacks(spec.graph)
+
+    def unstreamed(self, spec: ComponentSpec) -> str | None:
+        """Why the weights of a component cannot be streamed, in a few words, or None."""
+        if reason := self.refusal(spec):
+            return reason
+        plan = self._bundle.plans[choose_plan(self._bundle, spec.graph, _machine(self._bundle))]
+        built = "streaming" in plan.flags
+        return None if built else "a plan that streams no weights: `eri build --streaming`"
 
     def words(self, settings: Settings) -> str:
         """The library, the GPU, and the options that plans are opened with."""
@@ -105,9 +114,11 @@ class TensorRtBackend(Backend):
         return None
 
     def _budget(self, settings: Settings) -> Budget:
-        if self.weight_budget is None and settings.low_memory:
-            return "auto"
-        return self.weight_budget
+        if self.weight_budget is not None:
+            return self.weight_budget
+        if settings.streamed:
+            return 0
+        return "auto" if settings.low_memory else None
 
 
 TENSORRT = TensorRtBackend()

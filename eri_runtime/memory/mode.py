@@ -74,3 +74,6 @@ class Mode:
     def but(self, **changes: object) -> Mode:
         """The same with some fields changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
+
+
+USUAL = MemoryEfficientSamplingConfig()

@@ -1,0 +1,195 @@
+"""Peak memory of each mode at 550 million parameters, beside diffusers in its mode of that name.
+
+    python -m benchmarks.memory build/memory [--size 512] [-o FILE]
+
+Makes an SDXL-layout checkpoint of random weights with a VAE of SDXL's size in the folder, exports
+it twice (whole attention, and one head at a time; 9 GB of disk in all), and lets each subject draw
+a picture in a process of its own, one after the other. RSS is the kernel's own peak; PSS, which
+shares pages among the processes that map them, is sampled. `sharing` is the sum of four processes
+at once on one bundle with `low_memory` beside one.
+
+The figures are of one run on one machine; seconds are of one step with guidance, loading included,
+and are there to say what a mode costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.memory_subjects import CONFIGS, SWITCHES
+
+RESULTS = Path(__file__).parent / "results"
+UNET = {
+    "block_out_channels": (192, 384, 768),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 6),
+    "attention_head_dim": (3, 6, 12),
+    "norm_num_groups": 32,
+}
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+}
+SIZES = "256:512:1024"
+SHARED = (256, 4)  # pixels, processes
+EVERY = 0.05  # seconds between two looks at a process
+
+
+def main() -> None:
+    """Make what is missing, measure, record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--large", type=int, default=1024, help="of the VAE tiling rows")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "memory.json")
+    options = parser.parse_args()
+    make(options.folder)
+    results: dict[str, Any] = {"machine": machine(), "load_before": os.getloadavg()}
+    results["sharing"] = sharing(options.folder)
+    results["modes"] = dict(modes(options.folder, options.size, options.large))
+    results["load_after"] = os.getloadavg()
+    options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def make(folder: Path) -> None:
+    """The checkpoint and its two bundles, where they are not there yet."""
+    checkpoint = folder / "checkpoint"
+    if not (folder / "sliced").exists():
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+
+        from eri_export import export
+        from eri_export.ranges import make_ranges
+        from tests.checkpoints import randomised, tiny_sdxl
+
+        tiny_sdxl(checkpoint)
+        for part, kind, config in (
+            ("unet", UNet2DConditionModel, UNET),
+            ("vae", AutoencoderKL, VAE),
+        ):
+            tiny = kind.load_config(checkpoint / part)
+            randomised(kind(**{**tiny, **config}), 0).save_pretrained(checkpoint / part)
+        ranges = make_ranges(size=SIZES)
+        export(checkpoint, folder / "whole", ranges=ranges)
+        export(checkpoint, folder / "sliced", ranges=ranges, attention_slice="max")
+
+
+def modes(folder: Path, size: int, large: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each mode: ours, then diffusers', and how far their pictures are apart."""
+    for mode in [*CONFIGS, "disk offload"]:
+        side, images = (large if "tiling" in mode else size), (2 if "VAE sl" in mode else 1)
+        bundle = folder / ("sliced" if mode == "attention slicing" else "whole")
+        rows, pictures = {}, {}
+        for whose, known, root in (
+            ("ours", CONFIGS, bundle),
+            ("diffusers", SWITCHES, folder / "checkpoint"),
+        ):
+            if mode in known:
+                rows[whose], pictures[whose] = measured(whose, mode, root, side, images)
+        if all(picture is not None for picture in pictures.values()) and len(rows) == 2:
+            apart = np.abs(pictures["ours"] - pictures["diffusers"])
+            rows["parity"] = {"max": float(apart.max()), "mean": float(apart.mean())}
+            rows["rss_ratio"] = round(rows["ours"]["rss"] / rows["diffusers"]["rss"], 3)
+        yield mode, {"size": side, "images": images, **rows}
+        sys.stdout.write(f"{mode}: {json.dumps(rows)}\n")
+        sys.stdout.flush()
+
+
+def measured(
+    whose: str, mode: str, root: Path, size: int, images: int
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """One subject's figures and its pictures; where it fails, the last line that it said."""
+    out = root.parent / "out.npy"
+    child = start(whose, mode, root, size, images, out)
+    watch = Watch([child.pid])
+    said, complaint = child.communicate()
+    pss = watch.stop()
+    if child.returncode:
+        return {"failed": complaint.strip().splitlines()[-1]}, None
+    return {**json.loads(said.splitlines()[-1]), "pss": pss}, np.load(out)
+
+
+def sharing(folder: Path) -> dict[str, Any]:
+    """PSS of one process and of several at once with `low_memory` on one bundle."""
+    size, count = SHARED
+    found = {}
+    for processes in (1, count):
+        outs = [folder / f"out-{i}.npy" for i in range(processes)]
+        children = [start("ours", "low memory", folder / "whole", size, 1, out) for out in outs]
+        watch = Watch([child.pid for child in children])
+        for child in children:
+            if child.wait():
+                raise RuntimeError(child.communicate()[1])
+        found[str(processes)] = watch.stop()
+    return {"size": size, "pss": found, "ratio": round(found[str(count)] / found["1"], 3)}
+
+
+def start(
+    whose: str, mode: str, root: Path, size: int, images: int, out: Path
+) -> subprocess.Popen[str]:
+    """A subject's process."""
+    arguments = [whose, mode, str(root), str(size), str(images), str(out)]
+    return subprocess.Popen(  # noqa: S603 -- our own module
+        [sys.executable, "-m", "benchmarks.memory_subjects", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+class Watch:
+    """Samples the sum of the PSS of processes until it is stopped."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids, self._most, self._done = pids, 0, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int:
+        """The largest sum that was seen, in bytes."""
+        self._done.set()
+        self._thread.join()
+        return self._most
+
+    def _look(self) -> None:
+        while not self._done.wait(EVERY):
+            self._most = max(self._most, sum(map(pss_of, self._pids)))
+
+
+def pss_of(pid: int) -> int:
+    """Bytes of a process, its share of what it shares; 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")), 0)
+
+
+def machine() -> Mapping[str, Any]:
+    """Where this was measured."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    packages = ("numpy", "onnxruntime", "torch", "diffusers", "accelerate")
+    versions = {name: version(name) for name in packages}
+    cores = len(os.sched_getaffinity(0))
+    return {"cpu": cpu, "cores": cores, "python": platform.python_version(), **versions}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""What becomes of a picture when memory really ends: a right one or a typed error, nothing else.
+
+    python -m benchmarks.memory_limits build/limits [-o FILE]
+
+A bundle of SDXL's layout with random weights (34 million parameters in the UNet, a VAE of half
+SDXL's width) draws pictures of six sizes in processes that have little memory: an address space
+(RLIMIT_AS) or a memory cgroup, which kills a process where the first only refuses it memory. The
+cgroup needs root and cgroup v1 or v2, and is left out, which the results say, where there is none.
+
+A trial is good if it ends with a picture within `TOLERANCE` of the unlimited one, which is for the
+seams of a tiled VAE, or with `OutOfMemoryError`, and if the smallest picture comes out of the same
+pipeline with the same bits afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.memory import RESULTS, machine
+
+UNET = {
+    "block_out_channels": (64, 128, 256),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 1, 4),
+    "attention_head_dim": (1, 2, 4),
+    "norm_num_groups": 32,
+}
+VAE = {
+    "block_out_channels": (64, 128, 256, 256),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+}
+SIZES = "128:512:1024"
+TRIALS = ((256, 1), (384, 3), (512, 1), (512, 4), (768, 1), (1024, 1))  # pixels, images
+ADDRESS_SPACE = (40, 120, 250, 500, 1000, 2000)  # MB more than an open pipeline has
+CGROUP = (180, 260, 400, 700, 1200, 2400)  # MB in all
+TOLERANCE = 0.25  # of 1: a random VAE's tiles have statistics of their own
+TIMEOUT = 300  # seconds: longer is a hang
+GROUPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))
+
+
+def main() -> None:
+    """Make the bundle, try everything, record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "memory_limits.json")
+    options = parser.parse_args()
+    make(options.folder)
+    rows = list(trials(options.folder))
+    ends = {end: sum(row["end"] == end for row in rows) for end in {row["end"] for row in rows}}
+    results = {
+        "machine": machine(),
+        "trials": len(rows),
+        "ends": ends,
+        "same_after": sum(row.get("same_after", False) for row in rows),
+        "cgroup": group_root() is not None,
+        "rows": rows,
+    }
+    options.output.write_text(json.dumps(results, indent=1) + "\n")
+    sys.stdout.write(f"{len(rows)} trials: {json.dumps(ends)}\n")
+
+
+def make(folder: Path) -> None:
+    """The checkpoint and its bundle, where they are not there yet."""
+    if (folder / "bundle").exists():
+        return
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from eri_export import export
+    from eri_export.ranges import make_ranges
+    from tests.checkpoints import randomised, tiny_sdxl
+
+    checkpoint = tiny_sdxl(folder / "checkpoint")
+    for part, kind, config in (("unet", UNet2DConditionModel, UNET), ("vae", AutoencoderKL, VAE)):
+        tiny = kind.load_config(checkpoint / part)
+        randomised(kind(**{**tiny, **config}), 0).save_pretrained(checkpoint / part)
+    export(checkpoint, folder / "bundle", ranges=make_ranges(size=SIZES))
+
+
+def trials(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every size under every limit, each beside the unlimited picture."""
+    root = group_root()
+    for size, images in TRIALS:
+        free = folder / "free.npy"
+        unlimited = trial(folder, size, images, 0, free)
+        expected = np.load(free)
+        yield {"limit": None, **unlimited, **verdict(unlimited, free, expected)}
+        kinds: list[tuple[str, int, int, Callable[[], object] | None]]
+        kinds = [("address space", limit, limit, None) for limit in ADDRESS_SPACE]
+        if root is not None:
+            kinds += [("cgroup", limit, 0, Group(root, limit << 20).enter) for limit in CGROUP]
+        for kind, limit, space, enter in kinds:
+            out = folder / "limited.npy"
+            out.unlink(missing_ok=True)
+            row = trial(folder, size, images, space, out, enter)
+            row = {"kind": kind, "limit": limit, **row, **verdict(row, out, expected)}
+            sys.stdout.write(f"{size} x{images} {kind} {limit} MB: {row['end']}\n")
+            sys.stdout.flush()
+            yield row
+    if root is not None:
+        Group(root, 0).folder.rmdir()
+
+
+def trial(
+    folder: Path,
+    size: int,
+    images: int,
+    space: int,
+    out: Path,
+    enter: Callable[[], object] | None = None,
+) -> dict[str, Any]:
+    """One process; what it printed, and how it ended."""
+    arguments = [str(folder / "bundle"), str(size), str(images), str(space), str(out)]
+    row: dict[str, Any] = {"size": size, "images": images}
+    try:
+        done = subprocess.run(  # noqa: S603 -- our own module
+            [sys.executable, "-m", "benchmarks.memory_trial", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+            preexec_fn=enter,
+        )
+    except subprocess.TimeoutExpired:
+        return {**row, "status": "hang"}
+    row["status"] = done.returncode
+    if done.returncode in (0, 3):
+        return {**row, **json.loads(done.stdout.splitlines()[-1])}
+    return {**row, "complaint": (done.stderr.strip().splitlines() or [""])[-1]}
+
+
+def verdict(row: dict[str, Any], out: Path, expected: np.ndarray) -> dict[str, Any]:
+    """How a trial ended, in a word."""
+    if row["status"] == 3:
+        return {"end": "typed error"}
+    if row["status"] != 0:
+        return {"end": "hang" if row["status"] == "hang" else "crash"}
+    apart = float(np.abs(np.load(out) - expected).max())
+    exact = "right picture" if apart < 1e-4 else "right picture, tiled"
+    return {"apart": apart, "end": exact if apart < TOLERANCE else "wrong picture"}
+
+
+class Group:
+    """A memory cgroup with a limit in bytes; a child enters it before it begins."""
+
+    def __init__(self, root: Path, limit: int) -> None:
+        self.folder, self._limit = root / f"eri-limit-{os.getpid()}", limit
+
+    def enter(self) -> None:
+        """In the child: make the group, limit it, and go in."""
+        self.folder.mkdir(exist_ok=True)
+        old = self.folder / "memory.limit_in_bytes"
+        (old if old.exists() else self.folder / "memory.max").write_text(str(self._limit))
+        (self.folder / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def group_root() -> Path | None:
+    """Where a memory cgroup can be made, or None."""
+    for root in GROUPS:
+        probe = root / f"eri-probe-{os.getpid()}"
+        try:
+            probe.mkdir()
+        except OSError:
+            continue
+        limited = any((probe / n).exists() for n in ("memory.limit_in_bytes", "memory.max"))
+        probe.rmdir()
+        if limited:
+            return root
+    return None
+
+
+if __name__ == "__main__":
+    main()

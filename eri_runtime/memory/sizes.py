@@ -1,0 +1,112 @@
+"""The stages of a request, and the sizes at which each of its components runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from eri_runtime.latents import latent_shape, token_count
+from eri_runtime.memory.mode import Mode
+from eri_runtime.spec import Bundle
+from eri_runtime.vae import DECODER, ENCODER
+
+DENOISER = "denoiser"
+CHANNELS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A component, the sizes of its inputs, and how often it runs.
+
+    `beside` are bytes of arrays that its runs read from or write to.
+    """
+
+    component: str
+    sizes: Mapping[str, int]
+    runs: int = 1
+    beside: int = 0
+
+
+def stages(
+    bundle: Bundle,
+    mode: Mode,
+    height: int,
+    width: int,
+    images: int,
+    conditions: int = 2,
+    tokens: int | None = None,
+    edited: bool = False,
+) -> tuple[Stage, ...]:
+    """The stages of a request for `images` pictures, in their order.
+
+    Raises `SizeError` for a size that latents cannot have.
+    """
+    made = list(_texts(bundle, images, tokens))
+    if edited and ENCODER in bundle.components:
+        made.append(_vae(bundle, ENCODER, mode, height, width, images))
+    made.append(_denoiser(bundle, mode, height, width, images * conditions, tokens))
+    if DECODER in bundle.components:
+        made.append(_vae(bundle, DECODER, mode, height, width, images))
+    return tuple(made)
+
+
+def _texts(bundle: Bundle, images: int, tokens: int | None) -> Iterator[Stage]:
+    """The text encoders, each run for the prompt and for what it is guided away from."""
+    length = bundle.defaults.max_sequence_length if tokens is None else tokens
+    for name, spec in bundle.components.items():
+        if name.startswith("text_encoder"):
+            batch, runs = _rows(bundle, name, images)
+            sizes = {"batch": batch, "tokens": length}
+            yield Stage(component=name, sizes={k: sizes[k] for k in spec.ranges}, runs=1 + runs)
+
+
+def _denoiser(
+    bundle: Bundle, mode: Mode, height: int, width: int, rows: int, tokens: int | None
+) -> Stage:
+    _, h, w = latent_shape(bundle.latents, height, width)
+    batch, _ = _rows(bundle, DENOISER, rows, mode.rows)
+    ranges = bundle.components[DENOISER].ranges
+    sizes = {
+        "batch": batch,
+        "height": h,
+        "width": w,
+        "patches": token_count(bundle.latents, height, width),
+        "tokens": _text_length(bundle, tokens),
+        "loras": 1,
+        "rank": 1,
+    }
+    return Stage(component=DENOISER, sizes={name: sizes[name] for name in ranges}, runs=2)
+
+
+def _text_length(bundle: Bundle, tokens: int | None) -> int:
+    """The tokens of text that the denoiser reads."""
+    length = bundle.defaults.max_sequence_length if tokens is None else tokens
+    clip = bundle.tokenizers["tokenizer"].max_length if bundle.tokenizers else 0
+    total = {"sdxl": clip or length, "sd35": clip + length, "flux": length}[bundle.family]
+    return min(total, bundle.components[DENOISER].ranges["tokens"].max)
+
+
+def _vae(bundle: Bundle, name: str, mode: Mode, height: int, width: int, images: int) -> Stage:
+    """A half of the VAE, in tiles where the mode has them and the picture is larger."""
+    factor, ranges = bundle.latents.factor, bundle.components[name].ranges
+    sides, tiled = [], False
+    dimensions = bundle.components[name].inputs[0].shape[2:]
+    for dimension, pixels in zip(dimensions, (height, width), strict=True):
+        unit = factor if name == DECODER else 1
+        side, allowed = pixels // unit, ranges[str(dimension)]
+        if mode.vae.tile is not None:
+            tile = min(max(mode.vae.tile // unit, allowed.min), allowed.max)
+            side, tiled = min(side, tile), tiled or side > tile
+        sides.append((str(dimension), side))
+    batch, runs = _rows(bundle, name, images, 1 if tiled else mode.vae.images)
+    canvas = 2 * 4 * CHANNELS * height * width * images if tiled else 0
+    sizes = {"batch": batch, **dict(sides)}
+    return Stage(component=name, sizes=sizes, runs=2 if tiled else runs, beside=canvas)
+
+
+def _rows(bundle: Bundle, name: str, total: int, most: int | None = None) -> tuple[int, int]:
+    """How many rows a component computes at once, and how often."""
+    allowed = bundle.components[name].ranges["batch"]
+    batch = min(total, allowed.max, total if most is None else most)
+    batch = max(batch, allowed.min)
+    return batch, -(-total // batch)
