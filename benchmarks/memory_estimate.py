@@ -47,7 +47,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 }
 # of the bundle's own size: sides, images
 SIZES = ((0.5, 1), (0.75, 2), (1.0, 1))
-TUNED = ((0.5, 1),)
+TUNED = ((0.5, 1), (0.75, 2))
 STEPS = 2
 CHILD = """
 import json, sys

@@ -24,7 +24,7 @@ from eri_runtime.errors import OutOfMemoryError
 
 WORDS: dict[str, Any] = {
     "prompt": "a red heart",
-    "num_inference_steps": 2,
+    "num_inference_steps": 1,
     "guidance_scale": 5.0,
     "seed": 0,
     "output_type": "np",

@@ -5,11 +5,12 @@
 `seams`: the embedded checkpoint's VAE, which is trained, encodes emoji on canvases of 480 x 480 and
 decodes them whole and in tiles; errors of the tiled picture are in steps of 8 bits. `diffusers` is
 `AutoencoderKL.enable_tiling` with the same weights, latents and tile, compared with the same whole.
-`memory`: 2048 x 2048 in a process each, with so much address space and no more. `trained` is the
-same VAE, and its error is against PyTorch's whole decode, which holds no matrix of attention.
-`sdxl` has SDXL's VAE at its real size with random weights; only `computed` of its tiles are so, the
-last stands for the others, which take the same memory, and `seconds` is for all at the pace of
-those. Seconds are of a machine that may be busy. Writes vae_tiling.json and vae_tiling.png.
+The other parts decode 2048 x 2048, each in a process of `limit` GB of address space and no more.
+`trained` is the same VAE, and its error is against PyTorch's whole decode, which holds no matrix of
+attention. `sdxl` and `sdxl_1024` have SDXL's VAE at its real size with random weights: only
+`computed` of the tiles are computed, and stand for the others, which take the same memory; seconds
+are for all at that pace, on a machine that may be busy. `peak` is VmHWM in GB. Writes
+vae_tiling.json and vae_tiling.png.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ CANVAS = 480
 CANVASES = {"25 emoji": (5, 0), "4 emoji": (2, 1), "1 emoji": (1, 5)}  # a side, and the seed
 TILES = (192, 256)
 SIDE = 2048
-LIMIT = 8 << 30  # bytes of address space
+LIMIT = 8  # GB of address space
 IMAGE = "trained.npy"
 
 
@@ -193,11 +194,11 @@ def trained(options: argparse.Namespace) -> list[dict[str, Any]]:
     return jobs
 
 
-def sdxl(options: argparse.Namespace, *tiles_of: int | None) -> list[dict[str, Any]]:
+def sdxl(options: argparse.Namespace, tile: int, limit: int) -> list[dict[str, Any]]:
     """The same of SDXL's; one tile is computed."""
     make_sdxl(options.folder)
-    jobs = ({"tile": each, "computed": each and 1} for each in tiles_of)
-    return [job(options, network="sdxl", **each) for each in jobs]
+    jobs = ({"tile": None}, {"tile": tile, "computed": 1})
+    return [job(options, network="sdxl", limit=limit, **each) for each in jobs]
 
 
 def job(options: argparse.Namespace, **words: Any) -> dict[str, Any]:
@@ -209,31 +210,33 @@ def job(options: argparse.Namespace, **words: Any) -> dict[str, Any]:
 
 
 def measured(
-    path: Path, folder: Path, network: str, tile: int | None, computed: int | None = None
+    path: Path,
+    folder: Path,
+    network: str,
+    tile: int | None,
+    computed: int | None = None,
+    limit: int = LIMIT,
 ) -> dict[str, Any]:
-    """The peak of a decode and its seconds, or why it failed, with `LIMIT` bytes to be had."""
+    """The peak of a decode and its seconds, or why it failed, with `limit` GB to be had."""
     demo = eri.read_bundle(path)
     bundle, run = opened(demo if network == "trained" else only_sdxl(demo, folder))
     done: list[float] = []
     latents = large(bundle, run)
-    resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
+    resource.setrlimit(resource.RLIMIT_AS, (limit << 30, limit << 30))
     started = time.perf_counter()
     try:
         timed = run if computed is None else repeated(run, computed, done)
         image = vae.decode(bundle, timed, latents, SIDE, SIDE, VaeMode(tile=tile))
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        return {"limit_gb": LIMIT / 2**30, "failed": str(error).splitlines()[0].split(") ")[-1]}
+        return {"limit": limit, "failed": str(error).splitlines()[0].split(") ")[-1]}
     seconds, peak = time.perf_counter() - started, peak_memory()
     if network == "trained":
         np.save(folder / IMAGE, image)
-    calls = len(done) or 1
-    share = seconds if computed is None else sum(done[:computed]) / computed * calls
-    return {
-        "limit_gb": LIMIT / 2**30,
-        "peak_gb": round(peak / 2**30, 2),
-        "seconds": round(share, 1),
-        **({} if computed is None else {"tiles": calls}),
-    }
+    row = {"limit": limit, "peak": round(peak / 2**30, 2), "seconds": round(seconds, 1)}
+    if computed is None:
+        return row
+    every = sum(done[:computed]) / computed * len(done)
+    return {**row, "seconds": round(every, 1), "tiles": len(done)}
 
 
 def repeated(run: vae.Run, computed: int, done: list[float]) -> vae.Run:
@@ -271,8 +274,8 @@ def against_torch(path: Path, image: Array) -> dict[str, float]:
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "seams": seams,
     "trained": trained,
-    "sdxl": lambda options: sdxl(options, None, 512),
-    "sdxl_1024": lambda options: sdxl(options, 1024),
+    "sdxl": lambda options: sdxl(options, 512, LIMIT),
+    "sdxl_1024": lambda options: sdxl(options, 1024, 12),
 }
 
 if __name__ == "__main__":

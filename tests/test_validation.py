@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -157,20 +156,6 @@ def test_new_weights_of_the_denoiser_encode_nothing_anew(pipe, config, runs):
     after = generate_validation_samples(pipe, PROMPTS, config, 1)
     assert not encoded(runs)
     assert max(np.abs(a - b).max() for a, b in zip(pixels(before), pixels(after), strict=True)) > 1
-
-
-def test_what_is_remembered_is_bounded_and_goes_with_its_pipeline(sd35_bundle, monkeypatch):
-    monkeypatch.setattr(validation, "REMEMBERED", 2)
-    gc.collect()
-    pipe = eri.load(sd35_bundle)
-    before = len(validation._remembered)
-    validation._encoded(pipe, ["a", "b", "c"], None)
-    validation._encoded(pipe, ["b"], None)
-    assert [key[0] for key in validation._remembered[pipe]] == ["c", "b"]
-    pipe.close()
-    del pipe
-    gc.collect()
-    assert len(validation._remembered) == before
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch", "bfloat16"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +12,14 @@ from eri_export.disk import disk_faults
 from eri_export.trt.engine import Engine
 from eri_export.trt.options import WITHOUT
 from eri_runtime.executors.gpu import compute_capability
+from eri_runtime.folders import cache_folder
 
 
 def usual_file(engine: Engine) -> Path | None:
     """The user's own for this engine and GPU, as XDG says; None for one that times no kernels."""
     if "timing cache" in WITHOUT[engine.name]:
         return None
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return folder / "eri" / f"{engine.tag}-{compute_capability()}.timing"
+    return cache_folder() / f"{engine.tag}-{compute_capability()}.timing"
 
 
 @contextlib.contextmanager

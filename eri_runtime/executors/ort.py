@@ -135,7 +135,7 @@ def open_session(
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 3
     session_options.enable_cpu_mem_arena = arena
-    # a plan of where tensors lie takes a second block beside that of the first run, and no less time
+    # planning where tensors lie takes a second block beside the first run's, and saves no time
     session_options.enable_mem_pattern = False
     if settings.threads is not None:
         session_options.intra_op_num_threads = settings.threads

@@ -47,8 +47,8 @@ class Costs:
 
 # ONNX Runtime: prepacked weights are copies, and the second run of a shape gets a block of its own
 # beside what the first one used; weights that stay in their file are not prepacked
-CPU = Costs(private=1.17, pages=0.0, run=1.2, again=1.2, engine=25 * MB, each=MB)
-CPU_MAPPED = replace(CPU, private=0.05, pages=1.0, run=1.05, again=1.05)
+CPU = Costs(private=1.17, pages=0.0, run=1.35, again=1.35, engine=25 * MB, each=MB)
+CPU_MAPPED = replace(CPU, private=0.05, pages=1.0, run=1.1, again=1.1)
 # parts of a graph have no memory that outlives them
 CPU_STREAMED = replace(CPU_MAPPED, run=1.1, again=1.1)
 # a compiled model has weights of its own beside the pages it read them from
