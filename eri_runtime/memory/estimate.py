@@ -28,15 +28,14 @@ class Costs:
     """What an engine makes of a component, as multiples.
 
     Of the weights file: `private` memory, and `pages` of the file itself, which the system may take
-    back. Of a run's activations: `run` the first time, `again` from the second on; `scores` and
-    `copies` are the factors of that name. `wide`: 16-bit weights and values are held in 32. Bytes
-    beside them: `engine` once, for code and threads, and `each` for every component that is open.
+    back. Of a run's activations: `run`, in which `scores` and `copies` are the factors of that
+    name. `wide`: 16-bit weights and values are held in 32. Bytes beside them: `engine` once, for
+    code and threads, and `each` for every component that is open.
     """
 
     private: float
     pages: float
     run: float = 1.0
-    again: float = 1.0
     scores: float = 1.0
     copies: float = 1.0
     engine: int = 0
@@ -45,12 +44,10 @@ class Costs:
     measured: bool = True
 
 
-# ONNX Runtime: prepacked weights are copies, and the second run of a shape gets a block of its own
-# beside what the first one used; weights that stay in their file are not prepacked
-CPU = Costs(private=1.17, pages=0.0, run=1.35, again=1.35, engine=25 * MB, each=MB)
-CPU_MAPPED = replace(CPU, private=0.05, pages=1.0, run=1.1, again=1.1)
-# parts of a graph have no memory that outlives them
-CPU_STREAMED = replace(CPU_MAPPED, run=1.1, again=1.1)
+# ONNX Runtime: prepacked weights are copies; those that stay in their file are not prepacked, and
+# their convolutions not blocked, and all parts of a streamed graph are opened so
+CPU = Costs(private=1.17, pages=0.0, run=1.35, engine=25 * MB, each=MB)
+CPU_MAPPED = replace(CPU, private=0.05, pages=1.0, run=1.1)
 # a compiled model has weights of its own beside the pages it read them from
 OPENVINO = Costs(private=1.25, pages=1.0, scores=0.0, copies=0.0, engine=80 * MB, each=6 * MB)
 GPU = Costs(private=1.0, pages=0.0, scores=0.0, copies=0.0, wide=False, measured=False)
@@ -119,9 +116,8 @@ def costs_of(backend: str, settings: Settings, component: str = DENOISER) -> Cos
     """The constants of an engine that is opened with these settings."""
     if backend != "cpu":
         return COSTS[backend]
-    if settings.streamed and component == DENOISER:
-        return CPU_STREAMED
-    return CPU_MAPPED if settings.low_memory else CPU
+    streamed = settings.streamed and component == DENOISER
+    return CPU_MAPPED if streamed or settings.low_memory else CPU
 
 
 def held(
@@ -145,17 +141,15 @@ def stage_need(
 ) -> int | None:
     """Bytes that a run at these sizes takes beyond what is held; None where nobody knows.
 
-    A component that is not open is opened for it. The denoiser is run again and again, and so may
-    take more than its first run does. Pages of files are left out: the system finds room for them
-    where it can.
+    A component that is not open is opened for it. Pages of files are left out: the system finds
+    room for them where it can.
     """
     costs, spec = costs_of(backend, settings, component), bundle.components[component]
     run = activations(spec, sizes, costs)
     if run is None:
         return None
     opened = 0 if is_open else _private(spec, _weights(bundle, component, settings), costs)
-    times = costs.again if component == DENOISER else costs.run
-    return opened + int(times * run)
+    return opened + int(costs.run * run)
 
 
 def peak(
@@ -196,11 +190,10 @@ def peak(
 def _need(bundle: Bundle, backend: str, settings: Settings, stage: Stage) -> Need:
     costs = costs_of(backend, settings, stage.component)
     run = activations(bundle.components[stage.component], stage.sizes, costs)
-    times = costs.run if stage.runs == 1 else costs.again
     return Need(
         component=stage.component,
         weights=held(bundle, stage.component, backend, settings),
-        run=None if run is None else int(times * run) + stage.beside,
+        run=None if run is None else int(costs.run * run) + stage.beside,
     )
 
 

@@ -16,14 +16,10 @@ CHANNELS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A component, the sizes of its inputs, and how often it runs.
-
-    `beside` are bytes of arrays that its runs read from or write to.
-    """
+    """A component, the sizes of its inputs, and the bytes of arrays `beside` its runs."""
 
     component: str
     sizes: Mapping[str, int]
-    runs: int = 1
     beside: int = 0
 
 
@@ -55,19 +51,17 @@ def _texts(bundle: Bundle, images: int, tokens: int | None) -> Iterator[Stage]:
     length = bundle.defaults.max_sequence_length if tokens is None else tokens
     for name, spec in bundle.components.items():
         if name.startswith("text_encoder"):
-            batch, runs = _rows(bundle, name, images)
-            sizes = {"batch": batch, "tokens": length}
-            yield Stage(component=name, sizes={k: sizes[k] for k in spec.ranges}, runs=1 + runs)
+            sizes = {"batch": _rows(bundle, name, images), "tokens": length}
+            yield Stage(component=name, sizes={k: sizes[k] for k in spec.ranges})
 
 
 def _denoiser(
     bundle: Bundle, mode: Mode, height: int, width: int, rows: int, tokens: int | None
 ) -> Stage:
     _, h, w = latent_shape(bundle.latents, height, width)
-    batch, _ = _rows(bundle, DENOISER, rows, mode.rows)
     ranges = bundle.components[DENOISER].ranges
     sizes = {
-        "batch": batch,
+        "batch": _rows(bundle, DENOISER, rows, mode.rows),
         "height": h,
         "width": w,
         "patches": token_count(bundle.latents, height, width),
@@ -75,7 +69,7 @@ def _denoiser(
         "loras": 1,
         "rank": 1,
     }
-    return Stage(component=DENOISER, sizes={name: sizes[name] for name in ranges}, runs=2)
+    return Stage(component=DENOISER, sizes={name: sizes[name] for name in ranges})
 
 
 def _text_length(bundle: Bundle, tokens: int | None) -> int:
@@ -98,15 +92,13 @@ def _vae(bundle: Bundle, name: str, mode: Mode, height: int, width: int, images:
             tile = min(max(mode.vae.tile // unit, allowed.min), allowed.max)
             side, tiled = min(side, tile), tiled or side > tile
         sides.append((str(dimension), side))
-    batch, runs = _rows(bundle, name, images, 1 if tiled else mode.vae.images)
+    batch = _rows(bundle, name, images, 1 if tiled else mode.vae.images)
     canvas = 2 * 4 * CHANNELS * height * width * images if tiled else 0
     sizes = {"batch": batch, **dict(sides)}
-    return Stage(component=name, sizes=sizes, runs=2 if tiled else runs, beside=canvas)
+    return Stage(component=name, sizes=sizes, beside=canvas)
 
 
-def _rows(bundle: Bundle, name: str, total: int, most: int | None = None) -> tuple[int, int]:
-    """How many rows a component computes at once, and how often."""
+def _rows(bundle: Bundle, name: str, total: int, most: int | None = None) -> int:
+    """How many rows a component computes at once."""
     allowed = bundle.components[name].ranges["batch"]
-    batch = min(total, allowed.max, total if most is None else most)
-    batch = max(batch, allowed.min)
-    return batch, -(-total // batch)
+    return max(allowed.min, min(total, allowed.max, total if most is None else most))

@@ -166,12 +166,10 @@ def test_modes_make_batches_and_pictures_smaller(bundle):
     sizes = {each.component: each for each in stages(bundle, thrifty, 48, 64, 4)}
     assert sizes["denoiser"].sizes["batch"] == 2
     assert sizes["vae_decoder"].sizes == {"batch": 1, "height": 8, "width": 8}
-    assert sizes["vae_decoder"].runs > 1
     sliced = {
         each.component: each for each in stages(bundle, Mode(vae=VaeMode(images=1)), 48, 64, 4)
     }
     assert sliced["vae_decoder"].sizes == {"batch": 1, "height": 24, "width": 32}
-    assert sliced["vae_decoder"].runs == 4
 
 
 def test_a_picture_that_one_tile_holds_is_not_cut(bundle):
