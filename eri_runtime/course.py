@@ -54,7 +54,7 @@ class Course:
     def steps(
         self, encode: Encode, request: Request, start: Step | None, mode: Mode
     ) -> Iterator[Step]:
-        """The steps of a request after `start`, or all."""
+        """The steps of a request after `start`, or all; a bad request is refused before any."""
         table = self.table(request)
         noise = checked(self._noise(request, table), request.batch)
         conditions = guide(self._bundle, encode, request, table.points.clock)
@@ -62,19 +62,25 @@ class Course:
         x, mend = self._begin(request, table, noise, mode)
         if start is not None:
             check_start(start, table, x.shape)
-        begin, draw = start or x, request.first_draw
-        with self._live.using(DENOISER):
-            rows = self._rows(mode)
-            changed = request.hook is not unchanged or mend is not unchanged
-            self._guard.check(DENOISER, self._sizes(guided, shared, rows, table, x))
-            stepper = self._loops.choose(guided, table, request.batch, rows, changed=changed)
-            if stepper is not None:
-                yield from stepped(stepper, guided, shared, rows, table, begin, noise, draw=draw)
-                return
-            network = guided_network(partial(self._denoiser, rows, shared), guided)
-            yield from denoise(
-                network, table, begin, noise, hook=request.hook, mend=mend, draw=draw
-            )
+        draw, changed = request.first_draw, request.hook is not unchanged or mend is not unchanged
+        rows = self._rows(mode)
+
+        def taken() -> Iterator[Step]:
+            with self._live.using(DENOISER):
+                self._guard.check(DENOISER, self._sizes(guided, shared, rows, table, x))
+                stepper = self._loops.choose(guided, table, request.batch, rows, changed=changed)
+                begin = start or x
+                if stepper is not None:
+                    yield from stepped(
+                        stepper, guided, shared, rows, table, begin, noise, draw=draw
+                    )
+                    return
+                network = guided_network(partial(self._denoiser, rows, shared), guided)
+                yield from denoise(
+                    network, table, begin, noise, hook=request.hook, mend=mend, draw=draw
+                )
+
+        return taken()
 
     def _sizes(
         self, guided: Guided, shared: Inputs, rows: ShapeRange, table: SamplerTable, x: Array

@@ -131,21 +131,13 @@ class Pipeline(Closeable):
     def denoise(self, request: Request, start: Step | None = None) -> Iterator[Step]:
         """The steps of a request, one at a time; stop asking and it stops.
 
-        `start` is a step of the same request to go on from, of this run or another. Where memory
-        ends, the steps go on from the last one in the next mode of `memory.backoff`. Raises
-        `UsageError` for a step that cannot be of this request, `OutOfMemoryError` where it fits in
-        no mode.
+        Prompts are encoded, and all that can be refused is, before the first is asked for. `start`
+        is a step of the same request to go on from, of this run or another. Where memory ends, the
+        steps go on from the last one in the next mode of `memory.backoff`. Raises `UsageError` for
+        a step that cannot be of this request, `OutOfMemoryError` where it fits in no mode.
         """
-        attempt, last = self._thrift.attempt(load_of(request)), start
-        while True:
-            try:
-                for step in self._course.steps(self._encode, request, last, attempt.mode):
-                    last = step
-                    yield step
-                return
-            except Exception as error:
-                last = None if last is None else last.on_host()
-                attempt.turn(DENOISER, error)
+        attempt = self._thrift.attempt(load_of(request))
+        return self._going_on(attempt, request, self._begun(attempt, request, start), start)
 
     def schedule(self, request: Request) -> Schedule:
         """The points a request passes; of an edit, those that its strength leaves."""
@@ -252,6 +244,29 @@ class Pipeline(Closeable):
     def close(self) -> None:
         """Close every open component; a later call opens them anew, with the weights they had."""
         self._live.close()
+
+    def _begun(self, attempt: Attempt, request: Request, start: Step | None) -> Iterator[Step]:
+        """The steps after `start` in the first mode in which the request can begin."""
+        while True:
+            try:
+                return self._course.steps(self._encode, request, start, attempt.mode)
+            except Exception as error:
+                attempt.turn(DENOISER, error)
+
+    def _going_on(
+        self, attempt: Attempt, request: Request, steps: Iterator[Step], last: Step | None
+    ) -> Iterator[Step]:
+        """`steps`, and where memory ends those of the next mode after the `last`."""
+        while True:
+            try:
+                for step in steps:
+                    last = step
+                    yield step
+                return
+            except Exception as error:
+                last = None if last is None else last.on_host()
+                attempt.turn(DENOISER, error)
+            steps = self._begun(attempt, request, last)
 
     def _decoded(self, attempt: Attempt, latents: Array, height: int, width: int) -> Array:
         while True:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,13 +20,29 @@ settings.load_profile("eri")
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory) -> Path:
-    """Where the session's checkpoints and bundles lie."""
-    return tmp_path_factory.mktemp("workshop")
+    """Where the session's checkpoints and bundles lie, one folder for all of its workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "workshop"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _once(path: Path, make: Callable[[], object]) -> Path:
+    """`path`, made by whichever worker comes first; the others wait for it."""
+    path.parent.mkdir(exist_ok=True)
+    done = path.with_name(f"{path.name}.done")
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make()
+            done.touch()
+    return path
 
 
 def _checkpoint(name: str, make: Callable[[Path], Path]):
     def checkpoint(workshop: Path) -> Path:
-        return make(workshop / "checkpoints" / name)
+        path = workshop / "checkpoints" / name
+        return _once(path, lambda: make(path))
 
     return pytest.fixture(scope="session", name=f"{name}_checkpoint")(checkpoint)
 
@@ -33,9 +51,9 @@ def _bundle(name: str):
     def bundle(request: pytest.FixtureRequest, workshop: Path) -> Path:
         from eri_export import export
 
-        return export(
-            request.getfixturevalue(f"{name}_checkpoint"), workshop / "engines" / name
-        ).root
+        checkpoint = request.getfixturevalue(f"{name}_checkpoint")
+        path = workshop / "engines" / name
+        return _once(path, lambda: export(checkpoint, path))
 
     return pytest.fixture(scope="session", name=f"{name}_bundle")(bundle)
 

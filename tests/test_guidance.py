@@ -11,6 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
 
 import eri_runtime as eri
 from eri_runtime.configs import AncestralSamplerConfig, GuidanceConfig, SamplingConfig
+from eri_runtime.course import Course
 from eri_runtime.errors import EriError, UnknownNameError, UsageError
 from eri_runtime.executors.ort_step import OrtStepLoop
 from eri_runtime.guidance import cfg_mix, rescale_guided
@@ -30,20 +31,20 @@ def pipe(request):
 
 
 @pytest.fixture
-def rows(pipe, monkeypatch):
+def rows(monkeypatch):
     """The number of rows of every call of the denoiser, or of its step graph."""
-    counts, run, step = [], pipe.run, OrtStepLoop._step
+    counts, run, step = [], Course.run, OrtStepLoop._step
 
-    def running(name, inputs):
+    def running(course, name, inputs):
         if name == "denoiser":
             counts.append(len(inputs["sample"]))
-        return run(name, inputs)
+        return run(course, name, inputs)
 
     def stepping(loop, row, state):
         counts.append(loop._bound[row.key]["mix"].array.size)
         return step(loop, row, state)
 
-    monkeypatch.setattr(pipe, "run", running)
+    monkeypatch.setattr(Course, "run", running)
     monkeypatch.setattr(OrtStepLoop, "_step", stepping)
     return counts
 

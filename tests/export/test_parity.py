@@ -16,6 +16,7 @@ from eri_runtime import manifest
 from eri_runtime.errors import ParityError
 
 FAMILIES = ["sdxl", "sd35", "flux", "flux_schnell"]
+CASES = "drawn", "smallest", "largest", "one largest", "real", "segments"
 
 
 def metric(error, **changes):
@@ -48,7 +49,7 @@ def test_every_output_was_compared_on_every_case_and_agrees(request, family):
                 for each in report["metrics"]
                 if (each["component"], each["output"]) == (name, output.name)
             ]
-            cases = {case: [] for case in ("drawn", "smallest", "largest", "one largest", "real")}
+            cases = {case: [] for case in CASES}
             for each in mine:
                 cases[each["case"]].append(each["sizes"])
             assert {sizes["batch"] for sizes in cases["drawn"]} == {1, 3}
@@ -58,6 +59,7 @@ def test_every_output_was_compared_on_every_case_and_agrees(request, family):
             assert cases["largest"] == [most] or most in left_out
             assert len(cases["one largest"]) == (len(most) if left_out else 0)
             assert [sizes["batch"] for sizes in cases["real"]] == [2]
+            assert len(cases["segments"]) == bool(spec.segments)
             worst = max(worst, *(each["max_rel"] for each in mine))
         assert 0 < worst == spec.parity <= TOLERANCES["fp32", "graph"]
 

@@ -40,7 +40,13 @@ LIMIT = 1_300_000_000  # bytes of a dry run of any size; half of them are the li
 def test_the_bundle_is_what_was_planned(request, family):
     plan = make_plan(request.getfixturevalue(f"{family}_checkpoint"))
     bundle = manifest.read(request.getfixturevalue(f"{family}_bundle"))
-    unknown = {"parameters": 0, "parity": 0.0, "unneeded": {}}
+    unknown = {
+        "parameters": 0,
+        "parity": 0.0,
+        "unneeded": {},
+        "segments": (),
+        "activations": (),
+    }
     components = {
         name: dataclasses.replace(spec, **unknown) for name, spec in bundle.components.items()
     }

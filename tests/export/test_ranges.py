@@ -141,7 +141,7 @@ def test_a_static_bundle_was_compared_at_its_sizes(static):
     assert report["passed"]
     for each in report["metrics"]:
         assert each["sizes"] == sizes[each["component"]]
-    assert {each["case"] for each in report["metrics"]} == {"drawn", "real", "step"}
+    assert {each["case"] for each in report["metrics"]} == {"drawn", "real", "step", "segments"}
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
