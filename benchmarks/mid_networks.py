@@ -6,10 +6,12 @@ the ratio of double to single blocks. The VAE decoder is SDXL's own at its real 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import (
     AutoencoderKL,
     FluxTransformer2DModel,
@@ -18,6 +20,7 @@ from diffusers import (
 )
 
 from eri_export.checkpoint import Component
+from eri_export.gate.reference import flops
 from eri_export.recipes.base import Recipe
 from eri_export.recipes.flux import flux_recipe
 from eri_export.recipes.mmdit import mmdit_recipe
@@ -87,3 +90,31 @@ def recipe_of(family: str, folder: Path, precision: Precision = "fp32") -> Recip
     if not home.exists():
         network(family).save_pretrained(home)
     return RECIPES[family](open_part(home, family, OF[family][2].__name__), precision)
+
+
+# the layers of the published models that read nothing but the prompt, and its tokens
+OF_PROMPT: Mapping[str, tuple[str, int]] = {
+    "sdxl": (r"\.attn2\.to_[kv]$", CLIP),
+    "sd35": (r"^context_embedder$", 333),
+    "flux": (r"^context_embedder$", 512),
+}
+
+
+def prompt_share(family: str) -> dict[str, float]:
+    """Of the operations of a step of the published model, by pixels a side; empty for a VAE."""
+    if family not in OF_PROMPT:
+        return {}
+    model, part, kind = OF[family]
+    pattern, tokens = OF_PROMPT[family]
+    source = Component("denoiser", kind.__name__, Path(model), configs(model)[part], dict)
+    recipe = RECIPES[family](source, "fp32")
+    with torch.device("meta"):
+        layers = dict(recipe.build().named_modules())
+    numbers = sum(each.weight.numel() for name, each in layers.items() if re.search(pattern, name))
+    shares = {}
+    for pixels in (512, 1024):
+        latents = pixels // 8
+        sizes = {"batch": 1, "tokens": tokens, "height": latents, "width": latents}
+        total = flops(recipe, [{**sizes, "patches": latents**2 // 4}])[0]
+        shares[str(pixels)] = round(2 * numbers * tokens / total, 4)
+    return shares

@@ -44,12 +44,18 @@ PASSES: tuple[Pass, ...] = (transpose_einsums, fuse_rms_norms, fuse_rotary, expa
 PREFIX = "network."  # where a recipe's wrapper keeps the network
 
 
-def trace(recipe: Recipe, *, blocks: Literal["stamped", "unrolled"] = "stamped") -> ir.Model:
+def trace(
+    recipe: Recipe,
+    *,
+    blocks: Literal["stamped", "unrolled"] = "stamped",
+    passes: Sequence[Pass] = PASSES,
+) -> ir.Model:
     """The optimised graph of `recipe`, its weights named as in the checkpoint and without values.
 
     `stamped` traces one block of each kind that the network repeats; `unrolled` traces them all
-    and gives the same graph, later. Raises `DamagedWeightsError` where the checkpoint does not fit
-    its config and `ExportError` where the network cannot be traced.
+    and gives the same graph, later. `passes` are `rewrite`'s. Raises
+    `DamagedWeightsError` where the checkpoint does not fit its config and `ExportError` where the
+    network cannot be traced.
     """
     with FakeTensorMode(), torch.no_grad(), _quiet():
         network = recipe.build()
@@ -68,7 +74,7 @@ def trace(recipe: Recipe, *, blocks: Literal["stamped", "unrolled"] = "stamped")
         hidden |= stamp(model, block, paths, own, PREFIX)
     inline(model)
     restore_weights(model, hidden, {PREFIX + name: stored for name, stored in names.items()})
-    rewrite(model)
+    rewrite(model, passes)
     name_interface(model, [each.spec for each in recipe.inputs], recipe.outputs)
     strip_metadata(model)
     return model

@@ -40,8 +40,7 @@ def _normalised(
 ) -> ir.Value:
     """(N, C, …) normalised over the channels of a group and all that follows."""
     groups = node.attributes["num_groups"].as_int()
-    channels = scale.shape[0] if scale.shape is not None else None
-    assert isinstance(channels, int), "a weight has sizes"
+    (channels,) = scale.shape.numpy() if scale.shape is not None else ()
     size = channels // groups
     pixels = emit.integers(*range(2, rank))
     by_group = emit.integers(0, groups, size)

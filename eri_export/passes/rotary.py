@@ -23,18 +23,21 @@ REPEATED = ("Cast", "Reshape", "Expand", "Unsqueeze")  # backwards: repeat_inter
 
 @dataclass(frozen=True)
 class _Turn:
-    """`x` (batch, tokens, heads, size) turned by the tables, then `cast`, then `transposed`."""
+    """`x` (batch, tokens, heads, size) turned, then `cast`, then `transposed`.
+
+    `cos` and `sin` join the tables of the axes to one.
+    """
 
     x: ir.Value
-    cos: ir.Value
-    sin: ir.Value
+    cos: ir.Node
+    sin: ir.Node
     cast: ir.Node | None
     transposed: ir.Node
 
 
 def fuse_rotary(model: ir.Model) -> None:
     """Replace every such group of operators before attention; others stay."""
-    tables: dict[ir.Value, ir.Value] = {}
+    tables: dict[ir.Node, ir.Value] = {}
     for node in list(model.graph):
         turn = _turn(node) if node.op_type == "Add" else None
         if turn is None:
@@ -96,8 +99,8 @@ def _turned(value: ir.Value | None) -> ir.Value | None:
     return pairs.inputs[0] if parts == [[[0], [1], [-1]], [[1], [2], [-1]]] else None
 
 
-def _table(value: ir.Value | None) -> ir.Value | None:
-    """The (tokens, size) behind (1, tokens, 1, size), each of whose numbers is there twice."""
+def _table(value: ir.Value | None) -> ir.Node | None:
+    """What joins the (tokens, size) behind (1, tokens, 1, size); each number is there twice."""
     outer = made_by(value, "Unsqueeze")
     inner = made_by(value, "Unsqueeze", "Unsqueeze")
     if outer is None or inner is None:
@@ -107,7 +110,7 @@ def _table(value: ir.Value | None) -> ir.Value | None:
     joined = made_by(inner.inputs[0], "Concat")
     if joined is None or any(_repeated(part) is None for part in joined.inputs):
         return None
-    return inner.inputs[0]
+    return joined
 
 
 def _repeated(part: ir.Value | None) -> ir.Node | None:
@@ -119,10 +122,8 @@ def _repeated(part: ir.Value | None) -> ir.Node | None:
     return node if sizes is not None and sizes[-1] == 2 else None
 
 
-def _once(emit: Emitter, table: ir.Value, x: ir.Value) -> ir.Value:
+def _once(emit: Emitter, joined: ir.Node, x: ir.Value) -> ir.Value:
     """The table (batch, tokens, size/2), before it was repeated."""
-    joined = table.producer()
-    assert joined is not None, "a table was found by what made it"
     parts = [
         emit("Cast", node.inputs[0], to=ir.DataType.FLOAT)
         for node in map(_repeated, joined.inputs)

@@ -23,9 +23,7 @@ def group_norm(*shape, kind=ir.DataType.FLOAT):
     ]
     attributes = {"num_groups": GROUPS, "epsilon": EPSILON}
     node = ir.node("GroupNormalization", [x, *weights], attributes, outputs=[y])
-    graph = ir.Graph(
-        [x], [y], nodes=[node], initializers=weights, opset_imports={"": 23}, name="g"
-    )
+    graph = ir.Graph([x], [y], nodes=[node], initializers=weights, opset_imports={"": 23}, name="g")
     return ir.Model(graph, ir_version=11)
 
 

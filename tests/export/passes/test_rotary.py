@@ -1,4 +1,4 @@
-"""Flux's rotary positions, as diffusers writes them, become RotaryEmbedding with the same numbers."""
+"""Flux's rotary positions, as diffusers writes them, in one operator with the same numbers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from eri_export.passes.rotary import fuse_rotary
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch's own
 HEADS, AXES = 2, (4, 8)  # a head is as long as its axes together
 
 
@@ -46,8 +47,8 @@ class Halves(Queries):
 
 def traced(module, dtype):
     x = torch.zeros(2, 5, HEADS, sum(AXES), dtype=dtype)
-    dynamic = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},) * 1
-    shapes = (*dynamic, {0: torch.export.Dim.DYNAMIC})
+    open_size = torch.export.Dim.DYNAMIC
+    shapes = ({0: open_size, 1: open_size}, {0: open_size})
     program = torch.export.export(module, (x, torch.zeros(5, 2)), dynamic_shapes=shapes)
     model = torch.onnx.export(program, dynamo=True, optimize=False, opset_version=23, verbose=False)
     optimize_ir(model.model)
@@ -60,7 +61,9 @@ def run(model, dtype):
     ids = rng.integers(0, 50, (7, 2)).astype(np.float32)
     raw = ir.to_proto(model).SerializeToString()
     session = onnxruntime.InferenceSession(raw)
-    return session.run(None, dict(zip([v.name for v in session.get_inputs()], (x, ids), strict=True)))
+    return session.run(
+        None, dict(zip([v.name for v in session.get_inputs()], (x, ids), strict=True))
+    )
 
 
 # the same products and sums; float16 is rounded once, after them, in both
