@@ -1,4 +1,4 @@
-"""GroupNormalization in plain operators gives PyTorch's numbers; 16 bits keep the operator."""
+"""GroupNormalization in plain operators gives its definition's numbers; 16 bits keep it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-import torch
 
 from eri_export.passes.group_norm import expand_group_norms
 
@@ -27,9 +26,18 @@ def group_norm(*shape, kind=ir.DataType.FLOAT):
     return ir.Model(graph, ir_version=11)
 
 
+def normalised(x):
+    """In float64, by the definition."""
+    groups = x.astype(np.float64).reshape(len(x), GROUPS, -1)
+    mean, variance = groups.mean(-1, keepdims=True), groups.var(-1, keepdims=True)
+    y = ((groups - mean) / np.sqrt(variance + EPSILON)).reshape(x.shape)
+    scale, bias = (each.reshape(-1, *(1,) * (x.ndim - 2)) for each in WEIGHTS.values())
+    return y * scale + bias
+
+
 @pytest.mark.parametrize("shape", [("batch", 12, "height", "width"), ("batch", 12, "tokens")])
 @pytest.mark.parametrize("offset", [0, 100])
-def test_the_numbers_are_pytorchs_whatever_the_mean(shape, offset):
+def test_the_numbers_are_the_definitions_whatever_the_mean(shape, offset):
     sizes = (2, 12, 8, 6)[: len(shape)]
     x = np.random.default_rng(0).standard_normal(sizes, np.float32) + np.float32(offset)
     model = group_norm(*shape)
@@ -37,10 +45,8 @@ def test_the_numbers_are_pytorchs_whatever_the_mean(shape, offset):
     assert "GroupNormalization" not in [node.op_type for node in model.graph]
     raw = ir.to_proto(model).SerializeToString()
     (made,) = onnxruntime.InferenceSession(raw).run(None, {"x": x})
-    tensors = (torch.tensor(each) for each in WEIGHTS.values())
-    expected = torch.nn.functional.group_norm(torch.tensor(x).double(), GROUPS, *tensors, EPSILON)
     # of float32 at `offset`: means of squares would lose all but two of their digits at 100
-    np.testing.assert_allclose(made, expected.numpy(), rtol=1e-5, atol=2e-6 + 4e-7 * offset)
+    np.testing.assert_allclose(made, normalised(x), rtol=1e-5, atol=2e-6 + 4e-7 * offset)
 
 
 def test_sixteen_bits_keep_the_operator():
