@@ -2,14 +2,14 @@
 
     python -m benchmarks.graph_passes [sdxl sd35 flux vae_decoder] [--threads 1]
 
-A network is traced once; each pass that changes anything is applied alone, and then all. Within a
-round every graph runs once, in turn, so that all of them meet the same other load, which the load
-averages tell of; ratios are to the graph without the passes in the same round, `low` and `high` are
-quartiles. `cpu_ms` is the processor's time and not the clock's: of one thread it hardly depends on
-what else the machine does. `error` is the largest difference from PyTorch's float32 outputs over
-their largest value. Of what depends on the prompt alone and is computed again in every step,
-`prompt_share` says how much of a step of the published model it is, by operations. Prints a table,
-and writes benchmarks/results/graph_passes.json.
+A network is traced once; each pass that changes anything is applied alone, and then all if they are
+several. Within a round every graph runs once, in turn, so that all of them meet the same other
+load, which the load averages tell of; ratios are to the graph without the passes in the same round,
+`low` and `high` are quartiles. `cpu_ms` is the processor's time and not the clock's: of one thread
+it hardly depends on what else the machine does. `error` is the largest difference from PyTorch's
+float32 outputs over their largest value. Of what depends on the prompt alone and is computed again
+in every step, `prompt_share` says how much of a step of the published model it is, by operations.
+Prints a table, and writes benchmarks/results/graph_passes.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +35,7 @@ from eri_export.gate.reference import reference, run
 from eri_export.passes.einsum_transpose import transpose_einsums
 from eri_export.plan import spec_of
 from eri_export.recipes.base import Arrays, Recipe
-from eri_export.trace import PASSES, rewrite, trace
+from eri_export.trace import PASSES, Pass, rewrite, trace
 from eri_export.weights import bind, conversions, write_weights
 from eri_runtime.command import say
 from eri_runtime.executors import BACKENDS
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=list(ENGINES))
     parser.add_argument("--threads", type=int, help="all cores if left")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=15, help="at most, for each engine")
+    parser.add_argument("--seconds", type=float, default=8, help="at most, for each engine")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "graph_passes.json")
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": machine(options.threads), "load_before": os.getloadavg()}
@@ -90,16 +91,24 @@ def written(recipe: Recipe, folder: Path) -> Iterator[tuple[str, Path]]:
     base = trace(recipe, passes=(transpose_einsums,))
     items = conversions(base, recipe.source.tensors)
     bind(base, write_weights(folder / "weights.safetensors", items).tensors)
-    ways = {WITHOUT: (), **{each.__name__: (each,) for each in PASSES}, ALL: PASSES}
-    nodes = None
-    for way, passes in ways.items():
+    yield WITHOUT, saved(base, (), folder / f"{WITHOUT}.onnx")
+    kinds = Counter(node.op_type for node in base.graph)
+    changing = []
+    for each in PASSES:
         model = base.clone()
-        rewrite(model, passes)
-        kinds = sorted(node.op_type for node in model.graph)
-        if kinds != nodes or way == ALL:
-            ir.save(model, folder / f"{way}.onnx")
-            yield way, folder / f"{way}.onnx"
-        nodes = kinds if nodes is None else nodes
+        rewrite(model, (each,))
+        if Counter(node.op_type for node in model.graph) != kinds:
+            changing.append(each)
+            yield each.__name__, saved(base, (each,), folder / f"{each.__name__}.onnx")
+    if len(changing) > 1:
+        yield ALL, saved(base, PASSES, folder / f"{ALL}.onnx")
+
+
+def saved(base: ir.Model, passes: Sequence[Pass], path: Path) -> Path:
+    model = base.clone()
+    rewrite(model, passes)
+    ir.save(model, path)
+    return path
 
 
 def timed(
