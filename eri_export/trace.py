@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, cast
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -25,8 +26,11 @@ from eri_export.activations import note_peaks
 from eri_export.blocks import BlockCall, Kind, stand_ins
 from eri_export.names import file_names
 from eri_export.passes.einsum_transpose import transpose_einsums
+from eri_export.passes.group_norm import expand_group_norms
 from eri_export.passes.hidden_weights import hide_weights, restore_weights
 from eri_export.passes.interface import name_interface
+from eri_export.passes.rms_norm import fuse_rms_norms
+from eri_export.passes.rotary import fuse_rotary
 from eri_export.passes.stamp import inline, stamp
 from eri_export.passes.strip_metadata import strip_metadata
 from eri_export.precision import CLOCKS
@@ -35,15 +39,23 @@ from eri_runtime.errors import ExportError
 
 OPSET = 23  # the first with Attention; torch writes a wrong number above 25
 Dynamic = tuple[Any, ...]
+Pass = Callable[[ir.Model], None]
+PASSES: tuple[Pass, ...] = (transpose_einsums, fuse_rms_norms, fuse_rotary, expand_group_norms)
 PREFIX = "network."  # where a recipe's wrapper keeps the network
 
 
-def trace(recipe: Recipe, *, blocks: Literal["stamped", "unrolled"] = "stamped") -> ir.Model:
+def trace(
+    recipe: Recipe,
+    *,
+    blocks: Literal["stamped", "unrolled"] = "stamped",
+    passes: Sequence[Pass] = PASSES,
+) -> ir.Model:
     """The optimised graph of `recipe`, its weights named as in the checkpoint and without values.
 
     `stamped` traces one block of each kind that the network repeats; `unrolled` traces them all
-    and gives the same graph, later. Raises `DamagedWeightsError` where the checkpoint does not fit
-    its config and `ExportError` where the network cannot be traced.
+    and gives the same graph, later. `passes` are `rewrite`'s. Raises
+    `DamagedWeightsError` where the checkpoint does not fit its config and `ExportError` where the
+    network cannot be traced.
     """
     with FakeTensorMode(), torch.no_grad(), _quiet():
         network = recipe.build()
@@ -62,10 +74,17 @@ def trace(recipe: Recipe, *, blocks: Literal["stamped", "unrolled"] = "stamped")
         hidden |= stamp(model, block, paths, own, PREFIX)
     inline(model)
     restore_weights(model, hidden, {PREFIX + name: stored for name, stored in names.items()})
-    transpose_einsums(model)
+    rewrite(model, passes)
     name_interface(model, [each.spec for each in recipe.inputs], recipe.outputs)
     strip_metadata(model)
     return model
+
+
+def rewrite(model: ir.Model, passes: Sequence[Pass] = PASSES) -> None:
+    """Say in operators that engines run well what the tracer wrote out; nothing else changes."""
+    for each in passes:
+        each(model)
+    RemoveUnusedNodesPass()(model)
 
 
 def _optimise(model: ir.Model) -> frozenset[str]:
