@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from eri_export.bench.calls import DiffusersDrawer
+from eri_export.bench.calls import HARNESS_S, DiffusersDrawer
 from eri_runtime.bench.serve import Drawer, Opened, Setup, serve
 from eri_runtime.errors import UnknownNameError
 
@@ -35,7 +35,10 @@ def make(setup: Setup) -> tuple[Drawer, Opened]:
     versions = {name: version(name) for name in PACKAGES[setup.variant]}
     words = ", ".join(f"{name} {found}" for name, found in versions.items())
     return DiffusersDrawer(pipe), Opened(
-        words=f"{words}, threads {setup.threads}", precision="fp32", versions=versions
+        words=f"{words}, threads {setup.threads}",
+        precision="fp32",
+        versions=versions,
+        harness_s=HARNESS_S,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from eri_export.bench.calls import DiffusersDrawer
+from eri_export.bench.calls import HARNESS_S, DiffusersDrawer
 from eri_runtime.bench.serve import Drawer, Opened, Setup, serve
 from eri_runtime.errors import UnknownNameError
 
@@ -40,7 +40,7 @@ def make(setup: Setup) -> tuple[Drawer, Opened]:
     lower = parts & {"bf16", "bf16-weights"}
     words = f"PyTorch {torch.__version__}, {setup.variant}, threads {setup.threads}"
     return DiffusersDrawer(pipe, autocast, setup.device), Opened(
-        words=words, precision="bf16" if lower else "fp32", versions={}
+        words=words, precision="bf16" if lower else "fp32", versions={}, harness_s=HARNESS_S
     )
 
 

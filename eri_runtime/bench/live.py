@@ -130,12 +130,13 @@ def begin(live: Live, plan: Plan, start: Open, job: Job) -> None:
         watch = Watch(worker.pid, worker.begun)
         try:
             live.opened = worker.ask("open", setup=setup_of(plan, live.candidate))
-            live.open_s = round(worker.age, 3)
+            live.open_s = round(worker.age - live.opened["harness_s"], 3)
+            ready = round(worker.age, 3)
             draw(worker, job)
             drawn = round(worker.age, 3)
-            live.first_s = round(drawn - live.open_s, 3)
+            live.first_s = round(drawn - ready, 3)
             draw(worker, job)
-            events = {"open": live.open_s, "first": drawn, "second": round(worker.age, 3)}
+            events = {"open": ready, "first": drawn, "second": round(worker.age, 3)}
         finally:
             timeline = watch.stop()
         live.memory = Memory(peak=None, peak_all=worker.peak, timeline=timeline, events=events)
@@ -147,9 +148,9 @@ def begin(live: Live, plan: Plan, start: Open, job: Job) -> None:
 def cold(live: Live, plan: Plan, start: Open, job: Job) -> tuple[float, int | None]:
     """Seconds from the start of a fresh process to its first picture written, and its peak."""
     with start(live.candidate) as worker:
-        worker.ask("open", setup=setup_of(plan, live.candidate))
+        opened = worker.ask("open", setup=setup_of(plan, live.candidate))
         draw(worker, job)
-        return round(worker.age, 4), worker.peak
+        return round(worker.age - opened["harness_s"], 4), worker.peak
 
 
 def draw(worker: Worker, job: Job) -> Sample:

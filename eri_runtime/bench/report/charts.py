@@ -53,15 +53,21 @@ def _bar(row: Bar, top: float, most: float, unit: str, pattern: str) -> str:
     if not row.counts:
         fill = f"url(#{pattern})"
         parts.append(svg.rect(0, y, row.found.median * scale, BAR, "struck", fill=fill))
-    middle = y + BAR / 2
-    parts.append(svg.line(row.found.low * scale, middle, row.found.high * scale, middle, "whisker"))
-    for end in (row.found.low, row.found.high):
-        parts.append(svg.line(end * scale, middle - 4, end * scale, middle + 4, "whisker"))
+    parts += _whisker(row.found, y + BAR / 2, scale)
     parts += [
         svg.dot(min(each * scale, 99.6), y + BAR + STRIP / 2 + 1, f"dot {row.kind}")
         for each in row.samples
     ]
     return svg.joined(parts)
+
+
+def _whisker(found: Spread, middle: float, scale: float) -> list[str]:
+    """From p10 to p90; nothing of a single value."""
+    if found.count < 2:
+        return []
+    low, high = found.low * scale, found.high * scale
+    ends = [svg.line(end, middle - 4, end, middle + 4, "whisker") for end in (low, high)]
+    return [svg.line(low, middle, high, middle, "whisker"), *ends]
 
 
 def stacked(identity: str, title: str, rows: Sequence[tuple[Bar, Sequence[float]]]) -> str:
@@ -123,7 +129,7 @@ def _grid(most: float, height: float, unit: str) -> str:
         parts.append(svg.line(x, 0, x, height, "grid"))
         anchor = "start" if tick == 0 else "middle" if x < 93 else "end"
         last = f" {unit}" if tick == svg.ticks(most)[-1] else ""
-        parts.append(svg.text(x, height + 14, f"{tick:g}{last}", "tick", anchor))
+        parts.append(svg.text(x, height + 14, f"{tick:,g}{last}", "tick", anchor))
     return svg.joined(parts)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eri_runtime.bench.record import STAGES, Distance, Kind, Picture, Record, Row
+from eri_runtime.bench.record import STAGES, Distance, Kind, Picture, Record, Row, Subject
 from eri_runtime.bench.report import charts
 from eri_runtime.bench.report.charts import Bar
 from eri_runtime.bench.statistics import STEP, WHOLE, spread, values
@@ -20,7 +20,7 @@ from eri_runtime.errors import BackendError
 
 HERE = Path(__file__).parent
 MEGABYTE = 1e6
-WHATS = {STEP: "a denoising step", WHOLE: "a picture, end to end", COLD: "a cold start"}
+HEADINGS = {STEP: "One denoising step", WHOLE: "A picture, end to end", COLD: "A cold start"}
 KINDS: dict[Kind, str] = {"eri": "eri", "torch": "PyTorch", "peer": "peers"}
 COLUMNS = ("Subject", "Precision", "Step, ms", "Ratio", "Encode, ms", "Decode, ms", "PNG, ms",
            "End to end, ms", "Ratio", "Cold start, s", "Peak, MB", "Max of 255", "PSNR, dB", "FLIP",
@@ -52,7 +52,7 @@ def page(record: Record) -> str:
     return environment.get_template("page.html").render(
         record=record,
         style=(HERE / "page.css").read_text(encoding="utf-8"),
-        claims=[claim(each) for each in bests(record) if each.size == record.workload.sizes[0]],
+        claims=claims(record),
         sections=[section(record, number) for number in range(len(record.workload.sizes))],
         start=starts(record),
         memory=tuple(memories(record)),
@@ -64,11 +64,25 @@ def page(record: Record) -> str:
     )
 
 
+def claims(record: Record) -> list[tuple[str, list[dict[str, str]]]]:
+    """By figure, at the first size: how many times as fast, than what, and which beside which."""
+    found = [each for each in bests(record) if each.size == record.workload.sizes[0]]
+    return [
+        (heading, [claim(each) for each in found if each.figure == figure])
+        for figure, heading in HEADINGS.items()
+        if any(each.figure == figure for each in found)
+    ]
+
+
 def claim(best: Best) -> dict[str, str]:
-    """How many times as fast, and beside what."""
+    """One of them."""
+    times = 1 / best.ratio.median
     return {
-        "times": f"{1 / best.ratio.median:.2f}",
-        "what": WHATS[best.figure],
+        "times": f"{times:.0f}"
+        if times >= 10
+        else f"{times:.1f}"
+        if times >= 2
+        else f"{times:.2f}",
         "than": best.claim,
         "pair": f"{best.ours} beside {best.theirs}",
         "ratio": ratio_text(best.ratio),
@@ -80,7 +94,8 @@ def section(record: Record, number: int) -> Section:
     size = record.workload.sizes[number]
     rows = [row for row in record.rows if (row.width, row.height) == size]
     drawn = []
-    for name, heading in ((STEP, "One denoising step"), (WHOLE, "A picture, end to end")):
+    for name in (STEP, WHOLE):
+        heading = HEADINGS[name]
         made = charts.bars(
             f"{name}-{number}", f"{heading}, ms", "ms", [bar(record, row, name) for row in rows]
         )
@@ -100,15 +115,23 @@ def section(record: Record, number: int) -> Section:
 def bar(record: Record, row: Row, name: str) -> Bar:
     """A row's figure; of one that failed, why."""
     found = values(row, name)
-    said = mark(record, row)
     return Bar(
         label=row.subject,
         kind=record.subject(row.subject).kind,
         found=spread(found),
         samples=found,
         counts=row.counts,
-        note=f"({shortened(said)})" if said else "",
+        note=noted(record, row),
     )
+
+
+def noted(record: Record, row: Row) -> str:
+    """What is said beside a row's name; why it failed is told once, above."""
+    if row.status != "ok":
+        return f"({row.status})"
+    if row.subject == record.reference:
+        return "(reference)"
+    return "" if row.counts else "(parity failed)"
 
 
 def medians(row: Row) -> list[float]:
@@ -122,11 +145,16 @@ def starts(record: Record) -> str:
     rows = [
         Bar(
             label=each.name, kind=each.kind, found=spread(each.cold_s), samples=each.cold_s,
-            note="" if each.cold_s else f"({shortened(each.reason or 'not measured')})",
+            note="" if each.cold_s else absent(each),
         )
         for each in record.subjects
     ]  # fmt: skip
     return charts.bars("cold", "Cold start, s", "s", rows)
+
+
+def absent(subject: Subject) -> str:
+    """Why a subject has no figure."""
+    return f"({'not measured' if subject.status == 'ok' else subject.status})"
 
 
 def memories(record: Record) -> Iterator[tuple[str, str]]:
@@ -135,7 +163,7 @@ def memories(record: Record) -> Iterator[tuple[str, str]]:
     for each in record.subjects:
         peak = each.memory.peak if each.memory else None
         found = None if peak is None else spread([peak / MEGABYTE])
-        note = "" if found else f"({shortened(each.reason or 'not measured')})"
+        note = "" if found else absent(each)
         rows.append(Bar(label=each.name, kind=each.kind, found=found, note=note))
     yield "peak", charts.bars("peak", "Peak memory of one picture, MB", "MB", rows)
     told = [each for each in record.subjects if each.memory and each.memory.timeline]
@@ -241,8 +269,3 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
 def _parameters(counts: Any) -> str:
     parts: Sequence[str] = [f"{name} {count / 1e6:.1f} M" for name, count in counts.items()]
     return ", ".join(parts)
-
-
-def shortened(said: str, most: int = 60) -> str:
-    """The beginning of a long reason; the whole is below."""
-    return said if len(said) <= most else f"{said[:most].rstrip()}…"
