@@ -76,7 +76,7 @@ PARTS: Mapping[str, Mapping[str, Config]] = {
     "sd35": {**TEXTS, "text_encoder_3": T5, "transformer": MMDIT, "vae": VAE},
     "flux": {"text_encoder": CLIP, "text_encoder_2": T5, "transformer": FLUX, "vae": VAE},
 }
-SIZES = {"sdxl": 512, "sd35": 512, "flux": 512}
+SIZES = {"sdxl": 512, "sd35": 256, "flux": 512}  # pixels a side; a step of PyTorch takes about 1 s
 WAYS = ("eager", "channels-last", "bf16", "bf16-weights", "compile", "compile+bf16")
 GOALS: Mapping[tuple[str, str], float] = {
     (STEP, "PyTorch eager, fp32"): 0.5,

@@ -29,8 +29,7 @@ PATIENCE = 10.0  # seconds for a worker that was told to stop
 class Worker(Closeable):
     """A process of `python -m MODULE`; `begun` is the time (perf_counter) just before its start.
 
-    It is the leader of a process group, so that the kernel ends it if it is paused and this process
-    dies: a stopped group that becomes orphaned gets SIGHUP.
+    It leads a process group, so that what it starts itself can be ended with it.
     """
 
     def __init__(self, name: str, module: str, env: Mapping[str, str], timeout: float) -> None:

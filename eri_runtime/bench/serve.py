@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+PR_SET_PDEATHSIG = 1
 SAID = 600  # characters of an error
 
 
@@ -102,10 +105,11 @@ def png_files(output: str, images: int) -> list[Path]:
 
 
 def serve(make: Callable[[Setup], tuple[Drawer, Opened]]) -> None:
-    """Answer the parent until it closes the pipe.
+    """Answer the parent until it closes the pipe, or dies.
 
     The pipe is kept for answers alone: what libraries print goes to standard error.
     """
+    die_with_parent()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     drawer: Drawer | None = None
@@ -121,6 +125,12 @@ def serve(make: Callable[[Setup], tuple[Drawer, Opened]]) -> None:
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:SAID]}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def die_with_parent() -> None:
+    """Ask Linux for SIGKILL when the parent is gone: one that is paused would not see the pipe."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _drawn(drawer: Drawer | None, job: Job) -> dict[str, Any]:
