@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from eri_runtime.bench.record import Build, Record
 
 
+WIDTH = 120  # of tables that are not on a terminal
+
+
 def bench_command(commands: Subparsers) -> None:
     """Register `eri bench`."""
     summary = "Time a bundle's engines beside PyTorch, compare their pictures, report."
@@ -78,7 +81,9 @@ def _measure(options: argparse.Namespace) -> None:
         write(options.output, to_json(record))
     if options.report is not None:
         _report(record, options.report)
-    show(record, Console())
+    console = Console()
+    console.width = console.width if console.is_terminal else WIDTH
+    show(record, console)
     for path in filter(None, (options.output, options.report)):
         say(str(path))
 

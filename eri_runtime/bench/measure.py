@@ -15,7 +15,6 @@ from eri_runtime.bench import environment
 from eri_runtime.bench.compared import pictures_of, rows_of
 from eri_runtime.bench.live import (
     Case,
-    Job,
     Live,
     begin,
     cold,
@@ -89,14 +88,12 @@ class Bench:
             for each in lives:
                 self._tell(f"opening {each.candidate.name}")
                 stack.callback(each.close)
-                begin(each, self._plan, self._start, self._first(each))
-                if each.reason:
-                    self._tell(f"{each.candidate.name}: {each.reason}")
+                self._begin(each)
             yield lives
 
     def draw_cases(self, lives: Sequence[Live]) -> None:
         """The pictures that are compared, which warm every size up."""
-        for case in self._cases():
+        for case in self._cases()[1:]:
             for each in filter(lambda live: live.runs, lives):
                 self._tell(f"drawing {each.candidate.name}, case {case[1] + 1}")
                 job = self._job(*case, self._file(each, case))
@@ -144,9 +141,15 @@ class Bench:
     def _cases(self) -> list[Case]:
         return [(size, case) for size in self._work.sizes for case in range(len(self._work.cases))]
 
-    def _first(self, live: Live) -> Job:
+    def _begin(self, live: Live) -> None:
+        """Start one, which draws the first case."""
         case = self._cases()[0]
-        return self._job(*case, self._file(live, case))
+        job = self._job(*case, self._file(live, case))
+        begin(live, self._plan, self._start, job)
+        if live.runs:
+            live.files[case] = png_files(str(job.output), job.images)[0]
+        else:
+            self._tell(f"{live.candidate.name}: {live.reason}")
 
     def _file(self, live: Live, case: Case) -> Path:
         (width, height), number = case
