@@ -290,6 +290,16 @@ def test_the_environment_is_this_one(record):
     assert record.workload.cases == (("a red heart", 0),)
 
 
+def test_a_busy_machine_is_said(record):
+    told = {}
+    for load in (0.0, 50.0):
+        machine = replace(record.machine, cores=2, load_before=load)
+        told[load] = page(replace(record, machine=machine))
+    assert "Not to be relied on" in told[50.0]
+    assert "load of 50 on 2 cores" in told[50.0]
+    assert "Not to be relied on" not in told[0.0]
+
+
 # comparison
 
 

@@ -13,6 +13,7 @@ from eri_runtime.bench.statistics import STEP, WHOLE, Spread, ratio, spread, val
 
 Size = tuple[int, int]
 COLD = "cold start"
+QUIET = 0.5  # of the cores: a load above that is other work, which figures suffer from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,14 @@ class Best:
     ours: str
     theirs: str
     ratio: Spread
+
+
+def busy(record: Record) -> str | None:
+    """That the machine had other work, in words, or None; load after is the run's own too."""
+    load, cores = record.machine.load_before, record.machine.cores
+    if load <= QUIET * cores:
+        return None
+    return f"the machine was busy before the run, with a load of {load:g} on {cores} cores"
 
 
 def beside_reference(record: Record, row: Row, figure: str) -> Spread | None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from eri_runtime.bench.record import Distance, Record, Row
 from eri_runtime.bench.statistics import STEP, WHOLE, Spread, spread, values
-from eri_runtime.bench.summary import beside_reference, bests
+from eri_runtime.bench.summary import beside_reference, bests, busy
 
 MISSING = "–"
 Column = Callable[[Record, Row], str]
@@ -24,6 +24,8 @@ def show(record: Record, console: Console) -> None:
         ratios = f"ratios to {record.reference}'s"
         tell(console, f"{where}: median ms (p10–p90), {ratios}", SPEED, record, rows)
         tell(console, f"{where}: the rest", REST, record, rows)
+    if (why := busy(record)) is not None:
+        console.print(f"warning: {why}: the figures are not to be relied on", soft_wrap=True)
     for each in bests(record):
         found = ratio_text(each.ratio)
         where = f"{each.figure} at {each.size[0]}x{each.size[1]}"

@@ -14,7 +14,7 @@ from eri_runtime.bench.record import STAGES, Distance, Kind, Picture, Record, Ro
 from eri_runtime.bench.report import charts
 from eri_runtime.bench.report.charts import Bar
 from eri_runtime.bench.statistics import STEP, WHOLE, spread, values
-from eri_runtime.bench.summary import COLD, Best, Size, beside_reference, bests
+from eri_runtime.bench.summary import COLD, Best, Size, beside_reference, bests, busy
 from eri_runtime.bench.table import MISSING, mark, psnr_text, ratio_text, spread_text
 from eri_runtime.errors import BackendError
 
@@ -57,6 +57,7 @@ def page(record: Record) -> str:
         start=starts(record),
         memory=tuple(memories(record)),
         facts=list(facts(record)),
+        busy=busy(record),
         unwell=[each for each in record.subjects if each.status != "ok"],
         columns=COLUMNS,
         kinds={kind: KINDS[kind] for kind in dict.fromkeys(s.kind for s in record.subjects)},
@@ -103,7 +104,13 @@ def section(record: Record, number: int) -> Section:
         drawn.append((heading, made, seen))
     stages = [(bar(record, row, WHOLE), medians(row)) for row in rows]
     made = charts.stacked(f"stages-{number}", "Stages of a picture, ms", stages)
-    drawn.append(("Where the time goes", made, "Medians of each stage."))
+    drawn.append(
+        (
+            "Where the time goes",
+            made,
+            "Medians of each stage; their sum need not be that of the whole.",
+        )
+    )
     return Section(
         title=f"{size[0]} × {size[1]} pixels",
         charts=tuple(drawn),
