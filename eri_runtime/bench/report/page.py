@@ -104,13 +104,8 @@ def section(record: Record, number: int) -> Section:
         drawn.append((heading, made, seen))
     stages = [(bar(record, row, WHOLE), medians(row)) for row in rows]
     made = charts.stacked(f"stages-{number}", "Stages of a picture, ms", stages)
-    drawn.append(
-        (
-            "Where the time goes",
-            made,
-            "Medians of each stage; their sum need not be that of the whole.",
-        )
-    )
+    seen = "Medians of each stage; their sum need not be that of the whole."
+    drawn.append(("Where the time goes", made, seen))
     return Section(
         title=f"{size[0]} × {size[1]} pixels",
         charts=tuple(drawn),
