@@ -112,7 +112,7 @@ def make_plan(options: argparse.Namespace, command: str) -> Plan:
     """What the options ask for, completed from the bundle; raises `UsageError`."""
     from eri_runtime import manifest
     from eri_runtime.bench.distance import LIMITS
-    from eri_runtime.bench.environment import cores
+    from eri_runtime.bench.environment import cores, gpus
     from eri_runtime.bench.plan import Plan, candidates
     from eri_runtime.bench.record import Workload
     from eri_runtime.limits import check_count, check_size
@@ -126,7 +126,8 @@ def make_plan(options: argparse.Namespace, command: str) -> Plan:
         check_size(bundle, height, width)
     ways = options.torch if options.torch is not None else TORCH if against else ()
     found = candidates(bundle, options.backends, ways, options.peers)
-    on_gpu = any(each.variant.startswith(("cuda", "tensorrt")) for each in found)
+    asked = any(each.variant.startswith(("cuda", "tensorrt")) for each in found)
+    on_gpu = asked and bool(gpus())
     auto = "cuda" if on_gpu else "cpu"
     workload = Workload(
         bundle=options.bundle.name,
