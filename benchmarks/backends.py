@@ -22,13 +22,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import eri_runtime as eri
+from eri_runtime.bench.environment import cores, processor, versions
 from eri_runtime.executors import BACKENDS, refusals
 from eri_runtime.executors.base import Arrays, Settings
 from eri_runtime.spec import Bundle, ComponentSpec
@@ -78,26 +78,16 @@ def main() -> None:
 
 def make_mid(folder: Path) -> None:
     """Export SDXL's layout with random weights, a middle-sized UNet and small encoders and VAE."""
-    from diffusers import UNet2DConditionModel
-
+    from benchmarks.checkpoints import make_checkpoint
     from eri_export import export
-    from tests.checkpoints import randomised, tiny_sdxl
 
-    root = tiny_sdxl(folder.with_name(folder.name + "-checkpoint"))
-    tiny = UNet2DConditionModel.load_config(root / "unet")
-    randomised(UNet2DConditionModel(**{**tiny, **UNET}), 0).save_pretrained(root / "unet")
-    export(root, folder)
+    root = folder.with_name(folder.name + "-checkpoint")
+    export(make_checkpoint("sdxl", root, {"unet": UNET}), folder)
 
 
 def _machine() -> dict[str, Any]:
-    model = next(
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
-    packages = {name: version(name) for name in ("numpy", "onnxruntime", "openvino")}
-    cores = len(os.sched_getaffinity(0))
-    return {"cpu": model, "cores": cores, "python": platform.python_version(), **packages}
+    packages = versions(("numpy", "onnxruntime", "openvino"))
+    return {"cpu": processor(), "cores": cores(), "python": platform.python_version(), **packages}
 
 
 def _bundle(bundle: Bundle, rounds: int, seconds: float) -> dict[str, Any]:

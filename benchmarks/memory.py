@@ -22,13 +22,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.memory_subjects import CONFIGS, SWITCHES
+from eri_runtime.bench.environment import cores, processor, versions
+from eri_runtime.bench.proc import pss_of
 
 RESULTS = Path(__file__).parent / "results"
 UNET = {
@@ -70,21 +71,12 @@ def main() -> None:
 
 def make(folder: Path) -> None:
     """The checkpoint and its two bundles, where they are not there yet."""
-    checkpoint = folder / "checkpoint"
     if not (folder / "sliced").exists():
-        from diffusers import AutoencoderKL, UNet2DConditionModel
-
+        from benchmarks.checkpoints import make_checkpoint
         from eri_export import export
         from eri_export.ranges import make_ranges
-        from tests.checkpoints import randomised, tiny_sdxl
 
-        tiny_sdxl(checkpoint)
-        for part, kind, config in (
-            ("unet", UNet2DConditionModel, UNET),
-            ("vae", AutoencoderKL, VAE),
-        ):
-            tiny = kind.load_config(checkpoint / part)
-            randomised(kind(**{**tiny, **config}), 0).save_pretrained(checkpoint / part)
+        checkpoint = make_checkpoint("sdxl", folder / "checkpoint", {"unet": UNET, "vae": VAE})
         ranges = make_ranges(size=SIZES)
         export(checkpoint, folder / "whole", ranges=ranges)
         export(checkpoint, folder / "sliced", ranges=ranges, attention_slice="max")
@@ -169,26 +161,13 @@ class Watch:
 
     def _look(self) -> None:
         while not self._done.wait(EVERY):
-            self._most = max(self._most, sum(map(pss_of, self._pids)))
-
-
-def pss_of(pid: int) -> int:
-    """Bytes of a process, its share of what it shares; 0 when it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")), 0)
+            self._most = max(self._most, sum(pss_of(pid) or 0 for pid in self._pids))
 
 
 def machine() -> Mapping[str, Any]:
     """Where this was measured."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    packages = ("numpy", "onnxruntime", "torch", "diffusers", "accelerate")
-    versions = {name: version(name) for name in packages}
-    cores = len(os.sched_getaffinity(0))
-    return {"cpu": cpu, "cores": cores, "python": platform.python_version(), **versions}
+    packages = versions(("numpy", "onnxruntime", "torch", "diffusers", "accelerate"))
+    return {"cpu": processor(), "cores": cores(), "python": platform.python_version(), **packages}
 
 
 if __name__ == "__main__":

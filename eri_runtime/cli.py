@@ -1,4 +1,4 @@
-"""The `eri` command. `export` and `demo` come from whoever registers under `eri.commands`.
+"""The `eri` command. `export`, `build` and `demo` come from whoever registers under `eri.commands`.
 
 Exit status: 0 done, 1 failure, 2 bad use. An error is one line that says the way out.
 """
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 
+from eri_runtime.bench.command import bench_command
 from eri_runtime.command import Subparsers, add_command, say
 from eri_runtime.errors import BundleError, CheckpointError, EriError, UsageError
 from eri_runtime.generate import generate_command
@@ -41,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     generate_command(commands)
     inspect_command(commands)
+    bench_command(commands)
     for entry in sorted(entry_points(group="eri.commands"), key=lambda entry: entry.name):
         entry.load()(commands)
     return parser

@@ -20,6 +20,9 @@ EriError                     exit status 1 on the command line
 │   └── UnmatchedKeysError   keys of a LoRA that no weight of the model answers to
 ├── BackendError             an engine that is missing or cannot run this component
 ├── OutOfMemoryError         memory that has ended, or would; also a MemoryError
+├── BenchmarkError           a benchmark that found what must not be
+│   ├── WorkerError          a process that is measured ended, was silent, or said that it failed
+│   └── RegressionError      something became slower
 └── NonFiniteError           NaN or Inf where numbers must be; never a black picture
 """
 
@@ -120,6 +123,18 @@ class UnmatchedKeysError(LoraError):
 
 class BackendError(EriError):
     """An engine that is not installed, or cannot run what it was given."""
+
+
+class BenchmarkError(EriError):
+    """A benchmark that found what must not be."""
+
+
+class WorkerError(BenchmarkError):
+    """A process that is measured ended, was silent for too long, or said that it failed."""
+
+
+class RegressionError(BenchmarkError):
+    """Something became slower by more than it may."""
 
 
 class NonFiniteError(EriError):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.settings import PARTS
+from eri_runtime.bench.record import write as write_text
 from eri_runtime.errors import UsageError
 
 VERSION = 1
@@ -122,14 +122,7 @@ def problem_of(row: Row) -> str | None:
 def write(file: Path, record: Mapping[str, Any]) -> None:
     """Check and write, so that a reader finds the old file or the new one."""
     check(record)
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(file, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _problem(value: Mapping[str, Any], wanted: Mapping[str, Check]) -> str | None:
