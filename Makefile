@@ -39,12 +39,20 @@ $(NAMES):
 	tar -xzf $(EMOJI)/lobehub-fluent-emoji-3d-1.1.0.tgz -C $(EMOJI)/fluent
 	tar -xzf $(EMOJI)/unicode-emoji-json-0.9.0.tgz -C $(EMOJI)/names
 
-# about an hour and a half on two cores; killed at any moment, it goes on where it was
+# about an hour and a half on two cores, or an hour with FAMILY=sdxl or FAMILY=flux; killed at any
+# moment, it goes on where it was
+FAMILY := sd35
 train: $(INSTALLED) $(NAMES)
-	$(BIN)/python -m eri_export.embedded.train --emoji $(FLUENT) --names $(NAMES) --work build/train
+	$(BIN)/python -m eri_export.embedded.train --family $(FAMILY) --emoji $(FLUENT) --names $(NAMES) \
+		--work build/train
 
 retrieval: demo $(NAMES)
 	$(BIN)/python benchmarks/retrieval.py engines/demo --guidance 4 --emoji $(FLUENT) --names $(NAMES)
+
+# the same for the other two: make retrieval-sdxl, make retrieval-flux
+retrieval-%: $(INSTALLED) $(NAMES)
+	$(BIN)/eri demo --family $* -o out
+	$(BIN)/python benchmarks/retrieval.py engines/demo-$* --emoji $(FLUENT) --names $(NAMES)
 
 # every check that needs an NVIDIA GPU, with the backends that are installed; see benchmarks/README.md
 gpu-check: $(INSTALLED)

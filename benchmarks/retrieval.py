@@ -1,4 +1,4 @@
-"""Does the embedded checkpoint draw what it is asked for?
+"""Do the embedded checkpoints draw what they are asked for?
 
 For captions drawn with a fixed seed, the image nearest to the generated one among all training
 images should be the caption's own. Needs the training images, which are not in the repository:
@@ -6,7 +6,8 @@ images should be the caption's own. Needs the training images, which are not in 
     npm pack @lobehub/fluent-emoji-3d@1.1.0 unicode-emoji-json@0.9.0    and unpack both
     python benchmarks/retrieval.py BUNDLE --emoji ASSETS --names data-by-emoji.json
 
-The result goes to benchmarks/results/retrieval.json, a sheet of all images beside it if asked for.
+The result goes to benchmarks/results/retrieval.json, retrieval-sdxl.json or retrieval-flux.json, a
+sheet of all images beside it if asked for.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from PIL import Image
 import eri_runtime as eri
 from eri_export.embedded.data import find_samples, load_pixels
 from eri_export.embedded.retrieval import nearest_images, nearest_vectors, shrink
+from eri_runtime import vae
 from eri_runtime.images import contact_sheet
 from eri_runtime.result import eri_version
 
@@ -43,7 +45,7 @@ def main() -> None:
         encoded = encode(pipe, training)
         bundle = pipe.bundle
     pixel = nearest_images(np.stack([np.asarray(image) for image in images]), training)
-    latent = nearest_vectors(latents, encoded)
+    latent = nearest_vectors(vae.unpack(bundle, latents, height, width), encoded)
     report = {
         "captions": COUNT,
         "training_images": len(samples),
@@ -67,7 +69,8 @@ def main() -> None:
         "eri": eri_version(),
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "retrieval.json").write_text(json.dumps(report, indent=2) + "\n")
+    name = "retrieval" if bundle.family == "sd35" else f"retrieval-{bundle.family}"
+    (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
     if options.sheet:
         contact_sheet(images, columns=10).save(options.sheet)

@@ -6,10 +6,11 @@ import argparse
 import importlib.util
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eri_export.embedded import FAMILIES, checkpoint
+from eri_export.embedded.assemble import assembled
 from eri_export.precision import ALIASES, COMPONENTS
 from eri_export.progress import Progress, Stopwatch
 from eri_export.publish import terminated_as_interrupt
@@ -30,9 +31,7 @@ CHOSEN = (
 )
 NEEDS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
-# what the demo draws: captions of the training set, so the sheet shows what the model has learnt,
-# with less guidance than SD3's default, which makes the colours of so small a model harsh
-GUIDANCE = 4.0
+# what the demo draws: captions of the training set, so the sheet shows what the model has learnt
 PROMPTS = (
     "a red heart",
     "a red apple",
@@ -43,6 +42,30 @@ PROMPTS = (
     "an octopus",
     "a hamburger",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Where a family's demo goes, and how its checkpoint draws best."""
+
+    name: str
+    guidance: float | None = None  # the family's own if left
+    size: str | None = None  # that of the checkpoint's config if left
+
+    @property
+    def bundle(self) -> Path:
+        """The folder of the bundle, if no other is asked for."""
+        return Path("engines") / self.name
+
+
+# less guidance than SD3's default, which makes the colours of so small a model harsh; Flux's config
+# does not say what size its pictures have
+GUIDANCE = 4.0
+DEMOS = {
+    "sd35": Demo(name="demo", guidance=GUIDANCE),
+    "sdxl": Demo(name="demo-sdxl"),
+    "flux": Demo(name="demo-flux", size="64:96:256"),
+}
 
 
 # option, or options, and what argparse is told of it
@@ -183,10 +206,11 @@ def dry_run(output: Path, **arguments: Any) -> None:
 
 def demo_command(commands: Subparsers) -> None:
     """Register `eri demo`."""
-    summary = "Export the embedded checkpoint and draw a contact sheet with it."
+    summary = "Export an embedded checkpoint and draw a contact sheet with it."
     parser = add_command(commands, "demo", summary, demo)
-    parser.add_argument("--family", choices=list(FAMILIES), default="sd35")
-    parser.add_argument("--bundle", type=Path, default=Path("engines/demo"), metavar="FOLDER")
+    parser.add_argument("--family", choices=[*DEMOS], default="sd35")
+    usual = "engines/demo, or engines/demo-FAMILY if left"
+    parser.add_argument("--bundle", type=Path, metavar="FOLDER", help=usual)
     parser.add_argument("-o", "--output", type=Path, default=Path("out"), metavar="FOLDER")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
 
@@ -194,10 +218,12 @@ def demo_command(commands: Subparsers) -> None:
 def demo(options: argparse.Namespace) -> None:
     """Export the embedded checkpoint, draw eight prompts, and name the files."""
     require_extra()
-    with terminated_as_interrupt():
-        run_export(options.bundle, checkpoint=checkpoint(options.family))
+    chosen = DEMOS[options.family]
+    bundle = options.bundle or chosen.bundle
+    with terminated_as_interrupt(), assembled(options.family) as checkpoint:
+        run_export(bundle, checkpoint=checkpoint, ranges=make_ranges(size=chosen.size))
     started = time.perf_counter()
-    sheet = draw_sheet(options.bundle, options.output, options.seed)
+    sheet = draw_sheet(bundle, chosen, options.output, options.seed)
     say(f"{sheet}  {len(PROMPTS)} prompts in {time.perf_counter() - started:.1f} s:")
     say("  " + ", ".join(PROMPTS))
 
@@ -230,7 +256,7 @@ def run_export(output: Path, **arguments: Any) -> None:
         say(line)
 
 
-def draw_sheet(bundle: Path, folder: Path, seed: int) -> Path:
+def draw_sheet(bundle: Path, chosen: Demo, folder: Path, seed: int) -> Path:
     """Draw `PROMPTS` with the bundle, each from the same noise, and save them as one sheet."""
     from eri_runtime.images import contact_sheet, save_png
     from eri_runtime.pipelines import load
@@ -239,9 +265,10 @@ def draw_sheet(bundle: Path, folder: Path, seed: int) -> Path:
     with load(bundle) as pipe, progress_bars() as advance:
         result = pipe(
             PROMPTS,
-            guidance_scale=GUIDANCE,
+            guidance_scale=chosen.guidance,
             seed=[seed] * len(PROMPTS),
             on_step=lambda step: advance("denoising", step.index + 1, step.total),
         )
     text = f"{', '.join(PROMPTS)}\n{result.parameters[0].splitlines()[-1]}"
-    return save_png(contact_sheet(result.images, columns=4, scale=2), folder / "demo.png", text)
+    picture = contact_sheet(result.images, columns=4, scale=2)
+    return save_png(picture, folder / f"{chosen.name}.png", text)

@@ -19,13 +19,10 @@ import eri_runtime as eri
 from benchmarks.validation_run import learnt, read_back
 from eri_export.cli import GUIDANCE, PROMPTS
 from eri_export.embedded import checkpoint, denoiser_stage, loop, lora, watch
-from eri_export.embedded.data import captions, chosen_names
 from eri_export.embedded.retrieval import nearest_vectors, shrink
 from eri_runtime.cli import main
 from eri_runtime.errors import EriError
-
-THUMBNAILS = Path(__file__).parent / "data" / "emoji-24px.png"
-CAPTIONS = [captions(name)[0] for name in chosen_names()]
+from tests.emoji import CAPTIONS, THUMBNAILS, nearest_captions, sheet_images
 
 
 @pytest.fixture(scope="module")
@@ -38,34 +35,20 @@ def demo(tmp_path_factory):
     return folder
 
 
-def nearest_captions(images):
-    """The caption of the training image nearest to each (N, 96, 96, 3) uint8 image."""
-    training = np.asarray(Image.open(THUMBNAILS), dtype=np.float64).reshape(-1, 24, 24, 3)
-    assert len(training) == len(CAPTIONS)
-    shrunk = shrink("generated", np.stack([np.asarray(image) for image in images]), 4)
-    return [CAPTIONS[i] for i in nearest_vectors(shrunk, training).nearest]
-
-
 def test_the_checkpoint_is_small_enough_to_ship():
     assert sum(path.stat().st_size for path in checkpoint().rglob("*")) <= 12_000_000
 
 
 def test_a_family_without_a_checkpoint_is_named():
-    with pytest.raises(EriError, match=r"'sdxl'.*sd35"):
-        checkpoint("sdxl")
+    with pytest.raises(EriError, match=r"'sd15'.*sd35"):
+        checkpoint("sd15")
 
 
 def test_the_contact_sheet_shows_the_prompts(demo):
     assert set(PROMPTS) <= set(CAPTIONS)
     with Image.open(demo / "out" / "demo.png") as sheet:
         assert sheet.text["parameters"].startswith(", ".join(PROMPTS))
-        assert sheet.size == (4 * 200 + 8, 2 * 200 + 8)
-        half = np.asarray(sheet.resize((404, 204), Image.Resampling.BOX))
-    images = [
-        half[4 + row * 100 : 100 + row * 100, 4 + column * 100 : 100 + column * 100]
-        for row in range(2)
-        for column in range(4)
-    ]
+        images = sheet_images(sheet)
     assert nearest_captions(images) == list(PROMPTS)
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint that ships with eri: a small text-to-image model trained on captioned emoji."""
+"""The checkpoints that ship with eri: small text-to-image models trained on captioned emoji."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from eri_runtime.errors import NotACheckpointError, UnknownNameError
 
 __all__ = ["FAMILIES", "LORAS", "checkpoint", "lora"]
 
-FAMILIES = {"sd35": "emoji-sd35"}
+FAMILIES = {"sdxl": "emoji-sdxl", "sd35": "emoji-sd35", "flux": "emoji-flux"}
 LORAS = {"blue-ink": "emoji-sd35-blue-ink.safetensors"}
 
 
 def checkpoint(family: str = "sd35") -> pathlib.Path:
-    """The folder of the embedded checkpoint of a family, in diffusers layout."""
+    """The folder of what a family's embedded checkpoint has of its own, in diffusers layout.
+
+    That of `sd35` is whole; `eri_export.embedded.assemble` completes the others.
+    """
     if family not in FAMILIES:
         raise UnknownNameError("family", got=repr(family), expected=f"one of {', '.join(FAMILIES)}")
     folder = pathlib.Path(__file__).with_name(FAMILIES[family])

@@ -8,6 +8,7 @@ import pathlib
 import torch
 
 from eri_export.embedded import models, text
+from eri_export.embedded.loop import load_average
 
 # the attributes of `Denoiser`, by component
 TEXT_ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5"}
@@ -34,7 +35,7 @@ class Denoiser(torch.nn.Module):
         self.clip_g = _clip(tokenizers.clip_g, models.CLIP_WIDTHS[1], "gelu")
         self.t5 = models.build_t5(vocab_size=len(tokenizers.t5), eos=1, pad=0)
         self.transformer = models.build_transformer()
-        _zero_modulation(self.transformer)
+        zero_modulation(self.transformer)
 
     def embed(self, ids: TokenIds) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompt (B, 32, 192) and pooled (B, 160) embeddings, as StableDiffusion3Pipeline's."""
@@ -59,10 +60,8 @@ class Denoiser(torch.nn.Module):
 
 def trained_denoiser(path: pathlib.Path, tokenizers: text.Tokenizers) -> Denoiser:
     """The moving average of a run, or `ValueError` where there is none."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no trained denoiser; run `--stage denoiser` first")
     denoiser = Denoiser(tokenizers)
-    denoiser.load_state_dict(torch.load(path, weights_only=True)["ema"])
+    load_average(path, denoiser)
     return denoiser.eval()
 
 
@@ -103,7 +102,7 @@ def _clip(
     )
 
 
-def _zero_modulation(transformer: models.SD3Transformer2DModel) -> None:
+def zero_modulation(transformer: torch.nn.Module) -> None:
     """Start every block as the identity (adaLN-Zero, arXiv:2212.09748)."""
     for name, parameter in transformer.named_parameters():
         if (".linear." in name and "norm" in name) or name.startswith("proj_out"):

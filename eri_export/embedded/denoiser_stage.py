@@ -68,12 +68,16 @@ def dropped(rows: torch.Tensor, empty: int, generator: torch.Generator) -> torch
 
 
 def noised(
-    clean: torch.Tensor, generator: torch.Generator
+    clean: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    mean: float = LOGIT_MEAN,
+    deviation: float = LOGIT_DEVIATION,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x_s = (1 - s) x_0 + s n, s (B,) with a normal logit, and the velocity n - x_0."""
     noise = torch.randn(clean.shape, generator=generator)
-    s = (LOGIT_DEVIATION * torch.randn(len(clean), generator=generator) + LOGIT_MEAN).sigmoid()
-    level = s[:, None, None, None]
+    s = (deviation * torch.randn(len(clean), generator=generator) + mean).sigmoid()
+    level = s.view(-1, *[1] * (clean.ndim - 1))
     return (1 - level) * clean + level * noise, s, noise - clean
 
 

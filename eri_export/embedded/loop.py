@@ -26,13 +26,21 @@ def ignore(_: Run) -> None:
 class Run:
     """Model, its moving average, optimizer, random state and clock, resumed from one file."""
 
-    def __init__(self, path: pathlib.Path, model: torch.nn.Module, *, lr: float, seed: int) -> None:
+    def __init__(
+        self,
+        path: pathlib.Path,
+        model: torch.nn.Module,
+        *,
+        lr: float,
+        seed: int,
+        workers: int = WORKERS,
+    ) -> None:
         self.path = path
         self.model = model
         self.lr = lr
         self.ema = copy.deepcopy(model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(_groups(model), lr=lr, betas=(0.9, 0.99))
-        self.generators = [torch.Generator().manual_seed(seed + 100 * i) for i in range(WORKERS)]
+        self.generators = [torch.Generator().manual_seed(seed + 100 * i) for i in range(workers)]
         self.step = 0
         self.elapsed = 0.0
         if path.is_file():
@@ -67,6 +75,13 @@ class Run:
 After = Callable[[Run], object]
 
 
+def load_average(path: pathlib.Path, model: torch.nn.Module) -> None:
+    """Give `model` the moving average of the run in `path`; `ValueError` where there is none."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such run; train the stage `{path.stem}` first")
+    model.load_state_dict(torch.load(path, weights_only=True)["ema"])
+
+
 def train(run: Run, loss_function: LossFunction, *, minutes: float, after: After = ignore) -> None:
     """Train until the clock of the run reaches `minutes`, annealing the rate to zero.
 
@@ -80,7 +95,7 @@ def train(run: Run, loss_function: LossFunction, *, minutes: float, after: After
     saved = started = time.monotonic()
     totals: dict[str, float] = {}
     with concurrent.futures.ThreadPoolExecutor(
-        WORKERS, initializer=torch.set_num_threads, initargs=(1,)
+        len(run.generators), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
         while run.elapsed < 60 * minutes:
             rate = _set_rate(run, minutes)

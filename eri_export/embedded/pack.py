@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import shutil
+from collections.abc import Callable
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
@@ -17,9 +19,14 @@ KEPT = ("README.md", "LICENSE")
 
 def pack(work: pathlib.Path, target: pathlib.Path) -> None:
     """Replace the checkpoint folder `target` by the state of the runs in `work`."""
+    replace(target, functools.partial(write, build_pipeline(work).to(torch.float16)))
+
+
+def replace(target: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+    """Let `write` make the folder `target` anew; its notice and licence stay."""
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    write(build_pipeline(work).to(torch.float16), partial)
+    write(partial)
     for name in KEPT:
         if (target / name).is_file():
             shutil.copy2(target / name, partial / name)
@@ -73,9 +80,14 @@ def _write_tokenizers(folder: pathlib.Path) -> None:
         tokenizer.save_pretrained(folder / name)
         if isinstance(tokenizer, text.CLIPTokenizer):
             tokenizer.backend_tokenizer.model.save(str(folder / name))
+    name_t5(folder, "tokenizer_3")
+
+
+def name_t5(folder: pathlib.Path, component: str) -> None:
+    """Give T5's tokenizer in the pipeline's index the name that older transformers know."""
     index = folder / "model_index.json"
     entries = json.loads(index.read_text(encoding="utf-8"))
-    entries["tokenizer_3"] = ["transformers", "T5TokenizerFast"]
+    entries[component] = ["transformers", "T5TokenizerFast"]
     index.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

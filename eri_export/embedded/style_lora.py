@@ -105,7 +105,7 @@ def encoded(pipe: StableDiffusion3Pipeline, images: Images) -> torch.Tensor:
     """Pictures in [0, 1] as the denoiser's latents."""
     pixels = torch.from_numpy(2 * images.transpose(0, 3, 1, 2) - 1).contiguous()
     parts = [pipe.vae.encode(part).latent_dist.mean for part in pixels.split(AT_ONCE)]
-    return (torch.cat(parts) - models.SHIFT_FACTOR) * models.SCALING_FACTOR
+    return (torch.cat(parts) - models.SD3_SPACE.shift) * models.SD3_SPACE.scale
 
 
 @torch.no_grad()

@@ -1,9 +1,11 @@
-"""Train the embedded checkpoint.
+"""Train the embedded checkpoints.
 
     python -m eri_export.embedded.train --emoji ASSETS --names data-by-emoji.json --work DIR
+        [--family sd35|sdxl|flux]
 
 ASSETS is `assets/` of npm `@lobehub/fluent-emoji-3d` 1.1.0, the names are from npm
-`unicode-emoji-json` 0.9.0. Killed at any moment, the same command goes on where it was.
+`unicode-emoji-json` 0.9.0. SDXL and Flux share the shipped text encoders of sd35, and start from
+its autoencoder. Killed at any moment, the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,10 +16,27 @@ import pathlib
 
 import torch
 
-from eri_export.embedded import FAMILIES, data, denoiser_stage, models, pack, vae_stage
+from eri_export.embedded import (
+    FAMILIES,
+    checkpoint,
+    data,
+    denoiser_stage,
+    families,
+    flux,
+    models,
+    pack,
+    unet,
+    vae_stage,
+)
+from eri_export.embedded.captions import CaptionEmbeddings, embedded_captions
 
-MINUTES = {"decoder": 22.0, "denoiser": 46.0, "encoder": 5.0, "pack": 0.0}
-TARGET = pathlib.Path(__file__).with_name(FAMILIES["sd35"])
+# of each stage, in order
+MINUTES = {
+    "sd35": {"decoder": 22.0, "denoiser": 46.0, "encoder": 5.0, "pack": 0.0},
+    "sdxl": {"decoder": 10.0, "denoiser": 40.0, "pack": 0.0},
+    "flux": {"denoiser": 40.0, "pack": 0.0},
+}
+STAGES = tuple(MINUTES["sd35"])
 
 
 def main() -> None:
@@ -27,40 +46,69 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     samples = data.find_samples(arguments.emoji, arguments.names)
     images = torch.from_numpy(data.load_images(samples, models.IMAGE_SIZE))
-    for stage in MINUTES if arguments.stage == "all" else (arguments.stage,):
-        minutes = MINUTES[stage] if arguments.minutes is None else arguments.minutes
-        run_stage(stage, arguments.work, images, minutes=minutes, every=arguments.validate_every)
+    work, family = arguments.work, arguments.family
+    if family != "sd35":
+        work = work / family
+        work.mkdir(exist_ok=True)
+    for stage in MINUTES[family] if arguments.stage == "all" else (arguments.stage,):
+        minutes = MINUTES[family].get(stage) if arguments.minutes is None else arguments.minutes
+        run_stage(
+            family, stage, work, images, minutes=minutes or 0.0, every=arguments.validate_every
+        )
 
 
 def run_stage(
-    stage: str, work: pathlib.Path, images: torch.Tensor, *, minutes: float, every: int = 0
+    family: str,
+    stage: str,
+    work: pathlib.Path,
+    images: torch.Tensor,
+    *,
+    minutes: float,
+    every: int = 0,
 ) -> None:
-    """Train one part, or write the checkpoint folder."""
-    if stage == "decoder":
-        vae_stage.train_decoder(work, images, minutes=minutes)
-    elif stage == "encoder":
-        vae_stage.train_encoder(work, images, minutes=minutes)
-    elif stage == "denoiser":
-        denoiser_stage.train_denoiser(work, images, minutes=minutes, every=every)
-    elif stage == "pack":
-        pack.pack(work, TARGET)
-    else:
-        raise ValueError(f"stage {stage!r}: expected one of {sorted(MINUTES)}")
+    """Train one part of a family, or write its checkpoint folder."""
+    target = pathlib.Path(__file__).with_name(FAMILIES[family])
+    match family, stage:
+        case "sd35", "decoder":
+            vae_stage.train_decoder(work, images, minutes=minutes)
+        case "sd35", "encoder":
+            vae_stage.train_encoder(work, images, minutes=minutes)
+        case "sd35", "denoiser":
+            denoiser_stage.train_denoiser(work, images, minutes=minutes, every=every)
+        case "sd35", "pack":
+            pack.pack(work, target)
+        case "sdxl", "decoder":
+            families.train_sdxl_decoder(work, images, minutes=minutes)
+        case "sdxl", "denoiser":
+            unet.train_unet(work, images, _captions(), minutes=minutes)
+        case "sdxl", "pack":
+            families.pack_sdxl(work, images, target)
+        case "flux", "denoiser":
+            flux.train_flux(work, images, _captions(), minutes=minutes)
+        case "flux", "pack":
+            families.pack_flux(work, target)
+        case _:
+            raise ValueError(f"stage {stage!r}: {family} has {', '.join(MINUTES[family])}")
+
+
+def _captions() -> CaptionEmbeddings:
+    return embedded_captions(checkpoint("sd35"))
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train the embedded checkpoint.")
+    parser = argparse.ArgumentParser(description="Train an embedded checkpoint.")
+    parser.add_argument("--family", choices=[*MINUTES], default="sd35")
     parser.add_argument("--emoji", type=pathlib.Path, required=True, help="folder of .webp files")
     parser.add_argument("--names", type=pathlib.Path, required=True, help="data-by-emoji.json")
     parser.add_argument("--work", type=pathlib.Path, required=True, help="where runs are kept")
-    parser.add_argument("--stage", choices=[*MINUTES, "all"], default="all")
+    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
     parser.add_argument("--minutes", type=float, help="training time of each stage, in all")
     parser.add_argument(
         "--validate-every",
         type=int,
         default=0,
         metavar="N",
-        help="steps of the denoiser between pictures in WORK/watch, for TensorBoard; 0 for none",
+        help="steps of sd35's denoiser between pictures in WORK/watch, for TensorBoard; 0 for none",
     )
     return parser.parse_args()
 

@@ -1,6 +1,6 @@
 """Training of the autoencoder on latents whose meaning is fixed beforehand.
 
-The latents are the 16 leading principal components of the 8x8 patches of the drawings, so that
+The latents are the leading principal components of the 8x8 patches of the drawings, so that
 decoder, encoder and denoiser can each be trained alone: the decoder learns to invert them, with
 noise on the latents, and the encoder learns to predict them.
 """
@@ -15,7 +15,9 @@ from diffusers import AutoencoderKL
 
 from eri_export.embedded import models
 from eri_export.embedded.loop import Run, train
+from eri_export.embedded.models import LATENT_CHANNELS, SD3_SPACE, LatentSpace
 
+RATE = 2e-3
 BATCH = 4  # of each worker
 PATCH = 8
 WHITENING = 0.25  # component k is scaled by its variance to the power of -WHITENING
@@ -23,13 +25,15 @@ NOISE = 0.08  # standard deviation of the noise on latents of unit deviation
 LOGVAR = -6.0  # what the encoder reports as the log-variance of its posterior
 
 
-def patch_components(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Filters (16, 3, 8, 8) and offsets (16,) that give latents of unit deviation."""
+def patch_components(
+    images: torch.Tensor, channels: int = models.LATENT_CHANNELS
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Filters (C, 3, 8, 8) and offsets (C,) that give latents of unit deviation."""
     patches = torch.nn.functional.unfold(images, PATCH, stride=PATCH)  # (N, 192, L)
     rows = patches.transpose(1, 2).reshape(-1, patches.shape[1]).double()
     mean = rows.mean(dim=0)
     variances, vectors = torch.linalg.eigh(torch.cov(rows.T))
-    leading = range(len(variances) - 1, len(variances) - 1 - models.LATENT_CHANNELS, -1)
+    leading = range(len(variances) - 1, len(variances) - 1 - channels, -1)
     basis = vectors[:, list(leading)].T
     basis = basis * basis.sum(dim=1, keepdim=True).sign()  # eigh leaves the signs open
     basis = basis * variances[list(leading), None] ** -WHITENING
@@ -38,31 +42,63 @@ def patch_components(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return filters.float(), (-basis @ mean).float()
 
 
-def target_latents(images: torch.Tensor) -> torch.Tensor:
-    """The latents of the images, (N, 16, H/8, W/8), with zero mean and unit deviation."""
-    filters, offsets = patch_components(images)
+def target_latents(images: torch.Tensor, channels: int = models.LATENT_CHANNELS) -> torch.Tensor:
+    """The latents of the images, (N, C, H/8, W/8), with zero mean and unit deviation."""
+    filters, offsets = patch_components(images, channels)
     return torch.nn.functional.conv2d(images, filters, offsets, stride=PATCH)
 
 
-def unscaled(latents: torch.Tensor) -> torch.Tensor:
-    """Latents as the autoencoder knows them."""
-    return latents / models.SCALING_FACTOR + models.SHIFT_FACTOR
+def known(latents: torch.Tensor, vae: AutoencoderKL) -> torch.Tensor:
+    """Latents as encoder and decoder know them: scaled, unless the quant convolutions do that."""
+    if vae.config.use_quant_conv:
+        return latents
+    return latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
 
 
-def train_decoder(work: pathlib.Path, images: torch.Tensor, *, minutes: float) -> None:
+@torch.no_grad()
+def narrowed(wide: AutoencoderKL, images: torch.Tensor, space: LatentSpace) -> AutoencoderKL:
+    """The 16-channel autoencoder with fewer channels, doing what it did without the others.
+
+    The leading components are the same up to a factor, so the encoder has nothing more to learn;
+    the decoder starts where the components that are gone have their mean, 0.
+    """
+    vae, kept = models.build_vae(space), space.channels
+    factor = patch_components(images, kept)[0].std() / patch_components(images)[0][:kept].std()
+    gain, shift = factor * SD3_SPACE.scale, SD3_SPACE.shift
+    decoder, encoder = wide.decoder.state_dict(), wide.encoder.state_dict()
+    first, last = decoder["conv_in.weight"], encoder["conv_out.weight"]
+    decoder["conv_in.weight"] = first[:, :kept] / gain
+    decoder["conv_in.bias"] += shift * first.sum(dim=(1, 2, 3))
+    mean, spread = slice(0, kept), slice(LATENT_CHANNELS, LATENT_CHANNELS + kept)
+    encoder["conv_out.weight"] = torch.cat([last[mean] * gain, last[spread]])
+    bias = encoder["conv_out.bias"]
+    bias = torch.cat([(bias[mean] - shift) * gain, bias[spread] + 2 * gain.log()])
+    encoder["conv_out.bias"] = bias
+    vae.decoder.load_state_dict(decoder)
+    vae.encoder.load_state_dict(encoder)
+    return vae
+
+
+def train_decoder(
+    work: pathlib.Path,
+    images: torch.Tensor,
+    *,
+    minutes: float,
+    start: AutoencoderKL | None = None,
+) -> None:
     """Fit the decoder to invert the latents: L1, squared error and image gradients."""
     torch.manual_seed(0)
-    latents = unscaled(target_latents(images))
-    spread = NOISE / models.SCALING_FACTOR
-    run = Run(work / "decoder.pt", models.build_vae().decoder, lr=2e-3, seed=0)
+    vae = start or models.build_vae()
+    clean = target_latents(images, vae.config.latent_channels)
+    run = Run(work / "decoder.pt", vae.decoder, lr=RATE, seed=0)
 
     def loss_function(
         decoder: torch.nn.Module, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
         index = torch.randperm(len(images), generator=generator)[:BATCH]
-        noise = torch.randn(latents[index].shape, generator=generator)
+        noise = torch.randn(clean[index].shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            output = decoder(latents[index] + spread * noise).float()
+            output = decoder(known(clean[index] + NOISE * noise, vae)).float()
         return reconstruction_losses(output, images[index])
 
     train(run, loss_function, minutes=minutes)
@@ -71,8 +107,9 @@ def train_decoder(work: pathlib.Path, images: torch.Tensor, *, minutes: float) -
 def train_encoder(work: pathlib.Path, images: torch.Tensor, *, minutes: float) -> None:
     """Fit the encoder to predict the latents, and a constant log-variance."""
     torch.manual_seed(1)
-    latents = unscaled(target_latents(images))
-    run = Run(work / "encoder.pt", models.build_vae().encoder, lr=2e-3, seed=1)
+    vae = models.build_vae()
+    latents = known(target_latents(images), vae)
+    run = Run(work / "encoder.pt", vae.encoder, lr=RATE, seed=1)
 
     def loss_function(
         encoder: torch.nn.Module, generator: torch.Generator
@@ -94,10 +131,10 @@ def reconstruction_losses(output: torch.Tensor, target: torch.Tensor) -> dict[st
     return {"loss": l1 + mse + 0.25 * edges, "l1": l1, "mse": mse}
 
 
-def trained_vae(work: pathlib.Path) -> AutoencoderKL:
-    """The moving averages of the runs in a folder; a part that has no run yet stays random."""
+def trained_vae(work: pathlib.Path, start: AutoencoderKL | None = None) -> AutoencoderKL:
+    """The moving averages of the runs in a folder; a part that has no run stays as at the start."""
     torch.manual_seed(0)
-    vae = models.build_vae()
+    vae = start or models.build_vae()
     for name in ("encoder", "decoder"):
         path = work / f"{name}.pt"
         if path.is_file():
