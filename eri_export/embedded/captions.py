@@ -8,7 +8,7 @@ import pathlib
 import torch
 
 from eri_export.embedded import data, text
-from eri_export.embedded.denoiser import TokenIds, shipped_denoiser
+from eri_export.embedded.denoiser import Denoiser, TokenIds, shipped_denoiser
 from eri_export.embedded.denoiser_stage import caption_ids
 
 
@@ -34,10 +34,11 @@ def embedded_captions(folder: pathlib.Path) -> CaptionEmbeddings:
     tokenizers = text.build_tokenizers()
     denoiser = shipped_denoiser(folder, tokenizers)
     ids, owners = caption_ids(tokenizers, data.chosen_names())
-    return _embedded(denoiser.eval(), ids, owners)
+    denoiser.eval()
+    return _embedded(denoiser, ids, owners)
 
 
-def _embedded(denoiser: torch.nn.Module, ids: TokenIds, owners: torch.Tensor) -> CaptionEmbeddings:
+def _embedded(denoiser: Denoiser, ids: TokenIds, owners: torch.Tensor) -> CaptionEmbeddings:
     towers = ((denoiser.clip_l, ids.clip_l), (denoiser.clip_g, ids.clip_g))
     first, second = (tower(tokens, output_hidden_states=True) for tower, tokens in towers)
     hidden = [output.hidden_states[-2] for output in (first, second)]
