@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from numpy.typing import NDArray
 
@@ -23,7 +23,7 @@ from eri_runtime.live import DENOISER, LiveWeights, OpenComponent, OpenStep
 from eri_runtime.loops import Loop, Loops
 from eri_runtime.loras import Scale, Source, WeightLayers
 from eri_runtime.memory.backoff import Attempt, Load
-from eri_runtime.memory.mode import USUAL, MemoryEfficientSamplingConfig
+from eri_runtime.memory.mode import USUAL, MemoryEfficientSamplingConfig, Mode
 from eri_runtime.memory.thrift import Thrift
 from eri_runtime.preview import enlarged, fit_rgb, to_rgb
 from eri_runtime.prompts import PromptLike
@@ -37,6 +37,8 @@ from eri_runtime.words import Words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Made = TypeVar("Made")
 
 
 def load(
@@ -153,9 +155,13 @@ class Pipeline(Closeable):
         if request.output_type == "latent":
             return Result(images=x, latents=x, seeds=request.seeds, parameters=parameters)
         attempt = self._thrift.attempt(load_of(request))
-        unit = to_unit(self._decoded(attempt, x, request.height, request.width))
+
+        def pictures(mode: Mode) -> Array | list[Image]:
+            unit = to_unit(self._decoded(mode, x, request.height, request.width))
+            return to_pil(unit) if request.output_type == "pil" else unit
+
+        images = _retried(attempt, vae.DECODER, pictures)
         self._thrift.finished(attempt.mode)
-        images = to_pil(unit) if request.output_type == "pil" else unit
         return Result(images=images, latents=x, seeds=request.seeds, parameters=parameters)
 
     def preview(self, request: Request, step: Step) -> list[Image]:
@@ -180,7 +186,10 @@ class Pipeline(Closeable):
     def decode(self, latents: Array, height: int, width: int) -> Array:
         """Denoiser latents to images (B, 3, height, width), about [−1, 1]."""
         load = Load(images=len(latents), rows=len(latents), height=height, width=width)
-        return self._decoded(self._thrift.attempt(load), latents, height, width)
+        attempt = self._thrift.attempt(load)
+        return _retried(
+            attempt, vae.DECODER, lambda mode: self._decoded(mode, latents, height, width)
+        )
 
     def run(self, name: str, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
         """Run one component on NumPy arrays, opening it if this is its first use."""
@@ -247,11 +256,8 @@ class Pipeline(Closeable):
 
     def _begun(self, attempt: Attempt, request: Request, start: Step | None) -> Iterator[Step]:
         """The steps after `start` in the first mode in which the request can begin."""
-        while True:
-            try:
-                return self._course.steps(self._encode, request, start, attempt.mode)
-            except Exception as error:
-                attempt.turn(DENOISER, error)
+        begun = partial(self._course.steps, self._encode, request, start)
+        return _retried(attempt, DENOISER, begun)
 
     def _going_on(
         self, attempt: Attempt, request: Request, steps: Iterator[Step], last: Step | None
@@ -268,12 +274,17 @@ class Pipeline(Closeable):
                 attempt.turn(DENOISER, error)
             steps = self._begun(attempt, request, last)
 
-    def _decoded(self, attempt: Attempt, latents: Array, height: int, width: int) -> Array:
-        while True:
-            try:
-                return vae.decode(self.bundle, self.run, latents, height, width, attempt.mode.vae)
-            except Exception as error:
-                attempt.turn(vae.DECODER, error)
+    def _decoded(self, mode: Mode, latents: Array, height: int, width: int) -> Array:
+        return vae.decode(self.bundle, self.run, latents, height, width, mode.vae)
+
+
+def _retried(attempt: Attempt, component: str, make: Callable[[Mode], Made]) -> Made:
+    """What `make` makes in the first mode of an attempt in which there is memory for it."""
+    while True:
+        try:
+            return make(attempt.mode)
+        except Exception as error:
+            attempt.turn(component, error)
 
 
 def load_of(request: Request) -> Load:

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 import eri_runtime as eri
-from eri_runtime import executors
+from eri_runtime import executors, pipelines
 from eri_runtime.errors import OutOfMemoryError, UsageError
 from eri_runtime.executors.base import FROM_FILE, Backend, Executor
 from eri_runtime.executors.ort import CPU
 from eri_runtime.executors.stepper import Stepper
 from eri_runtime.memory.backoff import Load
 from eri_runtime.memory.exhausted import asked, is_exhausted
+from eri_runtime.memory.guard import BESIDE, MARGIN, Guard
+from eri_runtime.memory.left import Left
 
 WORDS = {"num_inference_steps": 3, "guidance_scale": 3.0, "seed": 0, "output_type": "np"}
 PROMPTS = ["a red heart", "two black cats", "", "a house"]
@@ -250,6 +252,51 @@ def test_where_nothing_fits_the_error_says_how_much_was_needed(sd35_bundle):
         after = pipe("a heart", **WORDS).images  # smaller, so as if nothing had happened
     with narrow(sd35_bundle, Budget()) as fresh:
         np.testing.assert_array_equal(after, fresh("a heart", **WORDS).images)
+
+
+def test_memory_that_ends_after_the_decoder_is_told_as_well(sd35_bundle, monkeypatch):
+    """Pictures are arrays of NumPy's, which has an error of its own."""
+    to_unit, failing = pipelines.to_unit, [True]
+
+    def unit(decoded):
+        if failing and failing.pop(0):
+            raise MemoryError
+        return to_unit(decoded)
+
+    monkeypatch.setattr(pipelines, "to_unit", unit)
+    with narrow(sd35_bundle, Budget()) as pipe:
+        retried = pipe("a heart", **WORDS).images
+        np.testing.assert_array_equal(pipe("a heart", **WORDS).images, retried)
+        failing += [True] * 99
+        with pytest.raises(OutOfMemoryError, match="vae_decoder: got no memory for it"):
+            pipe("a heart", **WORDS)
+
+
+@pytest.mark.parametrize("limit", ["memory of the machine", "memory.max of cgroup /job"])
+def test_where_its_lack_would_kill_a_run_is_refused_before(limit):
+    need = 10**9
+    enough = int(need * MARGIN + BESIDE)
+    left = [Left(bytes=enough - 1, limit=limit), Left(bytes=enough, limit=limit)]
+    guard = Guard(lambda *_: need, lambda: left.pop(0))
+    with pytest.raises(
+        OutOfMemoryError, match=r"denoiser: got 1,3\d\d MB left .*1,000 MB"
+    ) as raised:
+        guard.check("denoiser", {"batch": 2})
+    assert (raised.value.component, raised.value.needed) == ("denoiser", need)
+    guard.check("denoiser", {"batch": 2})
+    guard.check("denoiser", {"batch": 2})  # it passed, so nobody is asked again
+    assert not left
+    guard.forget()
+    with pytest.raises(IndexError):
+        guard.check("denoiser", {"batch": 2})
+
+
+def test_what_is_refused_by_itself_or_unknown_is_tried():
+    nothing = Left(bytes=0, limit="memory of the machine")
+    for need, left in ((None, nothing), (9, Left(bytes=0, limit="ulimit -v")), (9, None)):
+        Guard(lambda *_, need=need: need, lambda left=left: left).check("denoiser", {"batch": 1})
+    with pytest.raises(OutOfMemoryError):
+        Guard(lambda *_: 9, lambda: nothing).check("denoiser", {"batch": 1})
 
 
 def test_other_errors_are_not_of_memory(sd35_bundle, monkeypatch):

@@ -15,7 +15,8 @@ from eri_runtime.memory.left import Left, memory_left
 from eri_runtime.spec import TensorSpec
 
 REFUSES = "ulimit"  # limits whose names begin so
-MARGIN = 1.15  # estimates are within a quarter of what is measured, and mostly above it
+MARGIN = 1.3  # estimates are within a quarter of what is measured, and mostly above it
+BESIDE = 24 * 10**6  # bytes that no estimate knows: stacks of threads, pictures, what malloc keeps
 Need = Callable[[str, Mapping[str, int]], int | None]
 
 
@@ -34,7 +35,7 @@ class Guard:
             return
         need, left = self._need(component, sizes), self._left()
         kills = left if left is not None and not left.limit.startswith(REFUSES) else None
-        if kills is not None and need is not None and need * MARGIN > kills.bytes:
+        if kills is not None and need is not None and need * MARGIN + BESIDE > kills.bytes:
             raise _too_little(component, need, kills)
         self._passed.add(key)
 
