@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	$(BIN)/eri demo -o out
 
 test: lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --output-format concise .

@@ -18,6 +18,14 @@ settings.register_profile("eri", deadline=None)
 settings.load_profile("eri")
 
 
+LONGEST = ("test_faults.py", "test_demo_families.py", "test_precision.py", "test_blocks.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory) -> Path:
     """Where the session's checkpoints and bundles lie, one folder for all of its workers."""

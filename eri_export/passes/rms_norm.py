@@ -29,7 +29,8 @@ def fuse_rms_norms(model: ir.Model) -> None:
             if found is None or scale is None:
                 continue
             emit = Emitter(model.graph, name_of(node.outputs[0]))
-            y = emit("RMSNormalization", found.x, scale, axis=-1, epsilon=found.epsilon)
+            kept = {"axis": -1, "epsilon": found.epsilon, "stash_type": ir.DataType.FLOAT}
+            y = emit("RMSNormalization", found.x, scale, **kept)
             ir.convenience.replace_nodes_and_values(
                 model.graph, node, [node], emit.nodes, node.outputs, [y]
             )
