@@ -83,16 +83,11 @@ def make(folder: Path) -> None:
     """The checkpoint and its bundle, where they are not there yet."""
     if (folder / "bundle").exists():
         return
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
+    from benchmarks.checkpoints import make_checkpoint
     from eri_export import export
     from eri_export.ranges import make_ranges
-    from tests.checkpoints import randomised, tiny_sdxl
 
-    checkpoint = tiny_sdxl(folder / "checkpoint")
-    for part, kind, config in (("unet", UNet2DConditionModel, UNET), ("vae", AutoencoderKL, VAE)):
-        tiny = kind.load_config(checkpoint / part)
-        randomised(kind(**{**tiny, **config}), 0).save_pretrained(checkpoint / part)
+    checkpoint = make_checkpoint("sdxl", folder / "checkpoint", {"unet": UNET, "vae": VAE})
     export(checkpoint, folder / "bundle", ranges=make_ranges(size=SIZES))
 
 
