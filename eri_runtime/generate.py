@@ -162,6 +162,7 @@ def _generate_one(options: argparse.Namespace) -> None:
     ):
         pipe.set_loras(dict(parse_lora(each) for each in options.lora))
         request = pipe.request(prompt, options.negative, **make_words(options))
+        pipe.prepare(request)
         for step in pipe.denoise(request):
             advance("denoising", step.index + 1, step.total)
             if options.preview is not None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from eri_runtime.errors import EriError, UnknownNameError, UsageError
 from eri_runtime.executors.base import FROM_FILE, Arrays, Closeable, Executor, Weighted, moved
 from eri_runtime.executors.stepper import Stepper
+from eri_runtime.opening import Opening
 from eri_runtime.spec import Bundle
 from eri_runtime.tensors import TensorFile, read_tensors
 from eri_runtime.turns import Turns
@@ -43,6 +44,7 @@ class LiveWeights(Closeable):
         self._bundle, self._open, self._open_step = bundle, open_component, open_step
         self._executors: dict[str, Executor] = {}
         self._stepper: Stepper | None = None
+        self._opening = Opening()
         self._overrides: dict[str, Arrays] = {}
         self._files: dict[str, TensorFile] = {}
         self._swaps: Counter[str] = Counter()
@@ -51,6 +53,7 @@ class LiveWeights(Closeable):
 
     def executor(self, name: str) -> Executor:
         """A component."""
+        self._take(name)
         if name not in self._executors:
             self._make_room(name)
             self._executors[name] = self._open(name, self.overrides(name))
@@ -58,13 +61,46 @@ class LiveWeights(Closeable):
 
     def stepper(self) -> Stepper | None:
         """The step graph, or None where there is none."""
+        self._take(DENOISER)
         if self._stepper is None:
             self._make_room(DENOISER)
             self._stepper = self._open_step(self.overrides(DENOISER))
         return self._stepper
 
+    def open_ahead(self, name: str, sizes: Mapping[str, int], *, stepping: bool) -> None:
+        """Begin to open a component in another thread, and make it ready for inputs of `sizes`.
+
+        Of the denoiser the step graph is opened, where there is one and `stepping`. Nothing is done
+        for one that is open, and while one is open at a time.
+        """
+        if self.one_at_a_time or self.is_open(name):
+            return
+        overrides, stepping = self.overrides(name), stepping and name == DENOISER
+
+        def opened() -> Weighted:
+            stepper = self._open_step(overrides) if stepping else None
+            if stepper is not None:
+                return stepper
+            with ExitStack() as undo:
+                executor = undo.enter_context(self._open(name, overrides))
+                executor.prepare(sizes)
+                undo.pop_all()
+            return executor
+
+        self._opening.begin(name, opened)
+
+    def _take(self, *names: str) -> None:
+        """Have what was opened ahead; it is waited for."""
+        for name in names:
+            opened = self._opening.take(name)
+            if isinstance(opened, Stepper):
+                self._stepper = opened
+            elif isinstance(opened, Executor):
+                self._executors[name] = opened
+
     def is_open(self, component: str) -> bool:
-        """Whether a component's weights are held by an engine."""
+        """Whether a component's weights are held by an engine; one that opens is waited for."""
+        self._take(component)
         stepping = component == DENOISER and self._stepper is not None
         return stepping or component in self._executors
 
@@ -84,6 +120,7 @@ class LiveWeights(Closeable):
 
     def close_idle(self, but: str = "") -> None:
         """Close every component that is neither named nor in use."""
+        self._take(*self._opening.names)
         for name in list(self._executors):
             if name != but and not self._used[name]:
                 self._executors.pop(name).close()
@@ -140,6 +177,7 @@ class LiveWeights(Closeable):
         for component, tensors in overrides.items():
             check_fits(component, tensors, self.stored(component))
         with self._turns.alone(), ExitStack() as undo:
+            self._take(*self._opening.names)
             new = {name: self._kept(name, each) for name, each in overrides.items()}
             changed = {name: each for name, each in new.items() if self._differs(name, each)}
             for component, tensors in changed.items():
@@ -150,6 +188,7 @@ class LiveWeights(Closeable):
 
     def close(self) -> None:
         """Close all that is open; it is opened anew, with the same weights, when next needed."""
+        self._take(*self._opening.names)
         with ExitStack() as closing:
             for each in (*self._executors.values(), self._stepper):
                 if each is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, Unpack
 from numpy.typing import NDArray
 
 from eri_runtime import executors, manifest, vae
+from eri_runtime.ahead import load_of
 from eri_runtime.conditioning import Condition, TextEncoders
 from eri_runtime.course import Course
 from eri_runtime.denoise import Array, Step
@@ -116,6 +117,7 @@ class Pipeline(Closeable):
         """
         request = make_request(self.bundle, prompt, negative_prompt, words)
         with self._live.generating():
+            self.prepare(request)
             for step in self.denoise(request):
                 if on_step is not None:
                     on_step(step)
@@ -129,6 +131,16 @@ class Pipeline(Closeable):
     ) -> Request:
         """A checked call, for `denoise` and `finish`: a loop of your own."""
         return make_request(self.bundle, prompt, negative_prompt, words)
+
+    def prepare(self, request: Request) -> None:
+        """Begin to open what a request will need, and return at once.
+
+        A call begins with it: while text encoders are at work on one core, the denoiser and the VAE
+        are opened on others, and compiled for the request's sizes. In front of a loop of your own
+        it does the same, and in a server long before the first request. Nothing happens where
+        components are opened one at a time, on a GPU, and where memory may be too little for all.
+        """
+        self._thrift.open_ahead(request)
 
     def denoise(self, request: Request, start: Step | None = None) -> Iterator[Step]:
         """The steps of a request, one at a time; stop asking and it stops.
@@ -285,15 +297,3 @@ def _retried(attempt: Attempt, component: str, make: Callable[[Mode], Made]) -> 
             return make(attempt.mode)
         except Exception as error:
             attempt.turn(component, error)
-
-
-def load_of(request: Request) -> Load:
-    """How large a request is."""
-    texts = max(len(prompt.parts) for prompt in request.prompts)
-    conditions = texts + bool((request.guidance.scale > 1).any())
-    return Load(
-        images=request.batch,
-        rows=request.batch * conditions,
-        height=request.height,
-        width=request.width,
-    )

@@ -26,17 +26,19 @@ class Engine(Drawer):
     def draw(self, job: Job, watch: Stopwatch) -> None:
         """Encode, denoise, decode, write; a mark after each."""
         latents = np.load(job.latents)
-        words = self._embeddings(job)
-        watch.mark("encode")
-        words |= {
+        words: Words = {
             "width": job.width,
             "height": job.height,
             "num_inference_steps": job.steps,
             "num_images_per_prompt": job.images,
             "guidance_scale": job.guidance,
+            "max_sequence_length": job.tokens,
             "latents": latents,
             "seed": job.seed,
         }
+        self._pipe.prepare(self._pipe.request(job.prompt, **words))  # as a call of it would
+        words |= self._embeddings(job)
+        watch.mark("encode")
         request = self._pipe.request(**words)
         x = latents
         for step in self._pipe.denoise(request):

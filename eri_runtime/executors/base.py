@@ -76,6 +76,13 @@ class Executor(Weighted):
         Raises `SizeError` for inputs that are not.
         """
 
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        """Do ahead what the first call would begin with, for inputs whose dimensions have `sizes`.
+
+        It is a guess: a call with others is as fast as without. Most engines have nothing to do.
+        """
+        del sizes
+
 
 class Backend(ABC):
     """An engine on one kind of device.

@@ -143,10 +143,14 @@ class BackOff:
 
         `adopt` is told of the mode, and `free` is called before another one.
         """
-        known = [mode for size, mode in self._fitted if load.holds(size)]
-        mode = known[-1] if known else self.mode
+        mode = self.mode_of(load)
         adopt(mode)
         return Attempt(self, load, mode, adopt, free)
+
+    def mode_of(self, load: Load) -> Mode:
+        """The mode that a request of this size begins in."""
+        known = [mode for size, mode in self._fitted if load.holds(size)]
+        return known[-1] if known else self.mode
 
     def remember(self, load: Load, mode: Mode) -> None:
         """Let requests of this size and larger ones begin in `mode`."""

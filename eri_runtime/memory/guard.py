@@ -6,6 +6,7 @@ machine without memory kills the process instead, so what a run will take is est
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from numpy.typing import NDArray
@@ -38,6 +39,14 @@ class Guard:
         if kills is not None and need is not None and need * MARGIN + BESIDE > kills.bytes:
             raise _too_little(component, need, kills)
         self._passed.add(key)
+
+    def holds(self, needs: Iterable[int | None]) -> bool:
+        """Whether there is memory for all of these together, or nobody can say what is left."""
+        left = self._left()
+        if left is None:
+            return True
+        known = [math.inf if need is None else need for need in needs]
+        return sum(known) * MARGIN + BESIDE < left.bytes
 
     def forget(self) -> None:
         """Ask anew: components were closed, or others opened."""

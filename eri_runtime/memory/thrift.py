@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
+from eri_runtime.ahead import after_texts, load_of, may_step, planned
 from eri_runtime.errors import UsageError
 from eri_runtime.executors import Engine
 from eri_runtime.executors.base import Settings
@@ -17,6 +18,7 @@ from eri_runtime.memory.backoff import Attempt, BackOff, Load, Means
 from eri_runtime.memory.estimate import stage_need
 from eri_runtime.memory.guard import Guard
 from eri_runtime.memory.mode import MemoryEfficientSamplingConfig, Mode
+from eri_runtime.request import Request
 from eri_runtime.spec import Bundle
 from eri_runtime.vae import DECODER, ENCODER
 
@@ -50,6 +52,26 @@ class Thrift:
         """A request of this size, on its way through the modes."""
         self.guard.forget()
         return self._back_off.attempt(load, self._adopt, self._free)
+
+    def open_ahead(self, request: Request) -> None:
+        """Begin to open what runs after a request's text encoders, if memory does for all of it."""
+        mode = self._back_off.mode_of(load_of(request))
+        if self._engine is None or self._engine.name not in ON_HOST or mode.offloaded:
+            return
+        settings = settings_of(self._engine.settings, mode)
+        if settings != self._settings or settings.streamed:
+            return
+        bundle = self._engine.bundle
+        coming = [
+            stage
+            for stage in after_texts(bundle, request, mode)
+            if not self._live.is_open(stage.component)
+        ]
+        whole = planned(bundle, request, mode)
+        if coming and self.guard.holds(self._need(each.component, each.sizes) for each in whole):
+            stepping = may_step(bundle, request)
+            for stage in coming:
+                self._live.open_ahead(stage.component, stage.sizes, stepping=stepping)
 
     def finished(self, mode: Mode) -> None:
         """Close what a mode keeps open no longer than needed."""

@@ -215,6 +215,20 @@ def test_bfloat16_rounds_the_denoiser_and_the_vae(bundle):
 
 
 @needs_bfloat16
+@pytest.mark.parametrize("clock", [999.0, 700.0, 77.7])
+def test_bfloat16_does_not_round_the_clock(bundle, clock):
+    """Rounded to 8 bits it is wrong by radians, and a network of noise is another one then."""
+    inputs = drawn(bundle.components["denoiser"], batch=1)
+    inputs["timestep"][:] = clock
+    found = {}
+    for backend in (OPENVINO_BF16, OPENVINO):
+        with opened(bundle, "denoiser", backend) as executor:
+            found[backend.compute] = executor.run(inputs)
+    assert found["bf16"].keys() == {"output"}
+    assert error(found["bf16"], found["f32"]) < 0.03
+
+
+@needs_bfloat16
 def test_bfloat16_leaves_text_encoders_alone(bundle):
     for name, spec in bundle.components.items():
         if name.startswith("text_encoder"):
