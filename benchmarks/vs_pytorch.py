@@ -76,6 +76,7 @@ PARTS: Mapping[str, Mapping[str, Config]] = {
     "sd35": {**TEXTS, "text_encoder_3": T5, "transformer": MMDIT, "vae": VAE},
     "flux": {"text_encoder": CLIP, "text_encoder_2": T5, "transformer": FLUX, "vae": VAE},
 }
+PICTURES = 64  # pixels of those that are kept: noise, which no PNG makes smaller
 SIZES = {"sdxl": 512, "sd35": 256, "flux": 512}  # pixels a side; a step of PyTorch takes about 1 s
 WAYS = {  # only a UNet has convolutions whose layout matters
     "sdxl": ("eager", "channels-last", "bf16", "compile", "compile+bf16"),
@@ -102,7 +103,7 @@ def main() -> None:
     add("--torch", nargs="*", metavar="WAY", help="those of the family that matter, if left")
     add("--backends", nargs="*", metavar="NAME", help="all that can run here, if left")
     add("--steps", type=int, default=3)
-    add("--rounds", type=int, default=4)
+    add("--rounds", type=int, default=3)
     add("--cold", type=int, default=2)
     add("--results", type=Path, default=RESULTS, metavar="FOLDER")
     options = parser.parse_args()
@@ -125,6 +126,7 @@ def measured(family: str, options: argparse.Namespace) -> Record:
         "steps": options.steps,
         "rounds": options.rounds,
         "cold": options.cold,
+        "pictures": PICTURES,
         "output": file,
         "report": file.with_suffix(".html"),
         "sizes": f"{SIZES[family]}x{SIZES[family]}",
