@@ -12,6 +12,7 @@ how far apart two engines are.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 from benchmarks.checkpoints import Config, make_checkpoint
 from eri_runtime.bench.record import Record, read
 from eri_runtime.bench.statistics import STEP, WHOLE
-from eri_runtime.bench.summary import COLD, Best, bests
+from eri_runtime.bench.summary import COLD, QUIET, Best, bests
 from eri_runtime.bench.table import ratio_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -109,6 +110,8 @@ def main() -> None:
     options = parser.parse_args()
     for family in options.families:
         begun = time.perf_counter()
+        made(family, options.folder)
+        settle()
         record = measured(family, options)
         for line in verdicts(record):
             sys.stdout.write(f"{family}: {line}\n")
@@ -150,6 +153,13 @@ def made(family: str, folder: Path) -> tuple[Path, Path]:
         size = SIZES[family]
         export(checkpoint, bundle, ranges=make_ranges(size=f"{size // 2}:{size}:{size}"))
     return checkpoint, bundle
+
+
+def settle(seconds: float = 300) -> None:
+    """Wait until what was run before has left the load average, or for so long."""
+    end = time.monotonic() + seconds
+    while os.getloadavg()[0] > QUIET / 2 * (os.cpu_count() or 1) and time.monotonic() < end:
+        time.sleep(5)
 
 
 def verdicts(record: Record) -> Iterator[str]:
