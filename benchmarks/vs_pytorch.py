@@ -1,6 +1,6 @@
 """Each family at more than 100 million parameters beside PyTorch, and how far the goals are met.
 
-    python -m benchmarks.vs_pytorch build/vs [--families sdxl sd35 flux] [--rounds 4]
+    python -m benchmarks.vs_pytorch build/vs [--families sdxl sd35 flux] [--rounds 8]
 
 Makes a checkpoint of random weights in the family's layout, with text encoders and a VAE of a
 middling size, exports it, and runs `eri bench` on it; what is there already is not made again. The
@@ -104,7 +104,7 @@ def main() -> None:
     add("--torch", nargs="*", metavar="WAY", help="those of the family that matter, if left")
     add("--backends", nargs="*", metavar="NAME", help="all that can run here, if left")
     add("--steps", type=int, default=3)
-    add("--rounds", type=int, default=3)
+    add("--rounds", type=int, default=8)
     add("--cold", type=int, default=2)
     add("--results", type=Path, default=RESULTS, metavar="FOLDER")
     options = parser.parse_args()

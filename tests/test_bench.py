@@ -348,6 +348,22 @@ def test_what_is_lost_missing_or_of_another_machine_is_said(record):
     assert any("processor" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(("subject", "percent"), [("all", "0%"), ("eri/well", "20%")])
+def test_ratios_to_the_reference_know_nothing_of_how_fast_the_machine_is(record, subject, percent):
+    before = slower(record, 1.0)
+    quick = sample(1.2), sample(1.2 * 1.01)
+    rows = [
+        replace(row, samples=quick) if subject in ("all", row.subject) else row
+        for row in before.rows
+    ]
+    *_, told = (
+        line
+        for line in lines(compare(before, replace(before, rows=tuple(rows))))
+        if "ratios to the reference" in line
+    )
+    assert f"moved by at most {percent}: " in told
+
+
 # the page
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from eri_runtime.bench.record import Record, Row
 from eri_runtime.bench.statistics import STEP, WHOLE, values
+from eri_runtime.bench.summary import beside_reference
 
 THRESHOLD = 1.10
 COMPARED = (STEP, "encode", "decode", WHOLE)
@@ -44,10 +45,31 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Moved:
+    """A row's ratio to the reference of its own run, before and after."""
+
+    subject: str
+    size: tuple[int, int]
+    figure: str
+    before: float
+    after: float
+
+    @property
+    def apart(self) -> float:
+        """How far the ratios are from each other: 0.1 for 0.50 and 0.55, either way round."""
+        low, high = sorted((self.before, self.after))
+        return high / low - 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Changes of rows on both sides; `lost` counted before and do not now; `notes` are warnings."""
+    """Changes of rows on both sides; `lost` counted before and do not now; `notes` are warnings.
+
+    `moved` are rows beside the reference of their run, which the machine's own speed is not in.
+    """
 
     changes: tuple[Change, ...]
+    moved: tuple[Moved, ...]
     missing: tuple[str, ...]
     lost: tuple[str, ...]
     notes: tuple[str, ...]
@@ -65,6 +87,7 @@ def compare(before: Record, after: Record, threshold: float = THRESHOLD) -> Comp
     changes = [change for key in both for change in _changes(rows[0][key], rows[1][key], threshold)]
     return Comparison(
         changes=tuple(changes),
+        moved=tuple(each for key in both for each in _moved(before, after, key)),
         missing=tuple(_missing(*rows)),
         lost=tuple(
             f"{_named(rows[1][key])}: {rows[1][key].reason}"
@@ -85,6 +108,13 @@ def lines(found: Comparison) -> Iterator[str]:
         yield (
             f"{each.subject} {size} {each.figure}: {each.before:.2f} -> {each.after:.2f} ms, "
             f"{each.ratio:.2f}{noise}{flag}"
+        )
+    if found.moved:
+        most = max(found.moved, key=lambda each: each.apart)
+        yield (
+            f"{len(found.moved)} ratios to the reference moved by at most {most.apart:.0%}: "
+            f"{most.subject} {most.size[0]}x{most.size[1]} {most.figure}, "
+            f"{most.before:.3f} -> {most.after:.3f}"
         )
     yield from (f"REGRESSION: does not count any more: {each}" for each in found.lost)
     yield from (f"missing {each}" for each in found.missing)
@@ -114,6 +144,24 @@ def _changes(before: Row, after: Row, threshold: float) -> Iterator[Change]:
                 apart=not overlap,
                 threshold=threshold,
             )
+
+
+def _moved(before: Record, after: Record, key: tuple[str, int, int]) -> Iterator[Moved]:
+    subject, *size = key
+    for figure in (STEP, WHOLE):
+        old, new = (
+            _beside(record, subject, (size[0], size[1]), figure) for record in (before, after)
+        )
+        if old is not None and new is not None:
+            yield Moved(
+                subject=subject, size=(size[0], size[1]), figure=figure, before=old, after=new
+            )
+
+
+def _beside(record: Record, subject: str, size: tuple[int, int], figure: str) -> float | None:
+    row = record.row(subject, size)
+    found = None if row is None else beside_reference(record, row, figure)
+    return None if found is None else found.median
 
 
 def _missing(before: dict, after: dict) -> Iterator[str]:

@@ -7,7 +7,7 @@ import pytest
 from tests.faults import run
 from tests.zygote import no_mounts
 
-KILLS = 52
+KILLS = 36
 
 
 @pytest.fixture(scope="module")
