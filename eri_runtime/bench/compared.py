@@ -15,7 +15,7 @@ from eri_runtime.bench.live import Live, Size
 from eri_runtime.bench.plan import Plan
 from eri_runtime.bench.record import Parity, Picture, Row
 
-AMPLIFIED = {"fp32": 64, "fp16": 16, "bf16": 4}
+AMPLIFIED = {"fp32": 64, "fp16": 16, "bf16": 16}
 UNCOMPARED = "there is no picture of the reference to compare with"
 MISSED = "its pictures are farther from the reference's than the limit"
 
