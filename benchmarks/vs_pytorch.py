@@ -25,7 +25,7 @@ from eri_runtime.bench.statistics import STEP, WHOLE
 from eri_runtime.bench.summary import COLD, QUIET, Best, bests
 from eri_runtime.bench.table import ratio_text
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path("benchmarks/results")  # from the root, so that the command kept in it is anybody's
 CLIP = {
     "hidden_size": 512,
     "intermediate_size": 2048,
