@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 import eri_runtime as eri
+from benchmarks.layouts import unet
 from eri_runtime.bench.environment import cores, processor, versions
 from eri_runtime.executors import BACKENDS, refusals
 from eri_runtime.executors.base import Arrays, Settings
@@ -37,15 +38,7 @@ RESULTS = Path(__file__).parent / "results"
 ENGINES = ("cpu", "openvino", "openvino:bf16")
 LARGEST = 64  # latents a side
 STEPS = 4
-UNET = {
-    "block_out_channels": (128, 256, 512),
-    "layers_per_block": 2,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 4),
-    "attention_head_dim": (2, 4, 8),
-    "norm_num_groups": 32,
-}
+UNET = unet(128, (1, 2, 4))
 COLD = """
 import json, sys, time
 begun = time.perf_counter()

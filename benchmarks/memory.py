@@ -27,27 +27,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.layouts import unet, vae
 from benchmarks.memory_subjects import CONFIGS, SWITCHES
 from eri_runtime.bench.environment import cores, processor, versions
 from eri_runtime.bench.proc import pss_of
 
 RESULTS = Path(__file__).parent / "results"
-UNET = {
-    "block_out_channels": (192, 384, 768),
-    "layers_per_block": 2,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 6),
-    "attention_head_dim": (3, 6, 12),
-    "norm_num_groups": 32,
-}
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-}
+UNET = unet(192, (1, 2, 6))
+VAE = vae(128)
 SIZES = "256:512:1024"
 SHARED = (256, 4)  # pixels, processes
 EVERY = 0.05  # seconds between two looks at a process

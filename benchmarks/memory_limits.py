@@ -25,24 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.layouts import unet, vae
 from benchmarks.memory import RESULTS, machine
 
-UNET = {
-    "block_out_channels": (64, 128, 256),
-    "layers_per_block": 2,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 1, 4),
-    "attention_head_dim": (1, 2, 4),
-    "norm_num_groups": 32,
-}
-VAE = {
-    "block_out_channels": (64, 128, 256, 256),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-}
+UNET = unet(64, (1, 1, 4))
+VAE = vae(64)
 SIZES = "128:512:1024"
 TRIALS = ((256, 1), (384, 2), (512, 1), (768, 1), (1024, 1))  # pixels, images
 ADDRESS_SPACE = (40, 250, 700, 2000)  # MB more than an open pipeline has

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.checkpoints import Config, make_checkpoint
+from benchmarks.layouts import unet, vae
 from eri_runtime.bench.record import Record, read
 from eri_runtime.bench.statistics import STEP, WHOLE
 from eri_runtime.bench.summary import COLD, QUIET, Best, bests
@@ -34,21 +35,8 @@ CLIP = {
     "num_attention_heads": 8,
 }
 T5 = {"d_model": 1024, "d_kv": 64, "d_ff": 2048, "num_layers": 8, "num_heads": 16}
-VAE = {
-    "block_out_channels": (64, 128, 256, 256),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-}
-UNET = {
-    "block_out_channels": (128, 256, 512),
-    "layers_per_block": 2,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 1, 2),
-    "attention_head_dim": (2, 4, 8),
-    "norm_num_groups": 32,
+VAE = vae(64)
+UNET = unet(128, (1, 1, 2)) | {
     "cross_attention_dim": 1024,
     "projection_class_embeddings_input_dim": 6 * 8 + 512,
 }
@@ -110,8 +98,6 @@ def main() -> None:
     options = parser.parse_args()
     for family in options.families:
         begun = time.perf_counter()
-        made(family, options.folder)
-        settle()
         record = measured(family, options)
         for line in verdicts(record):
             sys.stdout.write(f"{family}: {line}\n")
@@ -122,6 +108,7 @@ def main() -> None:
 def measured(family: str, options: argparse.Namespace) -> Record:
     """The results of one family."""
     checkpoint, bundle = made(family, options.folder)
+    settle()
     file = options.results / f"vs_pytorch-{family}.json"
     backends = [] if options.backends is None else ["--backends", *options.backends]
     words = {
