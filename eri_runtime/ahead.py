@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from eri_runtime.denoise import unchanged
@@ -42,10 +42,10 @@ def planned(bundle: Bundle, request: Request, mode: Mode) -> tuple[Stage, ...]:
     )
 
 
-def after_texts(bundle: Bundle, request: Request, mode: Mode) -> Iterator[Stage]:
-    """Those that wait for the text encoders, and so can be opened beside them."""
+def after_texts(stages: Iterable[Stage], request: Request) -> Iterator[Stage]:
+    """Those of a request's that wait for the text encoders, and so can be opened beside them."""
     decoded = request.output_type != "latent"
-    for stage in planned(bundle, request, mode):
+    for stage in stages:
         if stage.component == DENOISER:
             yield replace(stage, sizes=_with_given_texts(stage, request))
         elif stage.component == DECODER and decoded:

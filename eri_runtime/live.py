@@ -70,10 +70,10 @@ class LiveWeights(Closeable):
     def open_ahead(self, name: str, sizes: Mapping[str, int], *, stepping: bool) -> None:
         """Begin to open a component in another thread, and make it ready for inputs of `sizes`.
 
-        Of the denoiser the step graph is opened, where there is one and `stepping`. Nothing is done
-        for one that is open, and while one is open at a time.
+        It is not `at_hand`. Of the denoiser the step graph is opened, where there is one and
+        `stepping`. Nothing is done while one is open at a time.
         """
-        if self.one_at_a_time or self.is_open(name):
+        if self.one_at_a_time:
             return
         overrides, stepping = self.overrides(name), stepping and name == DENOISER
 
@@ -101,6 +101,13 @@ class LiveWeights(Closeable):
     def is_open(self, component: str) -> bool:
         """Whether a component's weights are held by an engine; one that opens is waited for."""
         self._take(component)
+        return self._held(component)
+
+    def at_hand(self, component: str) -> bool:
+        """Whether a component is open or being opened; nothing is waited for."""
+        return component in self._opening.names or self._held(component)
+
+    def _held(self, component: str) -> bool:
         stepping = component == DENOISER and self._stepper is not None
         return stepping or component in self._executors
 

@@ -153,6 +153,26 @@ def test_what_is_open_is_not_opened_again(sd35_bundle, opened):
     assert len(opened) == count
 
 
+def test_a_second_time_waits_for_nothing(sd35_bundle, monkeypatch):
+    go, begun, component = threading.Event(), [], Engine.__call__
+
+    def slow(self, name, *given):
+        begun.append(name)
+        go.wait()
+        return component(self, name, *given)
+
+    monkeypatch.setattr(Engine, "__call__", slow)
+    with eri.load(sd35_bundle, "openvino") as pipe:
+        release = threading.Timer(60, go.set)  # what would wait ends all the same, and fails
+        release.start()
+        for _ in range(2):
+            pipe.prepare(pipe.request(PROMPT, **WORDS))
+        assert not go.is_set()
+        go.set()
+        release.cancel()
+    assert sorted(begun) == ["denoiser", "vae_decoder"]
+
+
 def test_nothing_is_opened_ahead_where_one_is_open_at_a_time(sd35_bundle, opened):
     memory = MemoryEfficientSamplingConfig(enable_cpu_offload=True)
     with eri.load(sd35_bundle, "cpu", memory=memory) as pipe:

@@ -36,7 +36,7 @@ class Guard:
             return
         need, left = self._need(component, sizes), self._left()
         kills = left if left is not None and not left.limit.startswith(REFUSES) else None
-        if kills is not None and need is not None and need * MARGIN + BESIDE > kills.bytes:
+        if kills is not None and need is not None and at_most(need) > kills.bytes:
             raise _too_little(component, need, kills)
         self._passed.add(key)
 
@@ -46,11 +46,16 @@ class Guard:
         if left is None:
             return True
         known = [math.inf if need is None else need for need in needs]
-        return sum(known) * MARGIN + BESIDE < left.bytes
+        return at_most(sum(known)) < left.bytes
 
     def forget(self) -> None:
         """Ask anew: components were closed, or others opened."""
         self._passed.clear()
+
+
+def at_most(estimate: float) -> float:
+    """The bytes that something of this estimate may take."""
+    return estimate * MARGIN + BESIDE
 
 
 def _too_little(component: str, need: int, left: Left) -> OutOfMemoryError:

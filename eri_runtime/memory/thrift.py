@@ -62,12 +62,12 @@ class Thrift:
         if settings != self._settings or settings.streamed:
             return
         bundle = self._engine.bundle
+        whole = planned(bundle, request, mode)
         coming = [
             stage
-            for stage in after_texts(bundle, request, mode)
-            if not self._live.is_open(stage.component)
+            for stage in after_texts(whole, request)
+            if not self._live.at_hand(stage.component)
         ]
-        whole = planned(bundle, request, mode)
         if coming and self.guard.holds(self._need(each.component, each.sizes) for each in whole):
             stepping = may_step(bundle, request)
             for stage in coming:
