@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +87,9 @@ def compare(before: Record, after: Record, threshold: float = THRESHOLD) -> Comp
     changes = [change for key in both for change in _changes(rows[0][key], rows[1][key], threshold)]
     return Comparison(
         changes=tuple(changes),
-        moved=tuple(each for key in both for each in _moved(before, after, key)),
+        moved=tuple(
+            each for key in both for each in _moved((before, after), (rows[0][key], rows[1][key]))
+        ),
         missing=tuple(_missing(*rows)),
         lost=tuple(
             f"{_named(rows[1][key])}: {rows[1][key].reason}"
@@ -146,22 +148,18 @@ def _changes(before: Row, after: Row, threshold: float) -> Iterator[Change]:
             )
 
 
-def _moved(before: Record, after: Record, key: tuple[str, int, int]) -> Iterator[Moved]:
-    subject, *size = key
+def _moved(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[Moved]:
+    """A row's ratios in each of two records, where it has them in both."""
     for figure in (STEP, WHOLE):
-        old, new = (
-            _beside(record, subject, (size[0], size[1]), figure) for record in (before, after)
-        )
+        old, new = map(beside_reference, records, rows, (figure, figure))
         if old is not None and new is not None:
             yield Moved(
-                subject=subject, size=(size[0], size[1]), figure=figure, before=old, after=new
+                subject=rows[0].subject,
+                size=(rows[0].width, rows[0].height),
+                figure=figure,
+                before=old.median,
+                after=new.median,
             )
-
-
-def _beside(record: Record, subject: str, size: tuple[int, int], figure: str) -> float | None:
-    row = record.row(subject, size)
-    found = None if row is None else beside_reference(record, row, figure)
-    return None if found is None else found.median
 
 
 def _missing(before: dict, after: dict) -> Iterator[str]:
