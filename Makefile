@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint format retrieval train gpu-check clean
+.PHONY: demo test lint format docs retrieval train gpu-check test-cuda-stand-in cuda-graphs clean
 
 demo: $(INSTALLED)
 	$(BIN)/eri demo -o out
@@ -18,14 +18,19 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check --output-format concise .
 	$(BIN)/ruff format --check --output-format concise .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# the documentation site, in site/
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 $(INSTALLED): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[export,cpu,dev]'
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[export,cpu,dev,docs]'
 	touch $(INSTALLED)
 
 # the training images, for the two below; needs npm
@@ -39,8 +44,8 @@ $(NAMES):
 	tar -xzf $(EMOJI)/lobehub-fluent-emoji-3d-1.1.0.tgz -C $(EMOJI)/fluent
 	tar -xzf $(EMOJI)/unicode-emoji-json-0.9.0.tgz -C $(EMOJI)/names
 
-# about an hour and a half on two cores, or an hour with FAMILY=sdxl or FAMILY=flux; killed at any
-# moment, it goes on where it was
+# about an hour and a half on two cores, or an hour with FAMILY=sdxl or FAMILY=flux; if it is killed,
+# running it again resumes
 FAMILY := sd35
 train: $(INSTALLED) $(NAMES)
 	$(BIN)/python -m eri_export.embedded.train --family $(FAMILY) --emoji $(FLUENT) --names $(NAMES) \
@@ -54,9 +59,36 @@ retrieval-%: $(INSTALLED) $(NAMES)
 	$(BIN)/eri demo --family $* -o out
 	$(BIN)/python benchmarks/retrieval.py engines/demo-$* --emoji $(FLUENT) --names $(NAMES)
 
-# every check that needs an NVIDIA GPU, with the backends that are installed; see benchmarks/README.md
-gpu-check: $(INSTALLED)
-	$(BIN)/python -m benchmarks.gpu
+# the CUDA route without a GPU: the real onnxruntime-gpu on a stand-in for the driver; needs gcc.
+# Its wheel lies in a folder of its own, which comes before the ordinary onnxruntime
+CUDA := build/cuda_stand_in
+ON_CUDA := PYTHONPATH=$(CURDIR)/$(CUDA)/site:$(CURDIR)
+
+test-cuda-stand-in: $(CUDA)/site $(CUDA)/lib
+	$(ON_CUDA) $(BIN)/python -m pytest -q -n 2 --durations=5 tests/cuda_stand_in
+
+# the numbers that these tests hold the graphs to, measured anew
+cuda-graphs: $(CUDA)/site $(CUDA)/lib
+	$(ON_CUDA) $(BIN)/python -m benchmarks.cuda_graphs
+
+$(CUDA)/lib: tests/support/cuda_stand_in/*.c tests/support/cuda_stand_in/*.h
+	$(MAKE) --no-print-directory -C tests/support/cuda_stand_in OUT=$(CURDIR)/$(CUDA)/lib
+	touch $@
+
+$(CUDA)/site: $(INSTALLED) .ci/constraints-cuda.txt
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --no-deps --constraint .ci/constraints-cuda.txt \
+		--target $@ onnxruntime-gpu
+	touch $@
+
+# ten minutes of measurements on this machine's NVIDIA GPU, results in out/gpu; needs the exporter and
+# onnxruntime-gpu, see benchmarks/README.md. `make .gpu/bundles.tar.xz` alone makes the parts, on any
+# machine
+.gpu/bundles.tar.xz: $(INSTALLED) $(shell find eri_export eri_runtime benchmarks/gpu -name '*.py')
+	$(BIN)/python -m benchmarks.gpu.pack .gpu
+
+gpu-check: .gpu/bundles.tar.xz $(CUDA)/site
+	$(ON_CUDA) PYTHON=$(CURDIR)/$(BIN)/python benchmarks/gpu/ten_minutes.sh .gpu out/gpu
 
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) out build .gpu *.egg-info

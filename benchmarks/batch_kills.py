@@ -1,13 +1,13 @@
-"""What becomes of a run over many prompts that is killed again and again, and gone on with.
+"""Kills a run over many prompts again and again, resumes it, and checks the result.
 
     python -m benchmarks.batch_kills engines/demo
 
-Runs `eri generate --prompts` over 200 prompts on ONNX Runtime and ends it by SIGKILL at random
-moments: while it starts, while it draws, while a file is partly written, right after an image was
-renamed into its place. Then it is gone on with to the end, and its images are compared with those
-of a run that nothing disturbed. Counts go to benchmarks/results/batch_kills.json: `redone` are the
-images that were whole and made again all the same. One that is missing, there twice, damaged or not
-what the manifest says ends the benchmark with an error and no results.
+Runs `eri generate --prompts` over 200 prompts on ONNX Runtime and kills it with SIGKILL at random
+moments: during start-up, while drawing, in the middle of writing a file, right after renaming an
+image. Then the run is resumed to its end, and its images are compared with those of an
+uninterrupted run. Writes counts to benchmarks/results/batch_kills.json: `redone` are the images
+that were complete and drawn again nevertheless. If an image is missing, duplicated, damaged or
+differs from the manifest, the benchmark fails and writes nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from eri_runtime import manifest
-from eri_runtime.cli import main as eri
-from eri_runtime.result import eri_version
-from tests.killed_runs import kill_often, manifest_of
+from eri_runtime.bundle import manifest
+from eri_runtime.commands.main import main as eri
+from eri_runtime.pipeline import eri_version
+from tests.support.killed_runs import kill_often, manifest_of
 
 RESULTS = Path(__file__).parent / "results"
 COLOURS = ("red", "blue", "green", "yellow", "black")
@@ -33,7 +33,7 @@ COUNT = 200
 
 
 def main() -> None:
-    """Kill, go on, compare, record."""
+    """Runs both, compares them and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--kills", type=int, default=30)
@@ -46,18 +46,18 @@ def main() -> None:
         words = ["generate", str(options.bundle), "--prompts", str(prompts), "--seed", "0"]
         words += ["--backend", "cpu", "--steps", options.steps, "--batch", "4"]
         folders = {name: Path(root) / name for name in ("killed", "whole")}
-        found = kill_often(
+        counts = kill_often(
             folders["killed"], [*words, "-o", str(folders["killed"])], options.kills, seed=0
         )
         if eri([*words, "-o", str(folders["whole"])]):
-            sys.exit("the undisturbed run failed")
+            sys.exit("the uninterrupted run failed")
         same = manifest_of(folders["killed"]) == manifest_of(folders["whole"])
     report = {
         "bundle": manifest.read(options.bundle).root.resolve().name,
         "prompts": COUNT,
         "steps": int(options.steps),
         "images_at_once": 4,
-        **found,
+        **counts,
         "same_bytes_as_undisturbed": same,
         "seconds": round(time.perf_counter() - started),
         "system": f"{platform.system()} {platform.machine()}",
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _job(i: int) -> dict[str, object]:
-    """A prompt; one in ten has another size, so that batches are of two kinds."""
+    """Returns prompt i; one in ten has another size, so that there are batches of two sizes."""
     prompt = f"a {COLOURS[i % len(COLOURS)]} {THINGS[i % len(THINGS)]}"
     return {"prompt": prompt, **({"size": "64x64"} if i % 10 == 3 else {})}
 

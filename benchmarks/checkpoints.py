@@ -1,7 +1,7 @@
-"""Checkpoints of random weights that are larger than the tests' tiny ones, in a family's layout.
+"""Makes checkpoints with random weights that are larger than the tests' tiny ones.
 
-The tiny pipeline of the family is saved first, with its scheduler and tokenizers; then each part
-that is named is made anew, of its class, with some fields of its config changed.
+Saves the family's tiny pipeline first, with its scheduler and tokenizers, then replaces the named
+components with networks of the same class and a changed config.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests import checkpoints as tiny
+from tests.support import checkpoints as tiny
 
 Config = Mapping[str, Any]
 
 
 def make_checkpoint(family: str, root: Path, parts: Mapping[str, Config]) -> Path:
-    """A diffusers folder at `root`, with these changes to the configs of its parts."""
+    """Writes a diffusers folder to `root`; `parts` are config changes by component."""
     getattr(tiny, f"tiny_{family}")(root)
     index = json.loads((root / "model_index.json").read_text(encoding="utf-8"))
     for name, changes in parts.items():
         library, class_name = index[name]
         kind = getattr(importlib.import_module(library), class_name)
-        module = _made(kind, root / name, changes)
+        module = _network(kind, root / name, changes)
         tiny.randomised(module, 0).save_pretrained(root / name)
     return root
 
 
-def _made(kind: Any, folder: Path, changes: Config) -> Any:
-    """A network of the config in a folder, changed."""
+def _network(kind: Any, folder: Path, changes: Config) -> Any:
+    """Builds a network with the config in `folder` and these changes."""
     if hasattr(kind, "load_config"):  # diffusers
         return kind(**{**kind.load_config(folder), **changes})
     return kind(kind.config_class.from_pretrained(folder, **changes))

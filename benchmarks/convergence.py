@@ -1,21 +1,21 @@
-"""How fast do the samplers converge on the embedded checkpoint, and what does guidance cost?
+"""Measures how fast samplers converge on the embedded checkpoint, and what guidance costs.
 
     eri demo && python -m benchmarks.convergence engines/demo
 
 Errors are of the final latents, ‖x − r‖/‖r‖ over all images, against a reference r:
 
-- ode: the samplers without noise, on the checkpoint's own levels and on Karras's, which begin and
-  end at the same, against one reference, a second-order sampler at many steps; its own uncertainty
-  is its distance to another second-order sampler at twice as many. Beside them, the orders that the
-  same samplers on the same levels have on a problem with a known x_0, and how far from smooth the
-  network is in t: before the steps resolve that, no method's order can be expected
-- sde: the samplers with noise, each against itself at many steps with the same seeds, once with the
-  increments of one Brownian path and once with independent draws
+- ode: the samplers without noise, on the checkpoint's own noise levels and on Karras's, which share
+  their first and last level, against one reference: a second-order sampler with many steps. The
+  reference's uncertainty is its distance to another second-order sampler with twice as many steps.
+  Also the samplers' orders on an analytic problem with the same levels, and how smooth the network
+  is in t: no method reaches its order before its steps resolve the network's changes
+- sde: the samplers with noise, each against itself with many steps and the same seeds, once with
+  the increments of one Brownian path and once with independent draws
 - guidance: for each scale the error of few steps, the share of pictures whose nearest training
-  image is the one asked for, and how much a small change of the initial noise grows
+  image is the prompt's own, and how much a small change of the initial noise grows
 
 Writes convergence.json, convergence.png and steps_and_guidance.png; needs `.[bench]`. No figure is
-a time, so a busy machine does no harm.
+a time, so other load on the machine does not matter.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from PIL import Image
 import eri_runtime as eri
 from benchmarks import convergence_figures as figures
 from benchmarks.convergence_control import analytic, ripple
-from eri_export.embedded.data import captions, chosen_names
+from eri_export.embedded.emoji_data import captions, chosen_names
 from eri_export.embedded.retrieval import nearest_vectors, shrink
-from eri_runtime.result import eri_version
+from eri_runtime.pipeline import eri_version
 
 Array = NDArray[np.float32]
 RESULTS = Path(__file__).parent / "results"
@@ -54,7 +54,7 @@ STEPS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 100)
 REFERENCE, CHECK = ("flow_heun", 200), ("dpm2", 400)  # on Karras's levels, dense towards 0
 LEVELS = ("default", "karras")
 SMOOTH_STEPS, RIPPLE_AT = (16, 32, 64, 128), (0.9, 0.7, 0.5, 0.2, 0.05)
-# the order that theory gives a smooth problem, and why it may not be the method's own
+# the order in theory on a smooth problem, and the method it follows from
 EXPECTED = {
     "flow_euler": (1, "Euler"),
     "flow_heun": (2, "Heun"),
@@ -68,19 +68,19 @@ SDE_STEPS, SDE_REFERENCE, SDE_PROMPTS = (8, 16, 32, 64, 100), 200, PROMPTS[:2]
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 SCALE_STEPS, SCALE_REFERENCE, SCALE_SAMPLERS = (8, 16, 32), 100, ("flow_euler", "dpmpp_2m")
 DRAWN, DRAWN_STEPS, AT_ONCE = 24, (2, 4, 8, 16, 32), 8
-NUDGE = 1e-3  # of the initial noise, to see it grow
+NUDGE = 1e-3  # relative change of the initial noise, whose growth is measured
 STRIP_SCALES, STRIP_STEPS = (1.0, 2.0, 4.0, 8.0), (2, 4, 8, 16, 32)
-# points of a straight line: where the method has set in, and well above the reference's own error
+# errors that an order is fitted to: below SET_IN, and above ABOVE times the reference's uncertainty
 SET_IN, ABOVE = 0.1, 10.0
 
 
 def main() -> None:
-    """Measure, record, draw."""
+    """Measures, writes the results and draws the figures."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, metavar="DIR")
-    parser.add_argument("--threads", type=int, help="of ONNX Runtime")
+    parser.add_argument("--threads", type=int, help="ONNX Runtime's threads")
     options = parser.parse_args()
     figures.require()
     with eri.load(options.bundle, threads=options.threads) as pipe:
@@ -96,7 +96,7 @@ def main() -> None:
             for steps in STRIP_STEPS
         }
     options.output.mkdir(exist_ok=True, parents=True)
-    (options.output / "convergence.json").write_text(json.dumps(results, indent=1) + "\n")
+    (options.output / "convergence.json").write_text(json.dumps(results) + "\n")
     figures.curves(results, options.output / "convergence.png")
     figures.strip(strip, options.output / "steps_and_guidance.png")
 
@@ -107,32 +107,37 @@ def final(
     steps: int,
     prompts: Sequence[str] = PROMPTS,
     scale: float = GUIDANCE,
-    **words: Any,
+    **arguments: Any,
 ) -> tuple[Array, int]:
-    """The last latents, (B, C, h, w), and how many times the network was asked for them."""
-    words |= {"sampler": sampler, "num_inference_steps": steps, "guidance_scale": scale}
-    words = {"num_images_per_prompt": SEEDS_EACH, "seed": SEED, "output_type": "latent"} | words
-    *_, last = pipe.denoise(pipe.request(list(prompts), **words))
+    """Returns the final latents (B, C, h, w) and the number of network evaluations."""
+    arguments |= {"sampler": sampler, "num_inference_steps": steps, "guidance_scale": scale}
+    defaults: dict[str, Any] = {
+        "num_images_per_prompt": SEEDS_EACH,
+        "seed": SEED,
+        "output_type": "latent",
+    }
+    *_, last = pipe.denoise(pipe.request(list(prompts), **(defaults | arguments)))
     return last.x, last.total
 
 
 def distance(x: Array, reference: Array) -> float:
-    """‖x − r‖/‖r‖ over all images."""
+    """Returns ‖x − r‖/‖r‖ over all images."""
     difference = np.asarray(x, np.float64) - reference
     return float(np.linalg.norm(difference) / np.linalg.norm(np.asarray(reference, np.float64)))
 
 
 def _each(x: Array, reference: Array) -> list[float]:
+    """Returns the distance of each image."""
     return [rounded(distance(a, b)) for a, b in zip(x, reference, strict=True)]
 
 
 def rounded(value: float) -> float:
-    """Four digits."""
+    """Rounds to four digits."""
     return float(f"{value:.4g}")
 
 
 def order(steps: Sequence[int], errors: Sequence[float], floor: float) -> dict[str, Any] | None:
-    """The slope of the straight part, and from which to which step it goes; None for no such."""
+    """Fits an order to the straight part of the curve; None if it has fewer than three points."""
     points = [
         (n, e) for n, e in zip(steps, errors, strict=True) if ABOVE * floor < e < SET_IN and n > 4
     ]
@@ -144,7 +149,7 @@ def order(steps: Sequence[int], errors: Sequence[float], floor: float) -> dict[s
 
 
 def ode(pipe: eri.Pipeline) -> dict[str, Any]:
-    """The samplers without noise against one reference."""
+    """Measures the samplers without noise against one reference."""
     reference, _ = final(pipe, *REFERENCE, sigmas="karras")
     check, _ = final(pipe, *CHECK, sigmas="karras")
     other, _ = final(pipe, REFERENCE[0], 2 * REFERENCE[1])
@@ -174,11 +179,12 @@ def ode(pipe: eri.Pipeline) -> dict[str, Any]:
 def _samplers(
     pipe: eri.Pipeline, sigmas: str, reference: Array, uncertainty: float
 ) -> dict[str, Any]:
+    """Returns the errors and fitted orders of all samplers on one set of noise levels."""
     samplers = {}
     for sampler, (expected, why) in EXPECTED.items():
         runs = [final(pipe, sampler, steps, sigmas=sigmas) for steps in STEPS]
         errors = [distance(x, reference) for x, _ in runs]
-        samplers[sampler] = {
+        row = {
             "evaluations": [evaluations for _, evaluations in runs],
             "errors": list(map(rounded, errors)),
             "errors_each_image": [_each(x, reference) for x, _ in runs],
@@ -186,35 +192,35 @@ def _samplers(
             "expected_order": expected,
             "expected_because": why,
         }
-        found = samplers[sampler]
-        LOG.info("%s %s %s %s", sigmas, sampler, found["fitted"], found["errors"])
+        samplers[sampler] = row
+        LOG.info("%s %s %s %s", sigmas, sampler, row["fitted"], row["errors"])
     return samplers
 
 
 def sde(pipe: eri.Pipeline) -> dict[str, Any]:
-    """The samplers with noise, each against itself."""
+    """Measures the samplers with noise, each against itself."""
     samplers: dict[str, Any] = {}
     for sampler in SDE_SAMPLERS:
         for noise in ("brownian", "torch"):
-            words = {"prompts": SDE_PROMPTS, "noise": noise}
-            reference, _ = final(pipe, sampler, SDE_REFERENCE, **words)
-            runs = [final(pipe, sampler, steps, **words) for steps in SDE_STEPS]
-            found = {
+            arguments: Any = {"prompts": SDE_PROMPTS, "noise": noise}
+            reference, _ = final(pipe, sampler, SDE_REFERENCE, **arguments)
+            runs = [final(pipe, sampler, steps, **arguments) for steps in SDE_STEPS]
+            row = {
                 "evaluations": [evaluations for _, evaluations in runs],
                 "errors": [rounded(distance(x, reference)) for x, _ in runs],
                 "errors_each_image": [_each(x, reference) for x, _ in runs],
             }
-            samplers.setdefault(sampler, {})[noise] = found
-            LOG.info("%s %s %s", sampler, noise, found["errors"])
+            samplers.setdefault(sampler, {})[noise] = row
+            LOG.info("%s %s %s", sampler, noise, row["errors"])
     about = {"prompts": SDE_PROMPTS, "steps": SDE_STEPS, "reference_steps": SDE_REFERENCE}
     return {**about, "guidance": GUIDANCE, "samplers": samplers}
 
 
 def guidance(pipe: eri.Pipeline) -> dict[str, Any]:
-    """What a scale of CFG costs in steps, what it gives, and how it makes differences grow."""
-    drawn = [captions(name)[0] for name in chosen_names()]
-    wanted = list(range(0, len(drawn), len(drawn) // DRAWN))[:DRAWN]
-    asked = [drawn[i] for i in wanted]
+    """Measures each guidance scale: errors of few steps, retrieval, growth of differences."""
+    all_prompts = [captions(name)[0] for name in chosen_names()]
+    indices = list(range(0, len(all_prompts), len(all_prompts) // DRAWN))[:DRAWN]
+    prompts = [all_prompts[i] for i in indices]
     training = np.asarray(Image.open(THUMBNAILS), np.float64).reshape(-1, 24, 24, 3)
     scales = []
     for scale in SCALES:
@@ -226,22 +232,22 @@ def guidance(pipe: eri.Pipeline) -> dict[str, Any]:
             ]
             for sampler in SCALE_SAMPLERS
         }
-        right = [_share_right(pipe, asked, wanted, training, n, scale) for n in DRAWN_STEPS]
-        found = {"scale": scale, "errors": errors, "growth": _growth(pipe, scale), "right": right}
-        scales.append(found)
-        LOG.info("%s", found)
+        right = [_share_right(pipe, prompts, indices, training, n, scale) for n in DRAWN_STEPS]
+        row = {"scale": scale, "errors": errors, "growth": _growth(pipe, scale), "right": right}
+        scales.append(row)
+        LOG.info("%s", row)
     return {
         "prompts": PROMPTS,
         "steps": SCALE_STEPS,
         "reference": (REFERENCE[0], SCALE_REFERENCE, "karras"),
         "growth_of": NUDGE,
-        "right_of": {"captions": len(asked), "sampler": "flow_euler", "steps": DRAWN_STEPS},
+        "right_of": {"captions": len(prompts), "sampler": "flow_euler", "steps": DRAWN_STEPS},
         "scales": scales,
     }
 
 
 def _growth(pipe: eri.Pipeline, scale: float) -> float:
-    """‖Δx‖ at the end over that at the beginning, with flow_heun at 50 steps."""
+    """Returns ‖Δx‖ at the end divided by ‖Δx‖ at the start, with flow_heun at 50 steps."""
     spec, (height, width) = pipe.bundle.latents, _size(pipe)
     shape = (len(PROMPTS) * SEEDS_EACH, spec.channels, height // spec.factor, width // spec.factor)
     rng = np.random.default_rng(SEED)
@@ -252,32 +258,42 @@ def _growth(pipe: eri.Pipeline, scale: float) -> float:
 
 
 def _share_right(
-    pipe: eri.Pipeline, asked: list[str], wanted: list[int], training: Array, n: int, scale: float
+    pipe: eri.Pipeline,
+    prompts: list[str],
+    indices: list[int],
+    training: NDArray[np.float64],
+    steps: int,
+    scale: float,
 ) -> float:
-    """The share of pictures whose nearest training image is the one asked for."""
-    images = _pictures(pipe, asked, n, scale)
+    """Returns the share of pictures whose nearest training image is the prompt's own."""
+    images = _pictures(pipe, prompts, steps, scale)
     shrunk = shrink("generated", np.stack([np.asarray(image) for image in images]), 4)
-    return round(nearest_vectors(shrunk, training).accuracy(wanted), 3)
+    return round(nearest_vectors(shrunk, training).accuracy(indices), 3)
 
 
 def _pictures(
     pipe: eri.Pipeline, prompts: Sequence[str], steps: int, scale: float
 ) -> list[Image.Image]:
-    """One picture a prompt, prompt i with seed i, by flow_euler."""
+    """Draws one picture per prompt with flow_euler, prompt i with seed i."""
     images: list[Image.Image] = []
     for start in range(0, len(prompts), AT_ONCE):
-        some = list(prompts[start : start + AT_ONCE])
-        words = {"sampler": "flow_euler", "num_inference_steps": steps, "guidance_scale": scale}
-        images += pipe(some, seed=SEED + start, **words).images
+        images += pipe(
+            list(prompts[start : start + AT_ONCE]),
+            sampler="flow_euler",
+            num_inference_steps=steps,
+            guidance_scale=scale,
+            seed=SEED + start,
+        ).images
     return images
 
 
 def _size(pipe: eri.Pipeline) -> tuple[int, int]:
+    """Returns the bundle's default height and width."""
     return pipe.bundle.defaults.height, pipe.bundle.defaults.width
 
 
 def _about(bundle: eri.Bundle) -> dict[str, Any]:
-    """What was measured, with what and on what."""
+    """Returns the bundle, machine and versions of the measurement."""
     return {
         "command": "python -m benchmarks.convergence engines/demo",
         "device": f"{platform.machine()}, ONNX Runtime CPU",

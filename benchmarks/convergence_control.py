@@ -1,4 +1,4 @@
-"""Why an order is not reached: the samplers on a problem with a known x_0, and the network's own t.
+"""Explains convergence orders: the samplers on an analytic problem, the network's smoothness in t.
 
 Used by `benchmarks.convergence`.
 """
@@ -12,29 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 import eri_runtime as eri
-from eri_runtime.conditioning import condition_inputs, shared_inputs
+from eri_runtime.bundle import Bundle
 from eri_runtime.latents import token_count
-from eri_runtime.samplers import SAMPLERS
-from eri_runtime.schedule import Point
-from eri_runtime.spec import Bundle
+from eri_runtime.sampling import SAMPLERS, Point
+from eri_runtime.text import condition_inputs, shared_inputs
 
 Float64 = NDArray[np.float64]
-MOST = 1000  # the steps of the analytic reference
+REFERENCE_STEPS = 1000  # of the analytic reference
 SPREAD = 0.5
-WINDOW, APART = 20.0, 0.5  # of t, which has 1000 steps
+WINDOW, SPACING = 20.0, 0.5  # in t, which ranges over 1000
 DEGREE = 3
 
 
 def mixture(x: Float64, at: Point) -> Float64:
-    """E[x_0 | x] for x_0 of two normals, at ±1 with deviation `SPREAD`: exact, and smooth."""
+    """Returns the exact E[x_0 | x] for x_0 from two normals at ±1 with deviation `SPREAD`."""
     variance = (at.alpha * SPREAD) ** 2 + at.sigma**2
     mean = np.tanh(at.alpha * x / variance)
     correction: Float64 = SPREAD**2 * at.alpha / variance * (x - at.alpha * mean)
     return mean + correction
 
 
-def analytic(bundle: Bundle, samplers: Sequence[str], steps: Sequence[int], sigmas: str) -> Any:
-    """Errors and orders of the samplers on `mixture`, in float64 on the bundle's own schedule."""
+def analytic(bundle: Bundle, samplers: Sequence[str], steps: Sequence[int], sigmas: Any) -> Any:
+    """Returns the samplers' errors and orders on `mixture`, in float64 on the bundle's schedule."""
     start = np.random.default_rng(0).standard_normal(256)
     tokens = token_count(bundle.latents, bundle.defaults.height, bundle.defaults.width)
 
@@ -43,41 +42,42 @@ def analytic(bundle: Bundle, samplers: Sequence[str], steps: Sequence[int], sigm
         x: Float64 = SAMPLERS[name].algorithm(mixture, None, start, schedule)
         return x
 
-    reference = end("flow_heun", MOST)
-    size, found = np.linalg.norm(reference), {}
+    reference = end("flow_heun", REFERENCE_STEPS)
+    size, orders = np.linalg.norm(reference), {}
     for name in samplers:
         errors = [float(np.linalg.norm(end(name, n) - reference) / size) for n in steps]
         slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
         rounded = [float(f"{error:.3g}") for error in errors]
-        found[name] = {"errors": rounded, "order": round(-float(slope), 2)}
-    return {"steps": steps, "samplers": found}
+        orders[name] = {"errors": rounded, "order": round(-float(slope), 2)}
+    return {"steps": steps, "samplers": orders}
 
 
 def ripple(pipe: eri.Pipeline, prompt: str, levels: Sequence[float]) -> list[dict[str, float]]:
-    """How far the network's output is from a cubic in t over a short window, relative RMS.
+    """Returns the relative RMS distance of the network's output from a cubic in t.
 
-    A solver's order begins where its steps resolve what the network does between them.
+    The cubic is fitted over a short window of t around each level. A solver reaches its order only
+    when its steps are short enough to resolve the network's changes between them.
     """
-    bundle, found = pipe.bundle, []
+    bundle, rows = pipe.bundle, []
     size = bundle.defaults.height, bundle.defaults.width
     condition = pipe.encode_prompt(prompt)
     zero = np.zeros(1, np.float32)
-    given = condition_inputs(bundle, condition, *size, zero)
+    conditions = condition_inputs(bundle, condition, *size, zero)
     shared = shared_inputs(bundle, *size, condition.embeds.shape[1])
     words: Any = {"num_inference_steps": 64, "guidance_scale": 1.0, "seed": 0}
     steps = list(pipe.denoise(pipe.request(prompt, output_type="latent", **words)))
     for level in levels:
         step = min(steps[1:], key=lambda each: abs(each.sigma - level))
         sample, t = steps[step.index - 1].x, 1000 * step.sigma
-        offsets = np.arange(-WINDOW, WINDOW + APART, APART)
+        offsets = np.arange(-WINDOW, WINDOW + SPACING, SPACING)
         offsets = offsets[(t + offsets > 0) & (t + offsets < 1000)]
         outputs = []
         for offset in offsets:
             timestep = np.full(1, t + offset, np.float32)
-            inputs = {"sample": sample, "timestep": timestep, **given, **shared}
+            inputs = {"sample": sample, "timestep": timestep, **conditions, **shared}
             outputs.append(pipe.run("denoiser", inputs)["output"].ravel())
         values, powers = np.array(outputs, np.float64), np.vander(offsets / WINDOW, DEGREE + 1)
         rest = values - powers @ np.linalg.lstsq(powers, values, rcond=None)[0]
         share = float(np.sqrt(np.mean(rest**2) / np.mean(values**2)))
-        found.append({"sigma": round(step.sigma, 4), "ripple": float(f"{share:.3g}")})
-    return found
+        rows.append({"sigma": round(step.sigma, 4), "ripple": float(f"{share:.3g}")})
+    return rows

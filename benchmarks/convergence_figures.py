@@ -1,6 +1,6 @@
-"""The two pictures of `benchmarks.convergence`; drawn again from its numbers by
+"""Draws the two figures of `benchmarks.convergence`.
 
-python -m benchmarks.convergence_figures benchmarks/results
+`python -m benchmarks.convergence_figures benchmarks/results` draws the first one again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-# Okabe & Ito's palette, told apart with any colour vision; markers and dashes say it again
+# Okabe & Ito's palette for colour-blind readers; markers and dashes repeat the distinction
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
     "#0072B2",
     "#D55E00",
@@ -34,13 +34,13 @@ STYLES = {
     "dpmpp_2m_sde": (GREEN, "^"),
     "dpmpp_sde": (VERMILION, "s"),
 }
-SHADES = (SKY, ORANGE, BLUE)  # of growing numbers of steps
+SHADES = (SKY, ORANGE, BLUE)  # for increasing numbers of steps
 ERROR = "relative error of the final latents"
 TILE, GAP, MARGIN = 132, 6, 70
 
 
 def require() -> None:
-    """Say how to install matplotlib, before hours of work need it."""
+    """Exits if matplotlib is not installed, before hours of measurements."""
     try:
         import matplotlib as mpl
     except ImportError:
@@ -49,7 +49,7 @@ def require() -> None:
 
 
 def curves(results: Mapping[str, Any], path: Path) -> None:
-    """Four panels of `convergence.json`: two sets of levels, noise, guidance."""
+    """Draws `convergence.json` in four panels: two sets of noise levels, noise, guidance."""
     from matplotlib import pyplot
 
     pyplot.rcParams |= {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
@@ -60,12 +60,15 @@ def curves(results: Mapping[str, Any], path: Path) -> None:
     _guided(axes[1, 1], results["guidance"])
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     figure.savefig(path, dpi=110)
+    with Image.open(path) as drawn:
+        drawn.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     pyplot.close(figure)
 
 
-def _ode(axis: Any, found: Mapping[str, Any], sigmas: str, levels: str) -> None:
-    smooth = found["levels"][sigmas]["analytic"]["samplers"]
-    for name, run in found["levels"][sigmas]["samplers"].items():
+def _ode(axis: Any, results: Mapping[str, Any], sigmas: str, levels: str) -> None:
+    """Draws errors against evaluations for the samplers without noise."""
+    smooth = results["levels"][sigmas]["analytic"]["samplers"]
+    for name, run in results["levels"][sigmas]["samplers"].items():
         colour, marker = STYLES[name]
         fitted = run["fitted"]
         order = f"{fitted['order']:.1f}" if fitted else "–"
@@ -77,10 +80,12 @@ def _ode(axis: Any, found: Mapping[str, Any], sigmas: str, levels: str) -> None:
             markersize=5,
             label=f"{name}  {order} ({smooth[name]['order']:.1f})",
         )
-    axis.axhline(found["uncertainty"], color="0.5", linestyle=":")
+    axis.axhline(results["uncertainty"], color="0.5", linestyle=":")
     text = "the reference's own uncertainty"
-    axis.annotate(text, (210, found["uncertainty"] * 1.15), color="0.35", fontsize=8.5, ha="right")
-    _finish(axis, f"No noise, guidance {found['guidance']:g}, {levels}", "network evaluations")
+    axis.annotate(
+        text, (210, results["uncertainty"] * 1.15), color="0.35", fontsize=8.5, ha="right"
+    )
+    _finish(axis, f"No noise, guidance {results['guidance']:g}, {levels}", "network evaluations")
     axis.set_ylabel(ERROR)
     axis.set_ylim(5e-5, 30)
     _counts(axis, (4, 8, 16, 32, 64, 128))
@@ -95,13 +100,14 @@ def _ode(axis: Any, found: Mapping[str, Any], sigmas: str, levels: str) -> None:
     )
 
 
-def _sde(axis: Any, found: Mapping[str, Any]) -> None:
+def _sde(axis: Any, results: Mapping[str, Any]) -> None:
+    """Draws errors against steps for the samplers with noise."""
     lines = {"brownian": "-", "torch": "--"}
-    for name, runs in found["samplers"].items():
+    for name, runs in results["samplers"].items():
         colour, marker = STYLES[name]
         for noise, run in runs.items():
             axis.loglog(
-                found["steps"],
+                results["steps"],
                 run["errors"],
                 color=colour,
                 marker=marker,
@@ -109,18 +115,19 @@ def _sde(axis: Any, found: Mapping[str, Any]) -> None:
                 linestyle=lines[noise],
                 label=f"{name}, {'one path' if noise == 'brownian' else 'independent'}",
             )
-    _finish(axis, f"With noise, to itself at {found['reference_steps']} steps", "steps")
+    _finish(axis, f"With noise, to itself at {results['reference_steps']} steps", "steps")
     axis.set_ylabel(ERROR)
-    _counts(axis, found["steps"])
+    _counts(axis, results["steps"])
     axis.legend(fontsize=8.5, frameon=False)
 
 
-def _guided(axis: Any, found: Mapping[str, Any]) -> None:
-    scales = [each["scale"] for each in found["scales"]]
+def _guided(axis: Any, results: Mapping[str, Any]) -> None:
+    """Draws errors against the guidance scale."""
+    scales = [each["scale"] for each in results["scales"]]
     lines = {"flow_euler": "-", "dpmpp_2m": "--"}
     for sampler, line in lines.items():
-        for i, steps in enumerate(found["steps"]):
-            errors = [each["errors"][sampler][i] for each in found["scales"]]
+        for i, steps in enumerate(results["steps"]):
+            errors = [each["errors"][sampler][i] for each in results["scales"]]
             axis.semilogy(
                 scales,
                 errors,
@@ -130,26 +137,27 @@ def _guided(axis: Any, found: Mapping[str, Any]) -> None:
                 linestyle=line,
                 label=f"{sampler}, {steps} steps",
             )
-    _finish(axis, "Guidance wants more steps", "guidance scale")
+    _finish(axis, "More guidance needs more steps", "guidance scale")
     axis.set_ylabel(ERROR)
     axis.set_ylim(8e-3, 200)
     axis.legend(fontsize=8.5, frameon=False, ncols=2, loc="upper left")
 
 
 def _finish(axis: Any, title: str, x: str) -> None:
+    """Sets title, label and grid."""
     axis.set_title(title, fontsize=11, loc="left")
     axis.set_xlabel(x)
     axis.grid(visible=True, which="major", color="0.9")
 
 
 def _counts(axis: Any, ticks: Any) -> None:
-    """Plain numbers on a logarithmic axis."""
+    """Sets plain numbers as ticks of a logarithmic axis."""
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
 
 
 def strip(pictures: Mapping[tuple[float, int], Image.Image], path: Path) -> None:
-    """Rows of guidance, columns of steps, labelled."""
+    """Draws the pictures in labelled rows of guidance scales and columns of steps."""
     scales, steps = (sorted({key[i] for key in pictures}) for i in (0, 1))
     step, top = TILE + GAP, 34
     sheet = Image.new("RGB", (MARGIN + len(steps) * step, top + len(scales) * step), "white")

@@ -1,10 +1,10 @@
-"""Pictures of what a call can do beside text to image, from the embedded checkpoint.
+"""Draws examples of what a call can do besides text to image, with the embedded checkpoint.
 
     eri demo && python -m benchmarks.edits engines/demo
 
-Row 1: a drawing, and image to image from it at rising strength. Row 2: a mask on it, what two
-prompts paint in its white half, and two prompts together at three weights. Row 3: live previews of
-x_0 in five of the steps, and the picture they lead to.
+Row 1: a drawing, and image to image from it at rising strength. Row 2: a mask, two prompts painted
+into its white half, and two prompts combined at three weights. Row 3: previews of x_0 at five of
+the steps, and the final picture.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ COLUMNS = 6
 
 
 def edited(pipe: eri.Pipeline, drawing: Image.Image, prompt: str) -> list[Image.Image]:
-    """Image to image at every strength."""
+    """Draws image to image at every strength."""
     words = {"image": drawing, "num_inference_steps": 50, **WORDS}
     return [pipe(prompt, strength=share, **words).images[0] for share in STRENGTHS]
 
 
 def repainted(pipe: eri.Pipeline, drawing: Image.Image, prompts: list[str]) -> list[Image.Image]:
-    """The mask, and what each prompt paints in it."""
+    """Returns the mask, and the picture that each prompt paints into it."""
     white = np.zeros((drawing.height, drawing.width), np.uint8)
     white[:, drawing.width // 2 :] = 255
     mask = Image.fromarray(white)
@@ -41,13 +41,13 @@ def repainted(pipe: eri.Pipeline, drawing: Image.Image, prompts: list[str]) -> l
 
 
 def mixed(pipe: eri.Pipeline, one: str, other: str) -> list[Image.Image]:
-    """Two prompts that guide one image, from the one to the other."""
+    """Draws pictures of two combined prompts, from the one to the other."""
     prompts = [{one: weight, other: 1 - weight} for weight in WEIGHTS]
     return [pipe(prompt, num_inference_steps=30, **WORDS).images[0] for prompt in prompts]
 
 
 def previewed(pipe: eri.Pipeline, prompt: str) -> list[Image.Image]:
-    """Previews along the way, and the picture at its end."""
+    """Returns previews along the trajectory, and the final picture."""
     request = pipe.request(prompt, num_inference_steps=20, **WORDS)
     steps = list(pipe.denoise(request))
     shown = np.linspace(0, len(steps) - 1, COLUMNS - 1).astype(int)
@@ -56,7 +56,7 @@ def previewed(pipe: eri.Pipeline, prompt: str) -> list[Image.Image]:
 
 
 def main() -> None:
-    """Draw the sheet."""
+    """Draws the sheet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT)

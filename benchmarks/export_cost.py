@@ -1,18 +1,18 @@
-"""What an export costs at full size: seconds, memory and bytes, beside plain `torch.onnx.export`.
+"""Measures an export at full size against plain `torch.onnx.export`: time, memory and bytes.
 
     python -m benchmarks.export_cost --stages graph write gate plain
 
 The checkpoints are single files with the published headers over sparse data, so every shape is
-right and every weight is zero. Each figure is that of a fresh process that does nothing else:
+right and every weight is zero. Each figure comes from a fresh process that does nothing else:
 
-- graph: from the file's header to `model.onnx`, no weight read
-- write: the weights streamed to the bundle's own file; reading zeros is faster than reading a disk
-- gate: graph and PyTorch beside each other, on zeros; only its seconds and memory mean something
+- graph: from the file's header to `model.onnx`, without reading weights
+- write: the weights streamed to the bundle's file; reading zeros is faster than reading a disk
+- gate: the graph compared with PyTorch, on zeros; only its seconds and memory are meaningful
 - plain: `torch.onnx.export` of the same network with its weights in memory, and `save`
 
-`peak_mb` is the most the process held, Python and torch included; `imports_mb` is what it held
-before the work began. `copies_written` is how often the bundle's bytes went to the disk, by the
-kernel's own count.
+`peak_mb` is the peak memory of the process, Python and torch included; `imports_mb` is its memory
+before the work. `copies_written` is how many times the bundle's bytes were written to disk, as the
+kernel counts it.
 """
 
 from __future__ import annotations
@@ -32,23 +32,35 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests import single_files as made
+from eri_export.checkpoints.shipped_configs import Model
+from tests.support import quantised, single_files
+from tests.support.single_file_keys import bfl_flux, ldm_unet, sd3_mmdit
 
 RESULTS = Path(__file__).parent / "results"
 MEGABYTE = 1e6
-SHARE = 0.85  # of the free memory: beyond it the kernel would kill another process
-PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+SHARE = 0.85  # of the free memory; with more, the kernel might kill another process
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "gguf",
+)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A published component, and the precision it is published and exported in."""
+    """A published component, its stored dtype, the export's precision, the matrices' format."""
 
-    model: made.Model
+    model: Model
     part: str
     component: str
     dtype: str
     precision: str
+    quantised: str | None = None
 
 
 CASES = {
@@ -56,18 +68,24 @@ CASES = {
     "SD3.5-large transformer": Case("sd3.5-large", "transformer", "denoiser", "F16", "fp16"),
     "SDXL UNet": Case("sdxl-base", "unet", "denoiser", "F16", "fp16"),
     "T5-XXL encoder": Case("flux-dev", "text_encoder_2", "text_encoder_2", "BF16", "bf16"),
+    "Flux-dev transformer, scaled fp8": Case(
+        "flux-dev", "transformer", "denoiser", "BF16", "bf16", "scaled fp8"
+    ),
+    "Flux-dev transformer, GGUF Q4_K": Case(
+        "flux-dev", "transformer", "denoiser", "F16", "bf16", "Q4_K"
+    ),
 }
-LAYOUTS = {"flux-dev": made.bfl_flux, "sd3.5-large": made.sd3_mmdit, "sdxl-base": made.ldm_unet}
+LAYOUTS = {"flux-dev": bfl_flux, "sd3.5-large": sd3_mmdit, "sdxl-base": ldm_unet}
 
 
 def main() -> None:
-    """Make the files, measure each stage in its own process, record."""
+    """Makes the files, measures each stage in its own process and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measure", nargs=3, metavar=("CASE", "STAGE", "FOLDER"))
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--stages", nargs="*", default=["graph"], choices=list(STAGES))
-    parser.add_argument("--repeat", type=int, default=3, help="of the graph stage")
-    parser.add_argument("--folder", type=Path, help="where the bytes go; needs 30 GB")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of the graph stage")
+    parser.add_argument("--folder", type=Path, help="folder for temporary files; needs 30 GB")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "export_cost.json")
     options = parser.parse_args()
     if options.measure:
@@ -83,18 +101,19 @@ def main() -> None:
 
 
 def _case(name: str, stages: list[str], repeat: int, folder: Path) -> dict[str, Any]:
+    """Measures the stages of one case."""
     case = CASES[name]
     _make(case, folder)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for stage in stages:
         runs = [_fresh(name, stage, folder) for _ in range(repeat if stage == "graph" else 1)]
-        found[stage] = runs[0] if len(runs) == 1 else _median(runs)
-        print(name, stage, found[stage], file=sys.stderr)  # noqa: T201
-    return found
+        results[stage] = runs[0] if len(runs) == 1 else _median(runs)
+        print(name, stage, results[stage], file=sys.stderr)  # noqa: T201
+    return results
 
 
 def _fresh(name: str, stage: str, folder: Path) -> dict[str, Any]:
-    """The figures of a process of its own, or what it died of."""
+    """Measures a stage in a new process; returns its last error line if it fails."""
     command = [
         sys.executable,
         "-m",
@@ -107,32 +126,41 @@ def _fresh(name: str, stage: str, folder: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1:] or f"status {done.returncode}"}
-    return json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the median time and the largest peak of several runs."""
     seconds = [run["seconds"] for run in runs]
     peaks = max(run["peak_mb"] for run in runs)
     return {**runs[0], "seconds": statistics.median(seconds), "of": seconds, "peak_mb": peaks}
 
 
 def _make(case: Case, folder: Path) -> None:
-    """The files of a case, sparse: the denoiser, and for an encoder that beside it."""
+    """Makes the sparse files of a case: the denoiser, and the text encoder if it is one."""
     denoiser = "unet" if case.model == "sdxl-base" else "transformer"
-    network = LAYOUTS[case.model](made.full_size(case.model, denoiser))
-    made.sparse(folder / "model.safetensors", _shapes(network), case.dtype)
+    network = LAYOUTS[case.model](single_files.full_size(case.model, denoiser))
+    file, shapes = folder / "model.safetensors", _shapes(network)  # a GGUF shows by its bytes
+    if case.quantised is None:
+        single_files.sparse(file, shapes, case.dtype)
+    elif case.quantised == "scaled fp8":
+        quantised.sparse_scaled_fp8(file, shapes)
+    else:
+        quantised.sparse_gguf(file, shapes, case.quantised)
     if case.part != denoiser:
-        encoder = made.full_size(case.model, case.part)
-        encoder.pop("encoder.embed_tokens.weight")  # tied to `shared`: no file has it
-        made.sparse(folder / "encoder.safetensors", _shapes(encoder), case.dtype)
+        encoder = single_files.full_size(case.model, case.part)
+        encoder.pop("encoder.embed_tokens.weight")  # tied to `shared`, so files do not contain it
+        single_files.sparse(folder / "encoder.safetensors", _shapes(encoder), case.dtype)
 
 
 def _shapes(state: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each tensor."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _measured(case: Case, stage: str, folder: Path) -> dict[str, Any]:
-    """The figures of one stage, in this process."""
+    """Measures one stage in this process."""
     warnings.simplefilter("ignore")
     from eri_export.machine import peak_memory
 
@@ -142,7 +170,8 @@ def _measured(case: Case, stage: str, folder: Path) -> dict[str, Any]:
 
 
 def _recipe(case: Case, folder: Path) -> Any:
-    from eri_export.plan import make_plan
+    """Returns the recipe of a case's component."""
+    from eri_export.plan.plan import make_plan
 
     encoder = folder / "encoder.safetensors"
     encoders = [encoder] if case.component.startswith("text_encoder") else []
@@ -151,9 +180,10 @@ def _recipe(case: Case, folder: Path) -> Any:
 
 
 def _graph(case: Case, folder: Path, scratch: Path) -> dict[str, Any]:
+    """Measures the stage `graph`."""
     imports, started = _imports(), time.perf_counter()
     recipe = _recipe(case, folder)
-    graph = _traced(recipe, scratch)
+    graph = _trace(recipe, scratch)
     seconds = time.perf_counter() - started
     return {
         "seconds": round(seconds, 1),
@@ -162,12 +192,12 @@ def _graph(case: Case, folder: Path, scratch: Path) -> dict[str, Any]:
     }
 
 
-def _traced(recipe: Any, home: Path) -> Path:
-    """`model.onnx`, its weights where a file that is not there would have them."""
+def _trace(recipe: Any, home: Path) -> Path:
+    """Writes `model.onnx` with references to a weights file that does not exist."""
     import onnx_ir as ir
 
-    from eri_export.trace import trace
-    from eri_export.weights import bind, conversions
+    from eri_export.graphs.trace import trace
+    from eri_export.weights.weights_file import bind, conversions
 
     model = trace(recipe)
     sources = {item.source.name: item.source for item in conversions(model, recipe.source.tensors)}
@@ -177,20 +207,21 @@ def _traced(recipe: Any, home: Path) -> Path:
 
 
 def _imports() -> int:
-    """Megabytes that Python and its libraries take before any work."""
-    import eri_export.bundle  # noqa: F401
+    """Returns the megabytes that Python and its libraries take before any work."""
+    import eri_export.publishing.export_bundle  # noqa: F401
     from eri_export.machine import peak_memory
 
     return round(peak_memory() / MEGABYTE)
 
 
 def _write(case: Case, folder: Path, scratch: Path) -> dict[str, Any]:
-    from eri_export.weights import Conversion, write_weights
+    """Measures the stage `write`."""
+    from eri_export.weights.weights_file import Conversion, write_weights
 
     recipe = _recipe(case, folder)
     tensors = recipe.source.tensors
     items = [Conversion(tensor, recipe.weight_dtype(name)) for name, tensor in tensors.items()]
-    before, started = _written(), time.perf_counter()
+    before, started = _bytes_written(), time.perf_counter()
     written = write_weights(scratch / "weights.safetensors", items)
     os.sync()
     seconds = time.perf_counter() - started
@@ -199,24 +230,24 @@ def _write(case: Case, folder: Path, scratch: Path) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "written_mb": round(size / MEGABYTE),
         "mb_per_second": round(size / MEGABYTE / seconds),
-        "copies_written": round((_written() - before) / size, 3),
+        "copies_written": round((_bytes_written() - before) / size, 3),
     }
 
 
-def _written() -> int:
-    """Bytes that this process has caused to be written to a disk."""
+def _bytes_written() -> int:
+    """Returns the bytes that this process has written to disk."""
     lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(lines["write_bytes"])
 
 
 def _gate(case: Case, folder: Path, scratch: Path) -> dict[str, Any]:
-    """Comparing alone; the graph and its weights are made before the clock starts."""
+    """Measures the stage `gate`; graph and weights are made before the timer starts."""
     import onnx_ir as ir
 
     from eri_export.gate.parity import compare
-    from eri_export.plan import spec_of
-    from eri_export.trace import trace
-    from eri_export.weights import bind, conversions, write_weights
+    from eri_export.graphs.trace import trace
+    from eri_export.plan.plan import spec_of
+    from eri_export.weights.weights_file import bind, conversions, write_weights
 
     recipe = _recipe(case, folder)
     model = trace(recipe)
@@ -234,13 +265,13 @@ def _gate(case: Case, folder: Path, scratch: Path) -> dict[str, Any]:
 
 
 def _plain(case: Case, folder: Path, scratch: Path) -> dict[str, Any]:
-    """What everyone does, with no more memory than the machine has left."""
+    """Measures the stage `plain`, limited to the machine's free memory."""
     import resource
 
     import torch
 
+    from eri_export.graphs.recipes.base import example
     from eri_export.machine import available_memory
-    from eri_export.recipes.base import example
 
     recipe = _recipe(case, folder)
     limit = int(SHARE * available_memory())
@@ -250,7 +281,7 @@ def _plain(case: Case, folder: Path, scratch: Path) -> dict[str, Any]:
         network = recipe.build()
     network = network.to(recipe.dtype).to_empty(device="cpu")
     for value in network.state_dict().values():
-        value.zero_()  # or the kernel would not count it
+        value.zero_()  # so that the kernel counts its pages
     loaded = time.perf_counter()
     axes = tuple(
         {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(shape) if isinstance(size, str)}
@@ -279,7 +310,7 @@ STAGES = {"graph": _graph, "write": _write, "gate": _gate, "plain": _plain}
 
 
 def _record(output: Path, results: dict[str, Any]) -> None:
-    """Add to what the file holds of this machine and these versions."""
+    """Adds the results to the file, if it is of the same machine and versions."""
     about = {
         "machine": platform.machine(),
         "processor": _processor(),
@@ -297,6 +328,7 @@ def _record(output: Path, results: dict[str, Any]) -> None:
 
 
 def _processor() -> str:
+    """Returns the processor's model name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(": ")[2]

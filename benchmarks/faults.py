@@ -1,12 +1,12 @@
-"""What is left of an export that is killed, that meets another, or whose disk fills up.
+"""Tests exports that are killed, run concurrently, or fill the disk.
 
     python -m benchmarks.faults
 
-Runs the trials of tests/export/test_faults.py in larger numbers: real exports of a tiny Flux
-checkpoint, SIGKILL at random moments, tmpfs file systems of many sizes. Each trial asserts that
-the name holds the old bundle or the new one whole, or none where there was none, and that the
-next export removes what was left. The counts go to benchmarks/results/faults.json; `struck_after`
-names the last stage that was over.
+Runs the trials of tests/export/publishing/test_faults.py in larger numbers: real exports of a tiny
+Flux checkpoint, SIGKILL at random moments, tmpfs file systems of many sizes. Each trial asserts
+that the target is the complete old bundle or the complete new one (or absent, if it was before),
+and that the next export removes the leftovers. Writes the counts to benchmarks/results/faults.json;
+`struck_after` is the last stage that was finished.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from eri_export import export
-from eri_runtime.result import eri_version
-from tests.checkpoints import tiny_flux
-from tests.faults import run
-from tests.zygote import no_mounts
+from eri_runtime.pipeline import eri_version
+from tests.support.checkpoints import tiny_flux
+from tests.support.faults import run
+from tests.support.zygote import no_mounts
 
 RESULTS = Path(__file__).parent / "results"
 NO_EXCHANGE = ["no exchange"]
@@ -48,7 +48,7 @@ PLANS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Make a checkpoint and its graphs, run every plan, record."""
+    """Makes a checkpoint and its graphs, runs every plan and writes the results."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -68,7 +68,7 @@ def main() -> None:
     report = {
         "checkpoint": "tiny random Flux, 1.9 MB",
         "trials": results,
-        "failures": 0,  # a trial that does not hold ends this script, and nothing is written
+        "failures": 0,  # a failing trial ends this script before it writes anything
         "seconds": round(time.perf_counter() - started),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {

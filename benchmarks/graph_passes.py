@@ -1,15 +1,15 @@
-"""What each graph rewrite saves a denoiser or a VAE decoder, on the engines of a CPU.
+"""Measures what each graph pass saves in a denoiser or a VAE decoder on CPU engines.
 
     python -m benchmarks.graph_passes [sdxl sd35 flux vae_decoder] [--threads 1]
 
-A network is traced once; each pass that changes anything is applied alone, and then all if they are
-several. Within a round every graph runs once, in turn, so that all of them meet the same other
-load, which the load averages tell of; ratios are to the graph without the passes in the same round,
-`low` and `high` are quartiles. `cpu_ms` is the processor's time and not the clock's: of one thread
-it hardly depends on what else the machine does. `error` is the largest difference from PyTorch's
-float32 outputs over their largest value. Of what depends on the prompt alone and is computed again
-in every step, `prompt_share` says how much of a step of the published model it is, by operations.
-Prints a table, and writes benchmarks/results/graph_passes.json.
+A network is traced once; each pass that changes it is applied alone, and then all together if there
+are several. Within a round every graph runs once, so that other load, which the load averages show,
+affects all of them alike. Ratios are to the graph without the passes in the same round; `low` and
+`high` are quartiles. `cpu_ms` is processor time and not wall time: with one thread it hardly
+depends on other load. `error` is the largest difference from PyTorch's float32 outputs over their
+largest value. `prompt_share` is the share of a step's operations, in the published model, that
+depend only on the prompt and are repeated in every step. Prints a table, and writes
+benchmarks/results/graph_passes.json.
 """
 
 from __future__ import annotations
@@ -31,15 +31,14 @@ import numpy as np
 import onnx_ir as ir
 
 from benchmarks.mid_networks import CHANGES, SIZES, prompt_share, recipe_of
-from eri_export.gate.reference import reference, run
-from eri_export.passes.einsum_transpose import transpose_einsums
-from eri_export.plan import spec_of
-from eri_export.recipes.base import Arrays, Recipe
-from eri_export.trace import PASSES, Pass, rewrite, trace
-from eri_export.weights import bind, conversions, write_weights
-from eri_runtime.command import say
-from eri_runtime.executors import BACKENDS
-from eri_runtime.executors.base import Settings
+from eri_export.gate.pytorch_reference import reference, run
+from eri_export.graphs.passes.einsum_transpose import transpose_einsums
+from eri_export.graphs.recipes.base import Arrays, Recipe
+from eri_export.graphs.trace import PASSES, Pass, rewrite, trace
+from eri_export.plan.plan import spec_of
+from eri_export.weights.weights_file import bind, conversions, write_weights
+from eri_runtime.commands.subcommand import say
+from eri_runtime.executors import BACKENDS, Settings
 
 RESULTS = Path(__file__).parent / "results"
 ENGINES = ("cpu", "openvino", "openvino:bf16")
@@ -47,13 +46,13 @@ WITHOUT, ALL = "without", "all"
 
 
 def main() -> None:
-    """Measure the networks that are named, print a table, record."""
+    """Measures the networks, prints a table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=list(CHANGES))
     parser.add_argument("--engines", nargs="+", default=list(ENGINES))
-    parser.add_argument("--threads", type=int, help="all cores if left")
+    parser.add_argument("--threads", type=int, help="default: all cores")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=8, help="at most, for each engine")
+    parser.add_argument("--seconds", type=float, default=8, help="maximum time per engine")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "graph_passes.json")
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": machine(options.threads), "load_before": os.getloadavg()}
@@ -61,33 +60,34 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             results[name] = measured(name, Path(folder), options)
         results["load_after"] = os.getloadavg()
-        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        options.output.write_text(json.dumps(results) + "\n", encoding="utf-8")
         for line in table(name, results[name]):
             say(line)
 
 
 def machine(threads: int | None) -> dict[str, Any]:
+    """Returns the cores and versions of the measurement."""
     packages = {name: version(name) for name in ("numpy", "onnxruntime", "openvino", "torch")}
     cores = len(os.sched_getaffinity(0))
     return {"cores": cores, "threads": threads, "python": platform.python_version(), **packages}
 
 
 def measured(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """A network's graphs on every engine."""
+    """Measures a network's graphs on every engine."""
     recipe = recipe_of(name, folder / "checkpoint")
     inputs = recipe.sample(SIZES[name], 0)
     expected = run(recipe, reference(recipe), inputs)
     graphs = dict(written(recipe, folder))
-    found = {
+    engines = {
         engine: timed(engine, graphs, recipe, inputs, expected, options)
         for engine in options.engines
         if BACKENDS[engine].refusal(spec_of(recipe)) is None
     }
-    return {"sizes": SIZES[name], "prompt_share": prompt_share(name), "engines": found}
+    return {"sizes": SIZES[name], "prompt_share": prompt_share(name), "engines": engines}
 
 
 def written(recipe: Recipe, folder: Path) -> Iterator[tuple[str, Path]]:
-    """The graph without the passes, with each that changes anything, and with all of them."""
+    """Yields the graph without passes, with each pass that changes it, and with all of them."""
     base = trace(recipe, passes=(transpose_einsums,))
     items = conversions(base, recipe.source.tensors)
     bind(base, write_weights(folder / "weights.safetensors", items).tensors)
@@ -105,6 +105,7 @@ def written(recipe: Recipe, folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def saved(base: ir.Model, passes: Sequence[Pass], path: Path) -> Path:
+    """Saves the graph with some passes applied."""
     model = base.clone()
     rewrite(model, passes)
     ir.save(model, path)
@@ -119,7 +120,7 @@ def timed(
     expected: Arrays,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Every graph's time on an engine, in turn, and its error."""
+    """Times all graphs on an engine in turns, and measures their errors."""
     wall: dict[str, list[float]] = {way: [] for way in graphs}
     cpu: dict[str, list[float]] = {way: [] for way in graphs}
     spec, settings = spec_of(recipe), Settings(threads=options.threads)
@@ -132,10 +133,10 @@ def timed(
         end = time.perf_counter() + options.seconds
         for done in range(options.rounds):
             for way, executor in opened.items():
-                begun, spent = time.perf_counter(), time.process_time()
+                started, cpu_started = time.perf_counter(), time.process_time()
                 executor.run(inputs)
-                wall[way].append(time.perf_counter() - begun)
-                cpu[way].append(time.process_time() - spent)
+                wall[way].append(time.perf_counter() - started)
+                cpu[way].append(time.process_time() - cpu_started)
             if done > 1 and time.perf_counter() > end:
                 break
     return {
@@ -152,18 +153,20 @@ def timed(
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
+    """Returns the median, the quartiles and the minimum."""
     low, median, high = np.percentile(values, (25, 50, 75))
-    found = {"median": median, "low": low, "high": high, "best": values.min()}
-    return {name: round(float(value), 4) for name, value in found.items()}
+    figures = {"median": median, "low": low, "high": high, "best": values.min()}
+    return {name: round(float(value), 4) for name, value in figures.items()}
 
 
 def error(ours: Arrays, expected: Arrays) -> float:
+    """Returns the largest difference over the largest value of each output."""
     return max(float(np.abs(ours[k] - v).max() / np.abs(v).max()) for k, v in expected.items())
 
 
 def table(name: str, found: Mapping[str, Any]) -> Iterator[str]:
-    """The figures of a network in Markdown."""
-    yield f"{name}: {found['sizes']}, of the prompt alone {found['prompt_share']}"
+    """Yields the figures of a network as a Markdown table."""
+    yield f"{name}: {found['sizes']}, prompt share {found['prompt_share']}"
     yield "| engine | graph | ms | of the graph without | CPU ms | of it | error |"
     yield "|---|---|---|---|---|---|---|"
     for engine, ways in found["engines"].items():

@@ -1,4 +1,4 @@
-"""Networks in a family's layout at other widths, as changes to configs; no torch."""
+"""Config changes that give a family's networks other widths; imports no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Any
 
 
 def unet(width: int, layers: tuple[int, int, int]) -> dict[str, Any]:
-    """SDXL's UNet of three levels from `width` channels on, `layers` of transformers on each."""
+    """Returns SDXL's UNet with `width` channels at the first of three levels.
+
+    `layers` is the number of transformer layers per level.
+    """
     return {
         "block_out_channels": (width, 2 * width, 4 * width),
         "layers_per_block": 2,
@@ -19,7 +22,7 @@ def unet(width: int, layers: tuple[int, int, int]) -> dict[str, Any]:
 
 
 def vae(width: int) -> dict[str, Any]:
-    """SD's VAE of four levels from `width` channels on; the published ones have 128."""
+    """Returns SD's VAE with `width` channels at the first of four levels; published: 128."""
     return {
         "block_out_channels": (width, 2 * width, 4 * width, 4 * width),
         "down_block_types": ("DownEncoderBlock2D",) * 4,

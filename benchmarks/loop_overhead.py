@@ -1,11 +1,12 @@
-"""What a step costs outside of the network: NumPy's loop, the step graph's and diffusers'.
+"""Measures the time of a step outside the network: NumPy's loop, the step graph, diffusers.
 
     python -m benchmarks.loop_overhead [BUNDLE]
 
-BUNDLE is the embedded checkpoint's, as `eri demo` leaves it in engines/demo. Every loop runs with
-the network itself, and with one that gives its input back: then all of a step is time outside of
-the network, the engine's call included. One thread each; the loops take turns within a round.
-Goes to benchmarks/results/loop_overhead.json, with the loops' final latents compared.
+BUNDLE is the embedded checkpoint's, which `eri demo` writes to engines/demo. Every loop runs with
+the real network and with one that returns its input; with the latter, the whole step is time
+outside the network, including the engine's call. Each loop has one thread; the loops take turns
+within a round. Writes benchmarks/results/loop_overhead.json, which also compares the loops' final
+latents.
 """
 
 from __future__ import annotations
@@ -31,20 +32,23 @@ from diffusers import StableDiffusion3Pipeline
 
 import eri_runtime as eri
 from eri_export.embedded import checkpoint
-from eri_export.step import compose
+from eri_export.graphs.step_graph import compose
 from eri_runtime import executors
-from eri_runtime.spec import Bundle
+from eri_runtime.bundle import Bundle
+from eri_runtime.loop import Loop
 
 RESULTS = Path(__file__).parent / "results"
 PROMPT, GUIDANCE, STEPS, SKIPPED, ROUNDS = "a red heart", 4.0, 40, 5, 12
-LOOPS = ("numpy", "step", "diffusers")
+OUR_LOOPS: tuple[Loop, ...] = ("numpy", "step")
+LOOPS = (*OUR_LOOPS, "diffusers")
 GOAL_US, GOAL_SHARE = 100.0, 0.01
 LATENTS = (16, 12, 12)
 Trajectory = Callable[[int], tuple[list[float], float, np.ndarray]]
+Times = dict[tuple[str, str], list[float]]  # by loop and network
 
 
 def main() -> None:
-    """Measure every loop with both networks, for one image and for four."""
+    """Measures every loop with both networks, for one image and for four."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", nargs="?", type=Path, default=Path("engines/demo"))
     bundle = eri.read_bundle(parser.parse_args().bundle)
@@ -66,7 +70,7 @@ def main() -> None:
 
 
 def identity_bundle(bundle: Bundle, folder: Path) -> Bundle:
-    """The bundle with a denoiser that gives its sample back, and the step graph around that."""
+    """Returns the bundle with a denoiser that returns its sample, and a step graph around it."""
     spec = bundle.components["denoiser"]
     inputs = [
         ir.Value(name=each.name, shape=ir.Shape(each.shape), type=ir.TensorType(ir.DataType.FLOAT))
@@ -86,16 +90,17 @@ def identity_bundle(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def measured(bundles: dict[str, Bundle], batch: int) -> dict[str, object]:
-    """Medians of every loop, in one interleaved run, and what follows from them."""
+    """Times all loops in one interleaved run; returns medians and ratios."""
     loops = {
-        (loop, network): diffusers_loop(network, batch)
-        if loop == "diffusers"
-        else eri_loop(bundles[network], loop, batch)
+        (loop, network): run
         for network in bundles
-        for loop in LOOPS
+        for loop, run in (
+            *((loop, eri_loop(bundles[network], loop, batch)) for loop in OUR_LOOPS),
+            ("diffusers", diffusers_loop(network, batch)),
+        )
     }
-    walls: dict[tuple[str, str], list[float]] = {key: [] for key in loops}
-    users: dict[tuple[str, str], list[float]] = {key: [] for key in loops}
+    walls: Times = {key: [] for key in loops}
+    users: Times = {key: [] for key in loops}
     finals: dict[tuple[str, str], np.ndarray] = {}
     for _ in range(ROUNDS):
         for key, run in loops.items():
@@ -117,14 +122,14 @@ def measured(bundles: dict[str, Bundle], batch: int) -> dict[str, object]:
             loop: _error(finals[loop, "real"], finals["numpy", "real"]) for loop in LOOPS
         },
         "peak_bytes_allocated_in_a_step": {
-            loop: peak(bundles["identity"], loop, batch) for loop in ("numpy", "step")
+            loop: peak(bundles["identity"], loop, batch) for loop in OUR_LOOPS
         },
         "bytes_of_latents": int(finals["step", "real"].nbytes),
     }
 
 
-def row(loop: str, walls: dict, users: dict) -> dict[str, object]:
-    """Microseconds outside of the network and of the whole step: median, 10th, 90th percentile."""
+def row(loop: str, walls: Times, users: Times) -> dict[str, object]:
+    """Returns microseconds outside the network and of the whole step: median, p10, p90."""
     outside, whole = (walls[loop, network] for network in ("identity", "real"))
     return {
         "outside_us": _spread(outside),
@@ -134,27 +139,27 @@ def row(loop: str, walls: dict, users: dict) -> dict[str, object]:
     }
 
 
-def eri_loop(bundle: Bundle, loop: str, batch: int) -> Trajectory:
-    """A trajectory of ours: microseconds of every step, user CPU of one, the final latents."""
+def eri_loop(bundle: Bundle, loop: Loop, batch: int) -> Trajectory:
+    """Returns our trajectory, which gives microseconds per step, user CPU and final latents."""
     engine = executors.choose(bundle, "cpu", threads=1)
     pipe = eri.Pipeline(bundle, engine, engine.stepper, loop)
 
     def run(steps: int) -> tuple[list[float], float, np.ndarray]:
-        request = pipe.request(PROMPT, **words(steps, batch))
+        request = pipe.request(PROMPT, **call_arguments(steps, batch))
         iterator = pipe.denoise(request)
-        step = next(iterator)  # opens what is opened at the first step
-        began = user_seconds()
+        step = next(iterator)  # opens components
+        started = user_seconds()
         stamps = [time.perf_counter_ns()]
         for step in iterator:  # noqa: B007
             stamps.append(time.perf_counter_ns())
-        user = (user_seconds() - began) * 1e6 / (steps - 1)
+        user = (user_seconds() - started) * 1e6 / (steps - 1)
         return list(np.diff(stamps) / 1e3), user, step.x
 
     return run
 
 
 def diffusers_loop(network: str, batch: int) -> Trajectory:
-    """A trajectory of diffusers' pipeline, its steps told apart by the network's calls."""
+    """Returns a trajectory of diffusers' pipeline, timed between the network's calls."""
     pipe = StableDiffusion3Pipeline.from_pretrained(checkpoint(), torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     stamps: list[int] = []
@@ -173,17 +178,17 @@ def diffusers_loop(network: str, batch: int) -> Trajectory:
     def run(steps: int) -> tuple[list[float], float, np.ndarray]:
         stamps.clear()
         users.clear()
-        given = words(steps, batch)
-        given["latents"] = torch.from_numpy(given["latents"])
-        final = pipe(PROMPT, **given).images.numpy()
+        arguments = call_arguments(steps, batch)
+        arguments["latents"] = torch.from_numpy(arguments["latents"])
+        final = pipe(PROMPT, **arguments).images.numpy()
         user = (users[-1] - users[0]) * 1e6 / (steps - 1)
         return list(np.diff(stamps) / 1e3), user, final
 
     return run
 
 
-def words(steps: int, batch: int) -> dict[str, Any]:
-    """The same call of every loop."""
+def call_arguments(steps: int, batch: int) -> dict[str, Any]:
+    """Returns the arguments of the call, the same for every loop."""
     latents = np.random.default_rng(0).standard_normal((batch, *LATENTS), np.float32)
     return {
         "num_inference_steps": steps,
@@ -195,13 +200,13 @@ def words(steps: int, batch: int) -> dict[str, Any]:
     }
 
 
-def peak(bundle: Bundle, loop: str, batch: int) -> int:
-    """The most that Python and NumPy allocate in one step, once the loop has begun."""
+def peak(bundle: Bundle, loop: Loop, batch: int) -> int:
+    """Returns the peak bytes that Python and NumPy allocate in one step after the first ones."""
     engine = executors.choose(bundle, "cpu", threads=1)
     with eri.Pipeline(bundle, engine, engine.stepper, loop) as pipe:
         peaks, before = [], 0
         tracemalloc.start()
-        for step in pipe.denoise(pipe.request(PROMPT, **words(STEPS, batch))):
+        for step in pipe.denoise(pipe.request(PROMPT, **call_arguments(STEPS, batch))):
             if step.index > SKIPPED:
                 peaks.append(tracemalloc.get_traced_memory()[1] - before)
             tracemalloc.reset_peak()
@@ -211,19 +216,22 @@ def peak(bundle: Bundle, loop: str, batch: int) -> int:
 
 
 def user_seconds() -> float:
-    """User CPU time of this process."""
+    """Returns the user CPU time of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_utime
 
 
 def _spread(values: list[float]) -> list[float]:
+    """Returns the median, the 10th and the 90th percentile."""
     return [round(float(each), 1) for each in np.percentile(values, [50, 10, 90])]
 
 
-def _ratio(walls: dict, one: tuple[str, str], other: tuple[str, str]) -> float:
+def _ratio(walls: Times, one: tuple[str, str], other: tuple[str, str]) -> float:
+    """Returns the ratio of the medians of two loops."""
     return round(float(np.median(walls[one]) / np.median(walls[other])), 3)
 
 
 def _error(mine: np.ndarray, reference: np.ndarray) -> float:
+    """Returns the largest difference over the largest value."""
     return float(np.abs(mine - reference).max() / np.abs(reference).max())
 
 

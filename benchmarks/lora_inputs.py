@@ -1,15 +1,15 @@
-"""What LoRAs as inputs of the denoiser cost a step, beside the plain graph and merged weights.
+"""Measures a step with LoRAs as denoiser inputs, against the plain graph and merged weights.
 
     python -m benchmarks.lora_inputs engines/demo engines/mid
 
-The bundles are plain ones, as `eri demo` and `python -m benchmarks.backends --make-mid` leave them;
-the graph with inputs is made beside them, over a copy of the same weights. Two images with CFG; a
-LoRA has rank 32 at every linear layer. Each way has a pipeline of its own, whose shapes never
-change: OpenVINO is slower once they do. Within a round every way runs once, in turn, so that all of
-them meet the same other load, which the load averages tell of; ratios are to the plain graph's time
-in the same round, `low` and `high` are quartiles. `error` is of the final latents: zeros beside the
-plain graph, the others beside merged weights, which for one LoRA an image are two calls. Prints a
-table, and writes benchmarks/results/lora_inputs.json.
+The bundles are plain ones, which `eri demo` and `python -m benchmarks.backends --make-mid` write;
+the graph with inputs is built from them, with a copy of the same weights. Two images with CFG; each
+LoRA has rank 32 at every linear layer. Each way has its own pipeline, whose shapes never change, as
+OpenVINO becomes slower once they do. Within a round every way runs once, so that other load, which
+the load averages show, affects all of them alike. Ratios are to the plain graph's time in the same
+round; `low` and `high` are quartiles. `error` is of the final latents: zero factors against the
+plain graph, the others against merged weights, which take two calls for one LoRA per image. Prints
+a table, and writes benchmarks/results/lora_inputs.json.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ import numpy as np
 import onnx_ir as ir
 
 import eri_runtime as eri
-from eri_export.passes.lora_inputs import add_lora_inputs
-from eri_export.step import compose
+from eri_export.graphs.passes.lora_inputs import add_lora_inputs
+from eri_export.graphs.step_graph import compose
 from eri_runtime import executors
-from eri_runtime.command import say
-from eri_runtime.spec import LORAS, RANK, Bundle, ShapeRange
+from eri_runtime.bundle import LORAS, RANK, Bundle, ShapeRange
+from eri_runtime.commands.subcommand import say
 
 RESULTS = Path(__file__).parent / "results"
 ENGINES = ("cpu", "openvino")
-LARGEST = 64  # latents a side
+LARGEST = 64  # maximum latents per side
 RANKS, STEPS, IMAGES, GAIN = 32, 2, 2, 0.1
 PREFIX = {"sdxl": "unet", "sd35": "transformer", "flux": "transformer"}
 WAYS: Mapping[str, Any] = {
@@ -52,11 +52,11 @@ Run = Callable[[], np.ndarray]
 
 
 def main() -> None:
-    """Measure every bundle that is named, print a table, record."""
+    """Measures the bundles, prints tables and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundles", nargs="+", type=Path)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=60, help="at most, for each comparison")
+    parser.add_argument("--seconds", type=float, default=60, help="maximum time of each comparison")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "lora_inputs.json")
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": machine(), "load_before": os.getloadavg()}
@@ -71,18 +71,20 @@ def main() -> None:
             }
         results[path.name] = {**subject(with_inputs), "engines": found}
         results["load_after"] = os.getloadavg()
-        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        options.output.write_text(json.dumps(results) + "\n", encoding="utf-8")
         for line in table(path.name, results[path.name]):
             say(line)
 
 
 def machine() -> dict[str, Any]:
+    """Returns the cores and versions of the measurement."""
     packages = {name: version(name) for name in ("numpy", "onnxruntime", "openvino")}
     cores = len(os.sched_getaffinity(0))
     return {"cores": cores, "threads": 1, "python": platform.python_version(), **packages}
 
 
 def subject(bundle: Bundle) -> dict[str, Any]:
+    """Returns the facts of a bundle and its workload."""
     spec = bundle.components["denoiser"]
     return {
         "family": bundle.family,
@@ -97,12 +99,13 @@ def subject(bundle: Bundle) -> dict[str, Any]:
 
 
 def size(bundle: Bundle) -> dict[str, int]:
+    """Returns the image size as arguments of a call."""
     side = min(bundle.defaults.height, LARGEST * bundle.latents.factor)
     return {"height": side, "width": side}
 
 
 def bundle_with_inputs(bundle: Bundle, folder: Path) -> Bundle:
-    """The bundle with a denoiser and a step graph that take LoRAs, in `folder`."""
+    """Returns the bundle with a denoiser and a step graph in `folder` that take LoRAs as inputs."""
     spec = bundle.components["denoiser"]
     shutil.copy(bundle.path(spec.weights), folder)
     model = ir.load(bundle.path(spec.graph))
@@ -124,7 +127,7 @@ def bundle_with_inputs(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def lora(bundle: Bundle, seed: int) -> dict[str, np.ndarray]:
-    """The tensors of a LoRA at every linear layer, as diffusers names them."""
+    """Returns the tensors of a LoRA at every linear layer, in diffusers' names."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, (out, width) in bundle.components["denoiser"].lora.targets.items():
@@ -138,7 +141,7 @@ def lora(bundle: Bundle, seed: int) -> dict[str, np.ndarray]:
 def measured(
     plain: Bundle, with_inputs: Bundle, backend: str, rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """Every way's time of a step, in one interleaved run, and its error."""
+    """Times a step of every way in one interleaved run, and measures its error."""
     loras = {name: lora(with_inputs, seed) for seed, name in enumerate("ab")}
     inputs = dict.fromkeys(WAYS, with_inputs)
     with ExitStack() as stack:
@@ -158,7 +161,7 @@ def measured(
         pipes["merged"].set_loras({"a": 1.0})
         expected["shared"] = call(pipes["merged"])()
         runs: dict[str, Run] = {name: call(pipes[name]) for name in ("plain", "merged")}
-        runs |= {name: call(pipes[name], loras=word) for name, word in WAYS.items()}
+        runs |= {name: call(pipes[name], loras=loras) for name, loras in WAYS.items()}
         errors = {name: error(runs[name](), value) for name, value in expected.items()}
         times = in_turn(runs, rounds, seconds)
     return {
@@ -173,51 +176,55 @@ def measured(
 
 
 def opened(bundle: Bundle, backend: str) -> eri.Pipeline:
+    """Opens a pipeline with one thread."""
     engine = executors.choose(bundle, backend, threads=1)
     return eri.Pipeline(bundle, engine, engine.stepper)
 
 
-def call(pipe: eri.Pipeline, **words: Any) -> Run:
-    """A trajectory from an encoded prompt to the final latents."""
+def call(pipe: eri.Pipeline, **arguments: Any) -> Run:
+    """Returns a trajectory from an encoded prompt to the final latents (B, C, h, w)."""
+    sides: Any = size(pipe.bundle)
     request = pipe.request(
         "a red heart",
         num_images_per_prompt=IMAGES,
         num_inference_steps=STEPS,
         guidance_scale=4.0,
         seed=0,
-        **size(pipe.bundle),
-        **words,
+        **sides,
+        **arguments,
     )
     return lambda: list(pipe.denoise(request))[-1].x
 
 
 def in_turn(runs: Mapping[str, Run], rounds: int, seconds: float) -> dict[str, np.ndarray]:
-    """Seconds of a step of every way in every round."""
+    """Returns the seconds per step of every way in every round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
     end = time.perf_counter() + seconds
     for done in range(rounds):
         for name, run in runs.items():
-            begun = time.perf_counter()
+            started = time.perf_counter()
             run()
-            times[name].append((time.perf_counter() - begun) / STEPS)
+            times[name].append((time.perf_counter() - started) / STEPS)
         if done > 1 and time.perf_counter() > end:
             break
     return {name: np.array(each) for name, each in times.items()}
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
+    """Returns the median and the quartiles."""
     low, median, high = np.percentile(values, (25, 50, 75))
     return {"median": float(median), "low": float(low), "high": float(high)}
 
 
 def error(ours: np.ndarray, expected: np.ndarray) -> float:
+    """Returns the largest difference over the largest value."""
     return float(np.abs(ours - expected).max() / np.abs(expected).max())
 
 
 def table(name: str, found: Mapping[str, Any]) -> Sequence[str]:
-    """The figures of a bundle in Markdown."""
+    """Returns the figures of a bundle as a Markdown table."""
     lines = [
         f"{name}: {found['parameters']:,} parameters, {found['layers']} layers, rank {RANKS}",
         "| engine | way | ms a step | of the plain graph | error |",

@@ -1,10 +1,10 @@
-"""A sheet of what a LoRA does to the embedded checkpoint: one row a scale, one column a prompt.
+"""Draws a sheet of a LoRA on the embedded checkpoint: one row per scale, one column per prompt.
 
     eri demo && python -m benchmarks.lora_sheet engines/demo
 
-The LoRA is the checkpoint's own (`python -m eri_export.embedded.style_lora` trains it); between two
-rows nothing happens but `pipe.load_lora`. The last row is without it again, and the script fails if
-that is not the first row to the bit.
+The LoRA is the embedded one (`python -m eri_export.embedded.style_lora` trains it); between two
+rows only `pipe.set_loras` is called. At the end the LoRA is unloaded, and the script fails if the
+pictures are not bit-identical to those at scale 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORDS = {"guidance_scale": 4.0, "seed": 0, "num_inference_steps": 20}
 
 
 def main() -> None:
-    """Draw the sheet."""
+    """Draws the sheet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--lora", type=Path, default=lora("blue-ink"))
@@ -36,17 +36,18 @@ def main() -> None:
     with eri.load(options.bundle) as pipe:
         for scale in SCALES:
             pipe.set_loras({options.lora: scale})
-            rows.append(drawn(pipe))
+            rows.append(draw(pipe))
         pipe.unload_loras()
-        again = drawn(pipe)
+        again = draw(pipe)
     if any(not np.array_equal(a, b) for a, b in zip(rows[0], again, strict=True)):
-        raise SystemExit("without the LoRA pictures are not what they were before it")
+        raise SystemExit("after unloading the LoRA, pictures differ from those at scale 0")
     images = [image for row in rows for image in row]
-    write_png(contact_sheet(images, len(PROMPTS)), options.output, optimize=True)
+    sheet = contact_sheet(images, len(PROMPTS)).quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
+    write_png(sheet, options.output, optimize=True)
 
 
-def drawn(pipe: eri.Pipeline) -> list[Image.Image]:
-    """A picture of each prompt, all from the same noise."""
+def draw(pipe: eri.Pipeline) -> list[Image.Image]:
+    """Draws a picture of each prompt, all from the same noise."""
     return [pipe(prompt, **WORDS).images[0] for prompt in PROMPTS]
 
 

@@ -1,20 +1,20 @@
-"""How long a LoRA takes to be served, and how much memory: eri beside diffusers' load and fuse.
+"""Measures the time and memory of switching to another LoRA, against diffusers' load and fuse.
 
     python -m benchmarks.backends --make-mid engines/mid
     python -m benchmarks.lora_swap engines/mid engines/mid-checkpoint --full build/sdxl-weights
 
-Two sizes, a LoRA of rank 32 at every linear layer of the UNet, its factors in float16:
+At two sizes, with a LoRA of rank 32 at every linear layer of the UNet and factors in float16:
 
-- `mid`: the engine included. In turn, a pipeline goes from one LoRA to another, `merged` into the
-  weights (ONNX Runtime's session is opened anew); one whose graph takes LoRAs makes the `inputs`;
-  and diffusers unfuses, deletes, loads and fuses. `error` is of the UNet's output with the LoRA,
-  over its largest value.
-- `full`: SDXL's UNet at full size, weights only, as two sessions of its 10 GB do not fit beside
-  each other here: matching and merging of every weight, from a file to memory; the inputs of a
-  graph that takes LoRAs, which is all that such a graph needs for a swap; and diffusers' load and
-  fuse, each in a process of its own. `error` is of rows of merged weights against diffusers'.
+- `mid`: with the engine. In turns, a pipeline switches from one LoRA to another `merged` into the
+  weights (ONNX Runtime's session is opened again); a pipeline whose graph takes LoRAs computes the
+  `inputs`; and diffusers unfuses, deletes, loads and fuses. `error` is the UNet's largest output
+  difference over its largest output.
+- `full`: SDXL's UNet at full size, without an engine, as two sessions of its 10 GB do not fit in
+  memory together: matching and merging of every weight, from a file to memory; computing the inputs
+  of a graph that takes LoRAs, which is all that such a graph needs; and diffusers' load and fuse,
+  each in its own process. `error` compares rows of merged weights with diffusers'.
 
-Ratios are to diffusers. Memory is the most that the process held beyond what it held before.
+Ratios are to diffusers. Memory is the peak of the process beyond what it held before.
 """
 
 from __future__ import annotations
@@ -23,31 +23,30 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from eri_runtime.command import say
+from benchmarks.lora_swap_full import full
+from benchmarks.lora_swap_parts import RANK, fuse, make_lora, timed
+from eri_runtime.commands.subcommand import say
+from eri_runtime.weights import LoraInputs
 
 RESULTS = Path(__file__).parent / "results"
-RANK = 32
-SIZE = 64  # latents a side, where the middle-sized networks are compared
+SIZE = 64  # latents per side of the middle-sized comparison
 
 
 def main() -> None:
-    """Measure, print a table, record."""
+    """Measures, prints a table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", nargs="?", type=Path)
     parser.add_argument("checkpoint", nargs="?", type=Path)
-    parser.add_argument("--full", type=Path, metavar="FOLDER", help="where 10 GB may be written")
+    parser.add_argument("--full", type=Path, metavar="FOLDER", help="folder for 10 GB of files")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "lora_swap.json")
     options = parser.parse_args()
@@ -55,8 +54,6 @@ def main() -> None:
     if options.bundle:
         results["mid"] = mid(options.bundle, options.checkpoint, options.rounds)
     if options.full:
-        from benchmarks.lora_swap_full import full
-
         results["full"] = full(options.full, options.rounds)
     results["load_after"] = os.getloadavg()
     options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -66,13 +63,14 @@ def main() -> None:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    shown = {"seconds": "{:.2f} s", "ratio": "ratio {:.3f}", "memory": "{:.2f} GB"}
-    parts = [text.format(row[name]) for name, text in shown.items() if row.get(name) is not None]
+    """Formats a row as a line of text."""
+    formats = {"seconds": "{:.2f} s", "ratio": "ratio {:.3f}", "memory": "{:.2f} GB"}
+    parts = [text.format(row[name]) for name, text in formats.items() if row.get(name) is not None]
     return ", ".join([*parts, f"error {row['error']:.1e}" if row.get("error") else ""]).rstrip(", ")
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on, and with what."""
+    """Returns the machine and versions of the measurement."""
     names = ("numpy", "onnxruntime", "torch", "diffusers", "peft")
     model = next(
         line.partition(":")[2].strip()
@@ -86,37 +84,11 @@ def machine() -> dict[str, Any]:
     return {"cpu": model, "cores": cores, "precision": precision, "python": python, **versions}
 
 
-def make_lora(shapes: Mapping[str, tuple[int, ...]], path: Path, seed: int) -> Path:
-    """A LoRA of every linear layer, in diffusers' names; an update is a tenth of its weight."""
-    rng, made = np.random.default_rng(seed), {}
-    for name, shape in shapes.items():
-        if len(shape) == 2 and "time_emb" not in name and "embedding" not in name:
-            module = "unet." + name.removesuffix(".weight")
-            size = 0.3 / (RANK * shape[1]) ** 0.25
-            for end, sides in (("A", (RANK, shape[1])), ("B", (shape[0], RANK))):
-                values = size * rng.standard_normal(sides, np.float32)
-                made[f"{module}.lora_{end}.weight"] = values.astype(np.float16)
-    save_file(made, path)
-    return path
-
-
-def timed(run: Callable[[], object]) -> float:
-    """Seconds."""
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun
-
-
-def peak() -> float:
-    """The most memory this process has held, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
-# the middle size, engine included
+# the middle size, with the engine
 
 
 def mid(root: Path, checkpoint: Path, rounds: int) -> dict[str, Any]:
-    """Swaps of two pipelines and of diffusers' UNet, in turn."""
+    """Times swaps of two pipelines and of diffusers' UNet in turns."""
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -125,37 +97,37 @@ def mid(root: Path, checkpoint: Path, rounds: int) -> dict[str, Any]:
 
     unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet").eval()
     shapes = {name: tuple(each.shape) for name, each in unet.state_dict().items()}
-    given = _inputs(unet)
+    arrays = _inputs(unet)
     with tempfile.TemporaryDirectory() as name, eri.load(root, "cpu") as merged:
         folder = Path(name)
-        with opened(bundle_with_inputs(merged.bundle, folder), "cpu") as taking:
+        with opened(bundle_with_inputs(merged.bundle, folder), "cpu") as with_inputs:
             files = [make_lora(shapes, folder / f"lora{i}.safetensors", i) for i in range(2)]
-            merged.run("denoiser", given)
+            merged.run("denoiser", arrays)
             ways: dict[str, Callable[[Path], Any]] = {
                 "diffusers": lambda file: fuse(unet, file),
                 "merged": lambda file: _swap(merged, file),
-                "inputs": lambda file: _products(taking, file),
+                "inputs": lambda file: _products(with_inputs, file),
             }
             times: dict[str, list[float]] = {way: [] for way in ways}
             for turn in range(rounds + 1):
                 for way, run in ways.items():
                     times[way].append(timed(lambda run=run, turn=turn: run(files[turn % 2])))
-            products = _products(taking, files[rounds % 2])
-            made = {
-                "merged": merged.run("denoiser", given)["output"],
-                "inputs": taking.run("denoiser", {**given, **products})["output"],
+            products = _products(with_inputs, files[rounds % 2])
+            outputs = {
+                "merged": merged.run("denoiser", arrays)["output"],
+                "inputs": with_inputs.run("denoiser", {**arrays, **products})["output"],
             }
         with torch.no_grad():
-            expected = _forward(unet, given).numpy()
+            expected = _forward(unet, arrays).numpy()
     rows = {way: _summary(times[way], times["diffusers"]) for way in times}
-    for way, output in made.items():
+    for way, output in outputs.items():
         rows[way]["error"] = float(np.abs(output - expected).max() / np.abs(expected).max())
     rows["merged"]["parameters"] = sum(int(np.prod(shape)) for shape in shapes.values())
     return rows
 
 
 def _summary(times: list[float], reference: list[float]) -> dict[str, Any]:
-    """Without the first round, which reads files for the first time."""
+    """Returns medians without the first round, which reads the files into the page cache."""
     ratios = [a / b for a, b in zip(times[1:], reference[1:], strict=True)]
     return {
         "seconds": statistics.median(times[1:]),
@@ -165,32 +137,23 @@ def _summary(times: list[float], reference: list[float]) -> dict[str, Any]:
 
 
 def _products(pipe: Any, file: Path) -> Mapping[str, np.ndarray]:
-    """The inputs that a graph takes for a LoRA, from its file; the one before is forgotten."""
+    """Computes a graph's LoRA inputs from a file; the previous LoRA is unloaded."""
     pipe.unload_loras()
     name = pipe.load_lora(file, 0.0)
-    products: Mapping[str, np.ndarray] = pipe._inputs.products(
-        [{name: 1.0}], pipe._weights.loaded
-    ).shared
-    return products
+    inputs = LoraInputs(pipe.bundle.components["denoiser"])
+    return inputs.products([{name: 1.0}], pipe._weights.loaded).shared
 
 
 def _swap(pipe: Any, file: Path) -> None:
-    """From whatever works to this LoRA; the one before is forgotten, so nothing is read twice."""
+    """Switches to a LoRA and unloads the previous one, so every swap reads its file."""
     before = list(pipe.loras)
     pipe.set_loras({file: 1.0})
     if before:
         pipe.unload_loras(*before)
 
 
-def fuse(unet: Any, file: Path) -> None:
-    if getattr(unet, "peft_config", None):
-        unet.unfuse_lora()
-        unet.unload_lora()
-    unet.load_lora_adapter(file.parent, weight_name=file.name, prefix="unet")
-    unet.fuse_lora()
-
-
 def _inputs(unet: Any) -> dict[str, np.ndarray]:
+    """Draws inputs of the UNet."""
     rng, config = np.random.default_rng(0), unet.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     shapes = {
@@ -198,18 +161,19 @@ def _inputs(unet: Any) -> dict[str, np.ndarray]:
         "encoder_hidden_states": (1, 16, config.cross_attention_dim),
         "text_embeds": (1, pooled),
     }
-    drawn = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    normal = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     sizes = np.array([[512, 512, 0, 0, 512, 512]], np.float32)
-    return {**drawn, "timestep": np.array([500], np.float32), "time_ids": sizes}
+    return {**normal, "timestep": np.array([500], np.float32), "time_ids": sizes}
 
 
 def _forward(unet: Any, inputs: Mapping[str, np.ndarray]) -> Any:
+    """Runs diffusers' UNet."""
     import torch
 
-    given = {name: torch.from_numpy(value) for name, value in inputs.items()}
-    conditions = {name: given[name] for name in ("text_embeds", "time_ids")}
-    states = given["encoder_hidden_states"]
-    return unet(given["sample"], given["timestep"], states, added_cond_kwargs=conditions).sample
+    tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    conditions = {name: tensors[name] for name in ("text_embeds", "time_ids")}
+    states = tensors["encoder_hidden_states"]
+    return unet(tensors["sample"], tensors["timestep"], states, added_cond_kwargs=conditions).sample
 
 
 if __name__ == "__main__":

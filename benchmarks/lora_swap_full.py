@@ -1,4 +1,4 @@
-"""The full-size half of `lora_swap`: the UNet of SDXL, each way in a process of its own."""
+"""The full-size part of `lora_swap`: SDXL's UNet, each way in its own process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lora_swap import RANK, fuse, make_lora, peak, timed
+from benchmarks.lora_swap_parts import RANK, fuse, make_lora, peak, timed
 
 WAYS = ("diffusers", "merged", "inputs")
 PROBES = (
@@ -24,7 +24,7 @@ PROBES = (
 
 
 def main() -> None:
-    """One way, as JSON: seconds, memory, and a row of each probed weight."""
+    """Measures one way and prints JSON: seconds, memory, and a row of each probed weight."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("way", choices=WAYS)
     parser.add_argument("folder", type=Path)
@@ -34,18 +34,19 @@ def main() -> None:
 
 
 def full(folder: Path, rounds: int) -> dict[str, Any]:
-    """Each way in processes of its own, one after the other in every round."""
+    """Measures each way in new processes, in turns."""
     make_full(folder)
-    found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way in WAYS:
             command = [sys.executable, "-m", "benchmarks.lora_swap_full", way, str(folder)]
             output = subprocess.check_output(command, text=True)  # noqa: S603
-            found[way].append(json.loads(output.splitlines()[-1]))
-    return {way: _row(found[way], found["diffusers"]) for way in WAYS}
+            runs[way].append(json.loads(output.splitlines()[-1]))
+    return {way: _row(runs[way], runs["diffusers"]) for way in WAYS}
 
 
 def _row(runs: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns medians and ratios to the reference."""
     pairs = list(zip(runs, reference, strict=True))
     row = {
         "seconds": statistics.median(run["seconds"] for run in runs),
@@ -59,6 +60,7 @@ def _row(runs: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[st
 
 
 def _probe_error(ours: Mapping[str, list[float]], theirs: Mapping[str, list[float]]) -> float:
+    """Returns the largest error of the probed weights over their largest value."""
     return max(
         float(np.abs(np.subtract(ours[name], theirs[name])).max() / np.abs(theirs[name]).max())
         for name in PROBES
@@ -66,10 +68,10 @@ def _probe_error(ours: Mapping[str, list[float]], theirs: Mapping[str, list[floa
 
 
 def make_full(folder: Path) -> None:
-    """A UNet with random weights in one file, and a LoRA for it, made once."""
+    """Makes a UNet with random weights and a LoRA for it, unless they exist."""
     from benchmarks.gpu.checkpoints import write_shards
-    from eri_export import shipped
-    from tests.single_files import full_size
+    from eri_export.checkpoints import shipped_configs
+    from tests.support.single_files import full_size
 
     if (folder / "lora.safetensors").exists():
         return
@@ -78,13 +80,13 @@ def make_full(folder: Path) -> None:
 
     shapes = {k: tuple(v.shape) for k, v in full_size("sdxl-base", "unet").items()}
     write_shards(folder, shapes, torch.float32)
-    config = json.dumps(shipped.configs("sdxl-base")["unet"])
+    config = json.dumps(shipped_configs.configs("sdxl-base")["unet"])
     (folder / "config.json").write_text(config, encoding="utf-8")
     make_lora(shapes, folder / "lora.safetensors", 0)
 
 
 def full_diffusers(folder: Path) -> dict[str, Any]:
-    """Load and fuse into a UNet that is in memory."""
+    """Times diffusers' load and fuse into a UNet in memory."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(folder)
@@ -96,9 +98,9 @@ def full_diffusers(folder: Path) -> dict[str, Any]:
 
 
 def full_merged(folder: Path) -> dict[str, Any]:
-    """Match and merge every weight of files that were read before."""
-    from eri_runtime.lora import adapters, merged_weights
-    from eri_runtime.tensors import read_tensors
+    """Times matching and merging of every weight, with the files in the page cache."""
+    from eri_runtime.bundle import read_tensors
+    from eri_runtime.weights import adapters, merged_weights
 
     base = _base(folder)
     for values in base.values():
@@ -107,8 +109,8 @@ def full_merged(folder: Path) -> dict[str, Any]:
 
     def swap() -> None:
         shapes = {"denoiser": {name: each.shape for name, each in base.items()}}
-        found = adapters(read_tensors(folder / "lora.safetensors"), "sdxl", shapes)
-        changes = {k: [(each, 1.0) for each in own] for k, own in found["denoiser"].items()}
+        matched = adapters(read_tensors(folder / "lora.safetensors"), "sdxl", shapes)
+        changes = {k: [(each, 1.0) for each in own] for k, own in matched["denoiser"].items()}
         merged.update(merged_weights(base, changes))
 
     seconds = timed(swap)
@@ -117,29 +119,27 @@ def full_merged(folder: Path) -> dict[str, Any]:
 
 
 def full_inputs(folder: Path) -> dict[str, Any]:
-    """Match, and make the inputs that a graph of rank 32 takes."""
-    from eri_runtime.lora import adapters
-    from eri_runtime.lora_inputs import LoraInputs
-    from eri_runtime.spec import ComponentSpec
-    from eri_runtime.tensors import read_tensors
+    """Times matching and computing the inputs of a graph that takes rank 32."""
+    from eri_runtime.bundle import ComponentSpec, read_tensors
+    from eri_runtime.weights import LoraInputs, adapters
 
     shapes = {name: each.shape for name, each in _base(folder).items()}
     inputs = LoraInputs(_spec_of(shapes, ComponentSpec))
-    before, made = _private(), []
+    before, products = _private(), []
 
     def swap() -> None:
         tensors = read_tensors(folder / "lora.safetensors")
         loaded = {"style": adapters(tensors, "sdxl", {"denoiser": shapes})}
-        made.append(inputs.products([{"style": 1.0}], loaded))
+        products.append(inputs.products([{"style": 1.0}], loaded))
 
     seconds = timed(swap)
     return {"seconds": seconds, "memory": _private() - before, "probes": {}}
 
 
 def _spec_of(shapes: Mapping[str, tuple[int, ...]], kind: Any) -> Any:
-    """The denoiser of a bundle that was exported with `--lora-rank 32`, as far as it matters."""
-    from eri_runtime.spec import LORA_A, LORA_B, LORAS, ShapeRange, TensorSpec
-    from eri_runtime.spec import RANK as RANKS
+    """Returns what matters of the denoiser's spec in a bundle exported with `--lora-rank 32`."""
+    from eri_runtime.bundle import LORA_A, LORA_B, LORAS, ShapeRange, TensorSpec
+    from eri_runtime.bundle import RANK as RANKS
 
     matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     inputs = [
@@ -161,14 +161,15 @@ def _spec_of(shapes: Mapping[str, tuple[int, ...]], kind: Any) -> Any:
 
 
 def _base(folder: Path) -> dict[str, np.ndarray]:
-    from eri_runtime.tensors import read_tensors
+    """Maps the UNet's weights."""
+    from eri_runtime.bundle import read_tensors
 
     files = [read_tensors(file) for file in sorted(folder.glob("diffusion*.safetensors"))]
     return {name: each[name] for each in files for name in each}
 
 
 def _private() -> float:
-    """Memory that no file stands for, in GB."""
+    """Returns the GB of this process that no file backs."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1e6
 

@@ -1,15 +1,15 @@
-"""Peak memory of each mode at 550 million parameters, beside diffusers in its mode of that name.
+"""Measures the peak memory of each mode at 550 million parameters, against diffusers' modes.
 
     python -m benchmarks.memory build/memory [--size 512] [-o FILE]
 
-Makes an SDXL-layout checkpoint of random weights with a VAE of SDXL's size in the folder, exports
-it twice (whole attention, and one head at a time; 9 GB of disk in all), and lets each subject draw
-a picture in a process of its own, one after the other. RSS is the kernel's own peak; PSS, which
-shares pages among the processes that map them, is sampled. `sharing` is the sum of four processes
-at once on one bundle with `low_memory` beside one.
+Makes a checkpoint in SDXL's layout with random weights and a VAE of SDXL's size, exports it twice
+(whole attention, and one head at a time; 9 GB of disk in total), and runs each subject in its own
+process, one after the other. RSS is the kernel's peak. PSS, which divides shared pages among the
+processes that map them, is sampled. `sharing` compares four concurrent processes on one bundle with
+`low_memory` to one such process.
 
-The figures are of one run on one machine; seconds are of one step with guidance, loading included,
-and are there to say what a mode costs.
+The figures are of one run on one machine. Seconds are of one step with guidance, loading included,
+and show what a mode costs.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ import numpy as np
 from benchmarks.layouts import unet, vae
 from benchmarks.memory_subjects import CONFIGS, SWITCHES
 from eri_runtime.bench.environment import cores, processor, versions
-from eri_runtime.bench.proc import pss_of
+from eri_runtime.bench.process_memory import pss_of
 
 RESULTS = Path(__file__).parent / "results"
 UNET = unet(192, (1, 2, 6))
 VAE = vae(128)
 SIZES = "256:512:1024"
 SHARED = (256, 4)  # pixels, processes
-EVERY = 0.05  # seconds between two looks at a process
+EVERY = 0.05  # seconds between two samples of a process
 
 
 def main() -> None:
-    """Make what is missing, measure, record."""
+    """Makes missing bundles, measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--large", type=int, default=1024, help="of the VAE tiling rows")
+    parser.add_argument("--large", type=int, default=1024, help="size of the VAE tiling rows")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "memory.json")
     options = parser.parse_args()
     make(options.folder)
@@ -57,11 +57,11 @@ def main() -> None:
 
 
 def make(folder: Path) -> None:
-    """The checkpoint and its two bundles, where they are not there yet."""
+    """Makes the checkpoint and its two bundles, unless they exist."""
     if not (folder / "sliced").exists():
         from benchmarks.checkpoints import make_checkpoint
         from eri_export import export
-        from eri_export.ranges import make_ranges
+        from eri_export.choices.ranges import make_ranges
 
         checkpoint = make_checkpoint("sdxl", folder / "checkpoint", {"unet": UNET, "vae": VAE})
         ranges = make_ranges(size=SIZES)
@@ -70,7 +70,7 @@ def make(folder: Path) -> None:
 
 
 def modes(folder: Path, size: int, large: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each mode: ours, then diffusers', and how far their pictures are apart."""
+    """Measures each mode of ours and of diffusers, and the difference of their pictures."""
     for mode in [*CONFIGS, "disk offload"]:
         side, images = (large if "tiling" in mode else size), (2 if "VAE sl" in mode else 1)
         bundle = folder / ("sliced" if mode == "attention slicing" else "whole")
@@ -82,8 +82,8 @@ def modes(folder: Path, size: int, large: int) -> Iterator[tuple[str, dict[str, 
             if mode in known:
                 rows[whose], pictures[whose] = measured(whose, mode, root, side, images)
         if all(picture is not None for picture in pictures.values()) and len(rows) == 2:
-            apart = np.abs(pictures["ours"] - pictures["diffusers"])
-            rows["parity"] = {"max": float(apart.max()), "mean": float(apart.mean())}
+            difference = np.abs(pictures["ours"] - pictures["diffusers"])
+            rows["parity"] = {"max": float(difference.max()), "mean": float(difference.mean())}
             rows["rss_ratio"] = round(rows["ours"]["rss"] / rows["diffusers"]["rss"], 3)
         yield mode, {"size": side, "images": images, **rows}
         sys.stdout.write(f"{mode}: {json.dumps(rows)}\n")
@@ -93,21 +93,21 @@ def modes(folder: Path, size: int, large: int) -> Iterator[tuple[str, dict[str, 
 def measured(
     whose: str, mode: str, root: Path, size: int, images: int
 ) -> tuple[dict[str, Any], np.ndarray | None]:
-    """One subject's figures and its pictures; where it fails, the last line that it said."""
+    """Returns a subject's figures and pictures; if it fails, its last line of output."""
     out = root.parent / "out.npy"
     child = start(whose, mode, root, size, images, out)
     watch = Watch([child.pid])
-    said, complaint = child.communicate()
+    output, errors = child.communicate()
     pss = watch.stop()
     if child.returncode:
-        return {"failed": complaint.strip().splitlines()[-1]}, None
-    return {**json.loads(said.splitlines()[-1]), "pss": pss}, np.load(out)
+        return {"failed": errors.strip().splitlines()[-1]}, None
+    return {**json.loads(output.splitlines()[-1]), "pss": pss}, np.load(out)
 
 
 def sharing(folder: Path) -> dict[str, Any]:
-    """PSS of one process and of several at once with `low_memory` on one bundle."""
+    """Measures PSS of one process and of several at once, with `low_memory` on one bundle."""
     size, count = SHARED
-    found = {}
+    pss = {}
     for processes in (1, count):
         outs = [folder / f"out-{i}.npy" for i in range(processes)]
         children = [start("ours", "low memory", folder / "whole", size, 1, out) for out in outs]
@@ -115,14 +115,14 @@ def sharing(folder: Path) -> dict[str, Any]:
         for child in children:
             if child.wait():
                 raise RuntimeError(child.communicate()[1])
-        found[str(processes)] = watch.stop()
-    return {"size": size, "pss": found, "ratio": round(found[str(count)] / found["1"], 3)}
+        pss[str(processes)] = watch.stop()
+    return {"size": size, "pss": pss, "ratio": round(pss[str(count)] / pss["1"], 3)}
 
 
 def start(
     whose: str, mode: str, root: Path, size: int, images: int, out: Path
 ) -> subprocess.Popen[str]:
-    """A subject's process."""
+    """Starts a subject's process."""
     arguments = [whose, mode, str(root), str(size), str(images), str(out)]
     return subprocess.Popen(  # noqa: S603 -- our own module
         [sys.executable, "-m", "benchmarks.memory_subjects", *arguments],
@@ -133,26 +133,26 @@ def start(
 
 
 class Watch:
-    """Samples the sum of the PSS of processes until it is stopped."""
+    """Samples the total PSS of some processes until `stop`."""
 
     def __init__(self, pids: Sequence[int]) -> None:
         self._pids, self._most, self._done = pids, 0, threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
     def stop(self) -> int:
-        """The largest sum that was seen, in bytes."""
+        """Stops and returns the largest total in bytes."""
         self._done.set()
         self._thread.join()
         return self._most
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         while not self._done.wait(EVERY):
             self._most = max(self._most, sum(pss_of(pid) or 0 for pid in self._pids))
 
 
 def machine() -> Mapping[str, Any]:
-    """Where this was measured."""
+    """Returns the machine and versions of the measurement."""
     packages = versions(("numpy", "onnxruntime", "torch", "diffusers", "accelerate"))
     return {"cpu": processor(), "cores": cores(), "python": platform.python_version(), **packages}
 

@@ -1,13 +1,13 @@
-"""What a request was estimated to take in memory, beside what it took.
+"""Compares the estimated memory of a request with the measured memory.
 
     python -m benchmarks.memory_estimate engines/demo engines/mid
 
-Every case is a process of its own: sizes, images, modes and engines. `measured` is the most that
-the process held beyond what it held once everything was imported, as the kernel counts it (VmHWM),
-pages of files included. The estimate is of a request whose components have not run before, the
-`first`; `--again` makes a second one, which finds everything open and, in ONNX Runtime, memory that
-is planned for its shapes. The constants of `eri_runtime.memory.estimate` were tuned on the cases of
-`TUNED`, with the largest of these bundles' components alone, and not on the others.
+Every case, a combination of size, images, mode and engine, runs in its own process. Measured is the
+peak (VmHWM) beyond what the process held after its imports, file pages included. The estimate is
+for the `first` request, which opens the components. `--again` makes a second one, which finds
+everything open and, in ONNX Runtime, memory planned for its shapes. The constants of
+`eri_runtime.memory.estimate` were tuned on the cases of `TUNED` with only the largest component of
+these bundles, not on the other cases.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import eri_runtime as eri
-from eri_runtime.command import say
-from eri_runtime.executors import refusals
-from eri_runtime.executors.base import Settings
-from eri_runtime.memory.estimate import peak
-from eri_runtime.memory.mode import MemoryEfficientSamplingConfig
-from eri_runtime.spec import Bundle
+from eri_runtime.bundle import Bundle
+from eri_runtime.commands.subcommand import say
+from eri_runtime.executors import Settings, refusals
+from eri_runtime.memory import MemoryEfficientSamplingConfig, estimate_peak
 
 RESULTS = Path(__file__).parent / "results"
 ENGINES = ("cpu", "openvino")
@@ -45,14 +43,14 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     },
     "streamed": {"enable_sequential_cpu_offload": True, "enable_vae_slicing": True},
 }
-# of the bundle's own size: sides, images
+# fraction of the bundle's default size, images per call
 SIZES = ((0.5, 1), (0.75, 2), (1.0, 1))
 TUNED = ((0.5, 1), (0.75, 2))
 STEPS = 2
 CHILD = """
 import json, sys
 import eri_runtime as eri
-from eri_runtime.memory.mode import MemoryEfficientSamplingConfig
+from eri_runtime.memory import MemoryEfficientSamplingConfig
 root, engine, low, config, requests, words = json.loads(sys.argv[1])
 __import__("onnxruntime" if engine == "cpu" else "openvino")
 import PIL.Image, tokenizers
@@ -61,22 +59,22 @@ def field(name):
     lines = open("/proc/self/status").read().splitlines()
     return 1024 * next(int(each.split()[1]) for each in lines if each.startswith(name))
 
-before, found = field("VmRSS:"), []
+before, peaks = field("VmRSS:"), []
 memory = MemoryEfficientSamplingConfig(**config)
 with eri.load(root, engine, low_memory=low, memory=memory) as pipe:
     for seed in range(requests):
         pipe("a red heart", seed=seed, **words)
-        found.append(field("VmHWM:") - before)
-print(json.dumps(found))
+        peaks.append(field("VmHWM:") - before)
+print(json.dumps(peaks))
 """
 
 
 def main() -> None:
-    """Measure every bundle that is named, print and record."""
+    """Measures the bundles, prints and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundles", nargs="+", type=Path)
-    parser.add_argument("--only", choices=CONFIGS, action="append", help="these modes")
-    parser.add_argument("--engine", choices=ENGINES, action="append", help="these engines")
+    parser.add_argument("--only", choices=CONFIGS, action="append", help="only these modes")
+    parser.add_argument("--engine", choices=ENGINES, action="append", help="only these engines")
     parser.add_argument("--again", action="store_true", help="a second request in every process")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "memory_estimate.json")
     options = parser.parse_args()
@@ -88,18 +86,18 @@ def main() -> None:
         results[bundle.root.resolve().name] = rows
         for case in cases(bundle, options.engine or ENGINES, options.only or list(CONFIGS)):
             rows.append(compared(bundle, requests, **case))
-            options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            options.output.write_text(json.dumps(results) + "\n", encoding="utf-8")
             say(line(rows[-1]))
 
 
 def machine() -> dict[str, str]:
-    """What it was measured on, and with what."""
+    """Returns the system and versions of the measurement."""
     packages = {name: version(name) for name in ("numpy", "onnxruntime", "openvino")}
     return {"python": platform.python_version(), "system": platform.system(), **packages}
 
 
 def cases(bundle: Bundle, engines: Iterable[str], modes: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The cases that this bundle has here."""
+    """Yields the cases that can run with this bundle on this machine."""
     step = bundle.latents.factor * bundle.latents.patch
     for engine in engines:
         for mode in modes:
@@ -121,9 +119,9 @@ def cases(bundle: Bundle, engines: Iterable[str], modes: Iterable[str]) -> Itera
 def compared(
     bundle: Bundle, requests: int, engine: str, mode: str, side: int, images: int, *, tuned: bool
 ) -> dict[str, Any]:
-    """Bytes estimated and measured."""
+    """Returns a case with its estimated and measured bytes."""
     config, low = CONFIGS[mode], mode == LOW
-    estimated = peak(
+    estimated = estimate_peak(
         bundle,
         engine,
         Settings(low_memory=low),
@@ -158,7 +156,7 @@ def measured(
     requests: int,
     low: bool,
 ) -> list[int]:
-    """The most a process held after each request."""
+    """Returns the peak bytes of a process after each request."""
     words = {
         "height": side,
         "width": side,
@@ -167,13 +165,13 @@ def measured(
         "guidance_scale": 4.0,
     }
     case = json.dumps([str(bundle.root), engine, low, config, requests, words])
-    found = subprocess.check_output([sys.executable, "-c", CHILD, case], text=True)  # noqa: S603
-    held: list[int] = json.loads(found.splitlines()[-1])
-    return held
+    output = subprocess.check_output([sys.executable, "-c", CHILD, case], text=True)  # noqa: S603
+    peaks: list[int] = json.loads(output.splitlines()[-1])
+    return peaks
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """A case in words."""
+    """Formats a case as a line of text."""
     again = f", second {row['second'] / 1e6:8,.0f}" if row["second"] else ""
     return (
         f"{row['engine']:9} {row['mode']:22} {row['side']:5} x{row['images']} "

@@ -1,15 +1,15 @@
-"""What becomes of a picture when memory really ends: a right one or a typed error, nothing else.
+"""Checks that out of memory ends in a correct picture or a typed error, and in nothing else.
 
     python -m benchmarks.memory_limits build/limits [-o FILE]
 
-A bundle of SDXL's layout with random weights (34 million parameters in the UNet, a VAE of half
-SDXL's width) draws pictures of five sizes in processes that have little memory: an address space
-(RLIMIT_AS) or a memory cgroup, which kills a process where the first only refuses it memory. The
-cgroup needs root and cgroup v1 or v2, and is left out, which the results say, where there is none.
+A bundle in SDXL's layout with random weights (34 million parameters in the UNet, a VAE of half
+SDXL's width) draws pictures of five sizes in processes with little memory: a limited address space
+(RLIMIT_AS), which refuses memory, or a memory cgroup, which kills the process. The cgroup needs
+root and cgroup v1 or v2; without it the results say so.
 
-A trial is good if it ends with a picture within `TOLERANCE` of the unlimited one, which is for the
-seams of a tiled VAE, or with `OutOfMemoryError`, and if the smallest picture comes out of the same
-pipeline with the same bits afterwards.
+A trial passes if it ends with a picture within `TOLERANCE` of the unlimited one (which allows for
+the seams of a tiled VAE) or with `OutOfMemoryError`, and if the same pipeline then draws the
+smallest picture bit-identically.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ UNET = unet(64, (1, 1, 4))
 VAE = vae(64)
 SIZES = "128:512:1024"
 TRIALS = ((256, 1), (384, 2), (512, 1), (768, 1), (1024, 1))  # pixels, images
-ADDRESS_SPACE = (40, 250, 700, 2000)  # MB more than an open pipeline has
-CGROUP = (200, 350, 700, 1800)  # MB in all
-TOLERANCE = 0.25  # of 1: a random VAE's tiles have statistics of their own
-TIMEOUT = 300  # seconds: longer is a hang
+ADDRESS_SPACE = (40, 250, 700, 2000)  # MB beyond what an open pipeline has
+CGROUP = (200, 350, 700, 1800)  # MB in total
+TOLERANCE = 0.25  # of 1: tiles of a random VAE differ in their statistics
+TIMEOUT = 300  # seconds; a longer trial counts as a hang
 GROUPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))
 
 
 def main() -> None:
-    """Make the bundle, try everything, record."""
+    """Makes the bundle, runs all trials and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "memory_limits.json")
@@ -49,11 +49,11 @@ def main() -> None:
     rows = []
     for row in trials(options.folder):
         rows.append(row)
-        options.output.write_text(json.dumps(summary(rows), indent=1) + "\n")
+        options.output.write_text(json.dumps(summary(rows)) + "\n")
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The rows so far, counted by how they ended."""
+    """Returns the rows so far, counted by outcome."""
     limited = [row for row in rows if row["limit"] is not None]
     names = sorted({row["end"] for row in limited})
     return {
@@ -67,19 +67,19 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def make(folder: Path) -> None:
-    """The checkpoint and its bundle, where they are not there yet."""
+    """Makes the checkpoint and its bundle, unless they exist."""
     if (folder / "bundle").exists():
         return
     from benchmarks.checkpoints import make_checkpoint
     from eri_export import export
-    from eri_export.ranges import make_ranges
+    from eri_export.choices.ranges import make_ranges
 
     checkpoint = make_checkpoint("sdxl", folder / "checkpoint", {"unet": UNET, "vae": VAE})
     export(checkpoint, folder / "bundle", ranges=make_ranges(size=SIZES))
 
 
 def trials(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every size under every limit, each beside the unlimited picture."""
+    """Yields every size under every limit, compared with the unlimited picture."""
     root = group_root()
     for size, images in TRIALS:
         free = folder / "free.npy"
@@ -110,7 +110,7 @@ def trial(
     out: Path,
     enter: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
-    """One process; what it printed, and how it ended."""
+    """Runs one process; returns its output and exit status."""
     arguments = [str(folder / "bundle"), str(size), str(images), str(space), str(out)]
     row: dict[str, Any] = {"size": size, "images": images}
     try:
@@ -131,24 +131,24 @@ def trial(
 
 
 def verdict(row: dict[str, Any], out: Path, expected: np.ndarray) -> dict[str, Any]:
-    """How a trial ended, in a word."""
+    """Returns how a trial ended."""
     if row["status"] == 3:
         return {"end": "typed error"}
     if row["status"] != 0:
         return {"end": "hang" if row["status"] == "hang" else "crash"}
-    apart = float(np.abs(np.load(out) - expected).max())
-    exact = "right picture" if apart < 1e-4 else "right picture, tiled"
-    return {"apart": apart, "end": exact if apart < TOLERANCE else "wrong picture"}
+    difference = float(np.abs(np.load(out) - expected).max())
+    right = "right picture" if difference < 1e-4 else "right picture, tiled"
+    return {"apart": difference, "end": right if difference < TOLERANCE else "wrong picture"}
 
 
 class Group:
-    """A memory cgroup with a limit in bytes; a child enters it before it begins."""
+    """A memory cgroup with a limit in bytes, which a child process enters before it starts."""
 
     def __init__(self, root: Path, limit: int) -> None:
         self.folder, self._limit = root / f"eri-limit-{os.getpid()}", limit
 
     def enter(self) -> None:
-        """In the child: make the group, limit it, and go in."""
+        """Makes the group, limits it and enters it; runs in the child."""
         self.folder.mkdir(exist_ok=True)
         old = self.folder / "memory.limit_in_bytes"
         (old if old.exists() else self.folder / "memory.max").write_text(str(self._limit))
@@ -156,7 +156,7 @@ class Group:
 
 
 def group_root() -> Path | None:
-    """Where a memory cgroup can be made, or None."""
+    """Returns where a memory cgroup can be made, or None."""
     for root in GROUPS:
         probe = root / f"eri-probe-{os.getpid()}"
         try:

@@ -1,10 +1,10 @@
-"""What `benchmarks.memory` measures, each in a process of its own: ours and diffusers, by mode.
+"""The subjects of `benchmarks.memory`: eri or diffusers in one memory mode, one per process.
 
     python -m benchmarks.memory_subjects ours MODE BUNDLE SIZE IMAGES OUT.npy
     python -m benchmarks.memory_subjects diffusers MODE CHECKPOINT SIZE IMAGES OUT.npy
 
-Draws one picture or more with one step, and prints a line of JSON: seconds, and the peak of the
-resident memory by the kernel's own count (VmHWM). Neither imports what it does not need.
+Draws images with one step and prints a line of JSON: seconds, and the peak resident memory as the
+kernel counts it (VmHWM). Each subject imports only what it needs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SEED = 0
 
 
 def ours(mode: str, bundle: Path, size: int, images: int) -> np.ndarray:
-    """(B, H, W, 3) by this project."""
+    """Draws with eri; returns (B, H, W, 3) float32."""
     import eri_runtime as eri
 
     memory = eri.MemoryEfficientSamplingConfig(**CONFIGS[mode])
@@ -50,12 +50,12 @@ def ours(mode: str, bundle: Path, size: int, images: int) -> np.ndarray:
             output_type="np",
             **WORDS,
         )
-    made: np.ndarray = result.images
-    return made
+    pixels: np.ndarray = result.images
+    return pixels
 
 
 def theirs(mode: str, checkpoint: Path, size: int, images: int) -> np.ndarray:
-    """(B, H, W, 3) by diffusers, in its mode of the same name, on a CPU."""
+    """Draws with diffusers on a CPU in its mode of the same name; returns (B, H, W, 3) float32."""
     import torch
     from diffusers import StableDiffusionXLPipeline
 
@@ -64,7 +64,7 @@ def theirs(mode: str, checkpoint: Path, size: int, images: int) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     SWITCHES[mode](pipe)
     generators = [torch.Generator("cpu").manual_seed(SEED + i) for i in range(images)]
-    made: np.ndarray = pipe(
+    pixels: np.ndarray = pipe(
         height=size,
         width=size,
         num_images_per_prompt=images,
@@ -72,11 +72,11 @@ def theirs(mode: str, checkpoint: Path, size: int, images: int) -> np.ndarray:
         output_type="np",
         **WORDS,
     ).images
-    return made
+    return pixels
 
 
 def _disk_offload(pipe: Any) -> None:
-    """Accelerate's own: weights lie in a folder, and each module's are read when it runs."""
+    """Enables Accelerate's offload: each module's weights are read from a folder when it runs."""
     import tempfile
 
     from accelerate import disk_offload
@@ -97,19 +97,19 @@ SWITCHES: Mapping[str, Callable[[Any], Any]] = {
 
 
 def peak() -> int:
-    """Bytes that were resident at most."""
+    """Returns the peak resident bytes of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:
-    """Run one subject."""
+    """Runs one subject."""
     whose, mode, root, size, images, out = sys.argv[1:]
     draw = {"ours": ours, "diffusers": theirs}[whose]
-    begun = time.perf_counter()
-    made = draw(mode, Path(root), int(size), int(images))
-    seconds = time.perf_counter() - begun
-    np.save(out, made)
+    started = time.perf_counter()
+    pixels = draw(mode, Path(root), int(size), int(images))
+    seconds = time.perf_counter() - started
+    np.save(out, pixels)
     sys.stdout.write(json.dumps({"seconds": round(seconds, 2), "rss": peak()}) + "\n")
 
 

@@ -1,10 +1,10 @@
-"""One trial of `benchmarks.memory_limits`: a picture under a limit, between two smaller ones.
+"""Runs one trial of `benchmarks.memory_limits`: a picture under a limit, between two small ones.
 
     python -m benchmarks.memory_trial BUNDLE SIZE IMAGES LIMIT_MB OUT.npy
 
-The smallest picture is drawn first, then memory is limited to LIMIT_MB more of address space than
-there is by then (0: not at all), the picture of SIZE is asked for, and at last the smallest again.
-Prints one line of JSON. Exit status 0: drawn, and saved; 3: `OutOfMemoryError`.
+Draws the smallest picture, limits the address space to LIMIT_MB more than the process has then (0:
+no limit), draws the picture of SIZE, and draws the smallest picture again. Prints one line of JSON.
+Exit status 0: drawn and saved; 3: `OutOfMemoryError`.
 """
 
 from __future__ import annotations
@@ -33,47 +33,51 @@ SMALLEST = 128  # pixels
 
 
 class Lines(logging.Handler):
-    """The messages that were logged."""
+    """Collects the logged messages."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Keeps a message."""
         self.lines.append(record.getMessage())
 
 
 def main() -> int:
-    """Run one trial."""
+    """Runs one trial and returns the exit status."""
     bundle, size, images, limit, out = sys.argv[1:]
-    heard = Lines()
-    logging.getLogger("eri_runtime").addHandler(heard)
-    told: dict[str, Any] = {}
+    log = Lines()
+    logging.getLogger("eri_runtime").addHandler(log)
+    result: dict[str, Any] = {}
     with eri.load(bundle, "cpu", threads=2) as pipe:
-        before = _drawn(pipe, SMALLEST, 1)
+        before = _draw(pipe, SMALLEST, 1)
         if int(limit):
             most = _address_space() + (int(limit) << 20)
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        begun = time.perf_counter()
+        started = time.perf_counter()
         try:
-            np.save(out, _drawn(pipe, int(size), int(images)))
+            np.save(out, _draw(pipe, int(size), int(images)))
             status = 0
         except OutOfMemoryError as error:
-            told |= {"error": str(error), "needed": error.needed}
+            result |= {"error": str(error), "needed": error.needed}
             status = 3
-        told["seconds"] = round(time.perf_counter() - begun, 2)
-        told["lines"] = list(heard.lines)
-        told["same_after"] = bool(np.array_equal(before, _drawn(pipe, SMALLEST, 1)))
-    sys.stdout.write(json.dumps(told) + "\n")
+        result["seconds"] = round(time.perf_counter() - started, 2)
+        result["lines"] = list(log.lines)
+        result["same_after"] = bool(np.array_equal(before, _draw(pipe, SMALLEST, 1)))
+    sys.stdout.write(json.dumps(result) + "\n")
     return status
 
 
-def _drawn(pipe: eri.Pipeline, size: int, images: int) -> np.ndarray:
-    made: np.ndarray = pipe(height=size, width=size, num_images_per_prompt=images, **WORDS).images
-    return made
+def _draw(pipe: eri.Pipeline, size: int, images: int) -> np.ndarray:
+    """Draws square pictures, (B, size, size, 3) float32."""
+    result = pipe(height=size, width=size, num_images_per_prompt=images, **WORDS)
+    pixels: np.ndarray = result.images
+    return pixels
 
 
 def _address_space() -> int:
+    """Returns the bytes of address space of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmSize"))
 

@@ -1,7 +1,7 @@
-"""Networks of the three families' own layouts with some hundred million random weights.
+"""Networks in the three families' layouts with on the order of 100 million random weights.
 
-Everything but the width and the number of blocks is as published: head sizes, text lengths, groups,
-the ratio of double to single blocks. The VAE decoder is SDXL's own at its real size.
+Only the width and the number of blocks differ from the published models; head sizes, text lengths,
+groups and the ratio of double to single blocks do not. The VAE decoder is SDXL's at its real size.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from eri_export.checkpoint import Component
-from eri_export.gate.reference import flops
-from eri_export.recipes.base import Recipe
-from eri_export.recipes.flux import flux_recipe
-from eri_export.recipes.mmdit import mmdit_recipe
-from eri_export.recipes.sizes import Frame
-from eri_export.recipes.unet import unet_recipe
-from eri_export.recipes.vae import decoder_recipe
-from eri_export.shipped import Model, configs
-from eri_export.sources.folder import open_part
-from eri_runtime.spec import LatentSpec, Precision, ShapeRange
-from tests.checkpoints import randomised
-from tests.components import up_to
+from eri_export.checkpoints.checkpoint import Component
+from eri_export.checkpoints.shipped_configs import Model, configs
+from eri_export.checkpoints.sources.folder import open_part
+from eri_export.gate.pytorch_reference import flops
+from eri_export.graphs.recipes.base import Recipe
+from eri_export.graphs.recipes.flux import flux_recipe
+from eri_export.graphs.recipes.mmdit import mmdit_recipe
+from eri_export.graphs.recipes.sizes import Frame
+from eri_export.graphs.recipes.unet import unet_recipe
+from eri_export.graphs.recipes.vae import decoder_recipe
+from eri_runtime.bundle import LatentSpec, Precision, ShapeRange
+from tests.support.checkpoints import randomised
+from tests.support.components import up_to
 
 SIDE = ShapeRange(min=1, opt=64, max=128)
 FRAME = Frame(unit=2, height=SIDE, width=SIDE)
@@ -57,7 +57,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     },
     "vae_decoder": {},
 }
-OF: Mapping[str, tuple[Model, str, Any]] = {
+PUBLISHED: Mapping[str, tuple[Model, str, Any]] = {
     "sdxl": ("sdxl-base", "unet", UNet2DConditionModel),
     "sd35": ("sd3.5-medium", "transformer", SD3Transformer2DModel),
     "flux": ("flux-dev", "transformer", FluxTransformer2DModel),
@@ -69,7 +69,7 @@ RECIPES: Mapping[str, Callable[[Component, Precision], Recipe]] = {
     "flux": lambda source, precision: flux_recipe(source, precision, FRAME, up_to(512, 512)),
     "vae_decoder": lambda source, precision: decoder_recipe(source, precision, FRAME, LATENTS),
 }
-# what a step at 64 x 64 latents is given, classifier-free guidance included
+# input sizes of a step at 64 x 64 latents, with classifier-free guidance
 SIZES: Mapping[str, Mapping[str, int]] = {
     "sdxl": {"batch": 2, "height": 64, "width": 64, "tokens": CLIP},
     "sd35": {"batch": 2, "height": 64, "width": 64, "tokens": 333},
@@ -79,20 +79,20 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 
 
 def network(family: str) -> Any:
-    """The network with weights of unit gain."""
-    model, part, kind = OF[family]
+    """Builds the network with random weights of unit gain."""
+    model, part, kind = PUBLISHED[family]
     return randomised(kind.from_config({**configs(model)[part], **CHANGES[family]}), 0).eval()
 
 
 def recipe_of(family: str, folder: Path, precision: Precision = "fp32") -> Recipe:
-    """The recipe of a family's network, which is saved in `folder` first unless it is there."""
+    """Returns the recipe of a family's network, after saving it to `folder` unless it exists."""
     home = folder / family
     if not home.exists():
         network(family).save_pretrained(home)
-    return RECIPES[family](open_part(home, family, OF[family][2].__name__), precision)
+    return RECIPES[family](open_part(home, family, PUBLISHED[family][2].__name__), precision)
 
 
-# the layers of the published models that read nothing but the prompt, and its tokens
+# layers of the published models that depend only on the prompt, and its number of tokens
 OF_PROMPT: Mapping[str, tuple[str, int]] = {
     "sdxl": (r"\.attn2\.to_[kv]$", CLIP),
     "sd35": (r"^context_embedder$", 333),
@@ -101,10 +101,13 @@ OF_PROMPT: Mapping[str, tuple[str, int]] = {
 
 
 def prompt_share(family: str) -> dict[str, float]:
-    """Of the operations of a step of the published model, by pixels a side; empty for a VAE."""
+    """Returns the share of a step's operations that depend only on the prompt.
+
+    Keys are pixels per side; empty for a VAE.
+    """
     if family not in OF_PROMPT:
         return {}
-    model, part, kind = OF[family]
+    model, part, kind = PUBLISHED[family]
     pattern, tokens = OF_PROMPT[family]
     source = Component("denoiser", kind.__name__, Path(model), configs(model)[part], dict)
     recipe = RECIPES[family](source, "fp32")

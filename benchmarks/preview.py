@@ -1,10 +1,10 @@
-"""What a live preview costs beside the VAE's decoder, and how near it comes.
+"""Compares live previews with the VAE's decoder: their time and their accuracy.
 
     eri demo && python -m benchmarks.preview engines/demo
 
-`correlation` and `psnr` compare the preview of the last x, one pixel a latent, with the decoded
-picture's means of the squares those latents cover. Seconds are the least of many, on a machine that
-may be busy, so only their ratio means something. Writes preview.json.
+`correlation` and `psnr` compare the preview of the last x, one pixel per latent, with the decoded
+picture averaged over the square that each latent covers. Times are the minimum of many runs on a
+machine that may be loaded, so only their ratio is meaningful. Writes preview.json.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 import eri_runtime as eri
-from eri_runtime import vae
 from eri_runtime.images import to_unit
-from eri_runtime.preview import block_means, fit_rgb, to_rgb
-from eri_runtime.result import eri_version
+from eri_runtime.latents import block_means, fit_rgb, to_rgb, vae
+from eri_runtime.loop.numpy_loop import HostLatents
+from eri_runtime.pipeline import eri_version
 
 RESULTS = Path(__file__).parent / "results"
 PROMPTS = ("a red heart", "a pizza", "an octopus", "a rocket")
@@ -33,11 +33,11 @@ REPEAT = 50
 
 
 def main() -> None:
-    """Draw, look, record."""
+    """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, metavar="DIR")
-    parser.add_argument("--threads", type=int, help="of ONNX Runtime")
+    parser.add_argument("--threads", type=int, help="ONNX Runtime's threads")
     options = parser.parse_args()
     with eri.load(options.bundle, threads=options.threads) as pipe:
         report = {
@@ -55,20 +55,21 @@ def main() -> None:
 
 
 def measured(pipe: eri.Pipeline) -> dict[str, Any]:
-    """Nearness for every prompt, seconds for one picture."""
+    """Returns the accuracy for every prompt and the times for one picture."""
     bundle, factor = pipe.bundle, pipe.bundle.latents.factor
     words: Any = {"num_inference_steps": 20, "guidance_scale": 4.0, "seed": 0}
     request = pipe.request(list(PROMPTS), **words)
     *_, last = pipe.denoise(request)
     size = request.height, request.width
     factors = fit_rgb(bundle, pipe.run)
-    seen = to_rgb(factors, vae.unpack(bundle, last.x, *size))
+    previews = to_rgb(factors, vae.unpack(bundle, last.x, *size))
     decoded = to_unit(block_means(pipe.decode(last.x, *size), factor))
-    pairs = list(zip(seen, decoded, strict=True))
+    pairs = list(zip(previews, decoded, strict=True))
     correlation = [float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in pairs]
     psnr = [float(-10 * np.log10(np.mean((a - b) ** 2))) for a, b in pairs]
     one = pipe.request(PROMPTS[0], **words)
-    step = replace(last, x=last.x[:1], denoised=last.denoised[:1])
+    latents = HostLatents(x=last.x[:1], denoised=last.denoised[:1])
+    step = replace(last, latents=latents)
     preview = _seconds(lambda: pipe.preview(one, step))
     decode = _seconds(lambda: pipe.finish(one, step.denoised))
     return {
@@ -84,7 +85,7 @@ def measured(pipe: eri.Pipeline) -> dict[str, Any]:
 
 
 def _seconds(call: Any, repeat: int = REPEAT) -> float:
-    """The least of many, after a first that opens what it needs."""
+    """Returns the minimum time of many calls, after one that opens components."""
     call()
     return min(timeit.repeat(call, number=1, repeat=repeat))
 

@@ -1,13 +1,13 @@
-"""Do the embedded checkpoints draw what they are asked for?
+"""Checks that the embedded checkpoints draw what their prompts say.
 
-For captions drawn with a fixed seed, the image nearest to the generated one among all training
-images should be the caption's own. Needs the training images, which are not in the repository:
+For captions chosen with a fixed seed, the training image nearest to the generated one should be the
+caption's own. Needs the training images, which are not in the repository; unpack both:
 
-    npm pack @lobehub/fluent-emoji-3d@1.1.0 unicode-emoji-json@0.9.0    and unpack both
+    npm pack @lobehub/fluent-emoji-3d@1.1.0 unicode-emoji-json@0.9.0
     python benchmarks/retrieval.py BUNDLE --emoji ASSETS --names data-by-emoji.json
 
-The result goes to benchmarks/results/retrieval.json, retrieval-sdxl.json or retrieval-flux.json, a
-sheet of all images beside it if asked for.
+Writes benchmarks/results/retrieval.json, retrieval-sdxl.json or retrieval-flux.json, and with
+--sheet a sheet of all images.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import numpy as np
 from PIL import Image
 
 import eri_runtime as eri
-from eri_export.embedded.data import find_samples, load_pixels
+from eri_export.embedded.emoji_data import find_samples, load_pixels
 from eri_export.embedded.retrieval import nearest_images, nearest_vectors, shrink
-from eri_runtime import vae
 from eri_runtime.images import contact_sheet
-from eri_runtime.result import eri_version
+from eri_runtime.latents import vae
+from eri_runtime.pipeline import eri_version
 
 RESULTS = Path(__file__).parent / "results"
 COUNT = 50
 
 
 def main() -> None:
-    """Generate, look up, record."""
+    """Generates, finds the nearest images and writes the results."""
     options = parse()
     samples = find_samples(options.emoji, options.names)
     chosen = random.Random(0).sample(range(len(samples)), COUNT)  # noqa: S311 a fixed draw
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--emoji", type=Path, required=True)
@@ -94,7 +94,7 @@ def parse() -> argparse.Namespace:
 def generate(
     pipe: eri.Pipeline, captions: list[str], options: argparse.Namespace
 ) -> tuple[list[Image.Image], np.ndarray]:
-    """One image a caption, seed i for caption i: PIL images and latents in the VAE's own scale."""
+    """Draws caption i with seed i; returns PIL images and latents in the VAE's scale."""
     images, latents = [], []
     for start in range(0, len(captions), 5):
         result = pipe(
@@ -110,13 +110,13 @@ def generate(
 
 
 def thumbnails(training: np.ndarray) -> Image.Image:
-    """All training images below one another, each the mean of its 4 x 4 squares."""
+    """Returns all training images below one another, reduced to the means of 4 x 4 squares."""
     squares = np.round(shrink("training", training, 4)).astype(np.uint8)
     return Image.fromarray(squares.reshape(-1, squares.shape[2], 3))
 
 
 def encode(pipe: eri.Pipeline, pixels: np.ndarray) -> np.ndarray:
-    """Posterior means of uint8 images (N, H, W, 3)."""
+    """Returns the posterior means of uint8 images (N, H, W, 3)."""
     scaled = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
     batches = [scaled[i : i + 4] for i in range(0, len(scaled), 4)]
     return np.concatenate([pipe.run("vae_encoder", {"image": batch})["mean"] for batch in batches])

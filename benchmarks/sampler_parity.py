@@ -1,11 +1,12 @@
-"""How far every sampler is from its reference, run by run.
+"""Measures the error of every sampler against its reference, run by run.
 
     python -m benchmarks.sampler_parity [-o FILE]
 
-One line for each sampler, schedule and prediction, with the worst over its numbers of steps. Errors
-are the largest difference of an x anywhere on the way, relative to the largest value of that x.
-`float32` is our float32 loop beside diffusers', or beside the float64 oracle where diffusers has no
-such sampler; `float64` is ours beside the oracle. Exit status 1 if a run is outside its bound.
+Prints a line for each sampler, schedule and prediction with the worst error over its numbers of
+steps. An error is the largest difference of any x of the trajectory, relative to the largest value
+of that x. `float32` is our float32 loop against diffusers', or against the float64 oracle if
+diffusers has no such sampler; `float64` is our float64 loop against the oracle. Exit status 1 if a
+run exceeds its bound.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.references.case import TOLERANCE32, TOLERANCE64, Case, Errors, outside
-from tests.references.cases import CASES
-from tests.references.differences import DIFFERENCES
-from tests.references.runs import measure
+from tests.support.references.case import TOLERANCE32, TOLERANCE64, Case, Errors, outside
+from tests.support.references.cases import CASES
+from tests.support.references.differences import DIFFERENCES
+from tests.support.references.runs import measure
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("numpy", "torch", "diffusers")
@@ -36,36 +37,37 @@ PACKAGES = ("numpy", "torch", "diffusers")
 
 @dataclass(frozen=True)
 class Row:
-    """A case and its runs, by the number of steps."""
+    """A case and its runs by number of steps."""
 
     case: Case
     runs: dict[int, Errors]
 
     @property
     def outside(self) -> dict[int, str]:
-        """The bound that each bad run breaks."""
+        """The bound that each failing run exceeds, by number of steps."""
         broken = {steps: outside(self.case, errors) for steps, errors in self.runs.items()}
         return {steps: bound for steps, bound in broken.items() if bound}
 
     @property
     def excused(self) -> list[int]:
-        """The runs further from diffusers than 1e-5: the reason is with the case."""
+        """The runs that differ from diffusers by more than 1e-5 for a reason the case states."""
         return [steps for steps, errors in self.runs.items() if errors.float32 > TOLERANCE32]
 
     @property
     def reason(self) -> str:
-        """Why any is."""
+        """The reason for the excused runs; empty if there are none."""
         if not self.excused:
             return ""
         return self.case.reason or getattr(self.case.reference, "rounds", "")
 
     def worst(self, column: str) -> float:
-        """Over the numbers of steps."""
-        return max(getattr(errors, column) for errors in self.runs.values())
+        """Returns the worst error over the numbers of steps."""
+        worst: float = max(getattr(errors, column) for errors in self.runs.values())
+        return worst
 
 
 def main() -> int:
-    """Run every case, print, record."""
+    """Runs every case, prints a table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "sampler_parity.json")
     options = parser.parse_args()
@@ -79,19 +81,20 @@ def main() -> int:
 
 
 def _difference(difference: Any) -> dict[str, Any]:
-    """What diffusers defines otherwise, and by how much that shows."""
-    found = difference.shown()
+    """Measures the effect of a definition that differs from diffusers'."""
+    error = difference.shown()
     return {
         "what": difference.what,
         "why": difference.why,
         "case": str(difference.case),
         "steps": difference.steps,
-        "error": float(f"{found:.2e}") if isfinite(found) else "NaN",
-        "differs": not found <= TOLERANCE32,
+        "error": float(f"{error:.2e}") if isfinite(error) else "NaN",
+        "differs": not error <= TOLERANCE32,
     }
 
 
 def _summary(rows: list[Row]) -> dict[str, Any]:
+    """Returns counts and the worst errors over all runs."""
     runs = [(row, steps, errors) for row in rows for steps, errors in row.runs.items()]
     plain = [run for run in runs if run[1] not in run[0].excused]
     return {
@@ -107,15 +110,18 @@ def _summary(rows: list[Row]) -> dict[str, Any]:
 
 
 def _oracles(runs: list[Any]) -> list[str]:
+    """Returns the names of the oracles."""
     return sorted({errors.oracle for _, _, errors in runs})
 
 
 def _worst(runs: list[Any], column: str) -> dict[str, Any]:
+    """Returns the run with the largest error."""
     row, steps, errors = max(runs, key=lambda run: getattr(run[2], column))
     return {"error": getattr(errors, column), "case": str(row.case), "steps": steps}
 
 
 def _show(rows: list[Row], differences: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """Prints the table, the excused runs and the differences by definition."""
     console = Console(width=None if sys.stdout.isatty() else 180)
     table = Table("sampler", "schedule", "prediction", "reference", "steps", box=None)
     for title in ("float32", "float64", "within"):
@@ -126,7 +132,7 @@ def _show(rows: list[Row], differences: list[dict[str, Any]], summary: dict[str,
         steps = " ".join(map(str, row.runs))
         table.add_row(*row.case.columns(), steps, single, double, within)
     console.print(table)
-    console.print("\nFurther from diffusers than 1e-5, and within the bound of the case:")
+    console.print("\nMore than 1e-5 from diffusers, within the bound of the case:")
     for reason in dict.fromkeys(row.reason for row in rows if row.reason):
         those = [row for row in rows if row.reason == reason]
         runs = sum(len(row.excused) for row in those)
@@ -137,7 +143,7 @@ def _show(rows: list[Row], differences: list[dict[str, Any]], summary: dict[str,
         console.print(f"    {each['why']}")
     console.print(
         f"\n{summary['runs']} runs of {summary['cases']} cases, {summary['outside']} outside; "
-        f"{summary['beside_diffusers']} beside diffusers; oracles {summary['oracles']}"
+        f"{summary['beside_diffusers']} against diffusers; oracles {summary['oracles']}"
     )
     for column in ("float32", "float64"):
         worst = summary[f"worst_{column}"]
@@ -147,13 +153,14 @@ def _show(rows: list[Row], differences: list[dict[str, Any]], summary: dict[str,
 
 
 def _samplers(rows: list[Row]) -> list[str]:
+    """Returns the names of the samplers, once each."""
     return list(dict.fromkeys(row.case.sampler for row in rows))
 
 
 def _record(
     output: Path, rows: list[Row], differences: list[dict[str, Any]], summary: dict[str, Any]
 ) -> None:
-    """Versions, the summary, and every case."""
+    """Writes the versions, the summary and every case."""
     packages = (*PACKAGES, "scipy") if find_spec("scipy") else PACKAGES
     about = {
         "python": platform.python_version(),
@@ -170,7 +177,7 @@ def _record(
 
 
 def _line(row: Row) -> dict[str, Any]:
-    """A case with its errors, one for each number of steps."""
+    """Returns a case with its errors, one for each number of steps."""
     names = ("sampler", "schedule", "prediction", "reference")
     errors = row.runs.values()
     return {

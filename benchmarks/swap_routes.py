@@ -1,16 +1,15 @@
-"""Other weights in an open denoiser on ONNX Runtime's CPU: the ways that there are, measured.
+"""Measures ways to swap the weights of an open denoiser on ONNX Runtime's CPU provider.
 
     python -m benchmarks.swap_routes engines/demo engines/mid
 
-`session` is what the runtime does: a new session whose overrides stand in the place of the file's
-tensors before the graph is optimised; `session, low memory` is that without prepacking, constant
-folding and blocked convolutions, so that weights stay pages of their file. `live` writes into the
-memory of weights that were given with `add_initializer` to a session of the low-memory kind, and
-`live, blocked` is that with ONNX Runtime's blocked convolutions left on. `error` is the difference,
-over the largest value, from a session of the same kind over a file that holds the new weights.
-Every route has a process of its own and one thread; times are medians; memory is its anonymous
-pages, without those of the new weights. `attention` are the 2-D weights of attention layers, as
-most LoRAs touch.
+`session` is what the runtime does: a new session whose overrides replace the file's tensors before
+the graph is optimised. `session, low memory` does so without prepacking, constant folding and
+blocked convolutions, so that weights stay pages of their file. `live` writes into the memory of
+weights that were passed with `add_initializer` to a low-memory session, and `live, blocked` does so
+with ONNX Runtime's blocked convolutions enabled. `error` is the difference from a session of the
+same kind over a file with the new weights, relative to the largest value. Each route runs in its
+own process with one thread; times are medians; memory is the process's anonymous pages without the
+new weights. `attention` are the 2-D weights of attention layers, which most LoRAs change.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ import numpy as np
 import onnxruntime as ort
 
 import eri_runtime as eri
-from benchmarks.backends import RESULTS, _drawn, _machine
-from eri_runtime.tensors import read_header, read_tensors
+from benchmarks.backends import RESULTS, machine, random_inputs
+from eri_runtime.bundle import read_header, read_tensors
 
 COPYING = ["ConstantFolding", "NchwcTransformer"]
-ROUTES: Mapping[str, tuple[bool, list[str]]] = {  # whether low memory, optimizers left out
+ROUTES: Mapping[str, tuple[bool, list[str]]] = {  # low memory, disabled optimizers
     "session": (False, []),
     "session, low memory": (True, COPYING),
     "live": (True, COPYING),
@@ -49,7 +48,7 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def main() -> None:
-    """Measure every route on every bundle, record."""
+    """Measures every route on every bundle and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundles", nargs="*", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("ROUTE", "TOUCHED"))
@@ -57,29 +56,30 @@ def main() -> None:
     if options.one:
         sys.stdout.write(json.dumps(measured(options.bundles[0], *options.one)))
         return
-    machine = {k: v for k, v in _machine().items() if k != "openvino"}
-    results: dict[str, Any] = {"machine": machine, "threads": 1, "load_before": os.getloadavg()}
+    about = {k: v for k, v in machine().items() if k != "openvino"}
+    results: dict[str, Any] = {"machine": about, "threads": 1, "load_before": os.getloadavg()}
     for root in options.bundles:
         denoiser = eri.read_bundle(root).components["denoiser"]
         about = {"parameters": denoiser.parameters, "precision": denoiser.precision}
         results[root.name] = about | {
-            touched: {route: _apart(root, route, touched) for route in ROUTES}
+            touched: {route: _in_process(root, route, touched) for route in ROUTES}
             for touched in TOUCHED
         }
     results["load_after"] = os.getloadavg()
     (RESULTS / "swap_routes.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-def _apart(root: Path, route: str, touched: str) -> Any:
+def _in_process(root: Path, route: str, touched: str) -> Any:
+    """Measures a route in a new process."""
     command = [sys.executable, "-m", "benchmarks.swap_routes", str(root), "--one", route, touched]
     return json.loads(subprocess.check_output(command, text=True))  # noqa: S603
 
 
 def measured(root: Path, route: str, touched: str) -> dict[str, Any]:
-    """One route: seconds of opening, of steps, of swaps there and back; memory; errors."""
+    """Measures one route: seconds to open, per step and per swap; memory; errors."""
     bundle = eri.read_bundle(root)
     spec = bundle.components["denoiser"]
-    graph, inputs = bundle.path(spec.graph), _drawn(spec)
+    graph, inputs = bundle.path(spec.graph), random_inputs(spec)
     stored = read_tensors(bundle.path(spec.weights))
     old = {name: stored[name] for name in stored if touched == "all" or _of_attention(name, stored)}
     own = _private(bundle.path(spec.weights)) if route.startswith("live") else {}
@@ -88,7 +88,7 @@ def measured(root: Path, route: str, touched: str) -> dict[str, Any]:
     base, before = run(), _steps(run)
     memory = _anonymous()
     new = {name: (each * np.float32(1.01) + 1e-3).astype(each.dtype) for name, each in old.items()}
-    brought = sum(each.nbytes for each in new.values())
+    new_bytes = sum(each.nbytes for each in new.values())
 
     def swap(tensors: Tensors) -> Any:
         if not own:
@@ -103,13 +103,13 @@ def measured(root: Path, route: str, touched: str) -> dict[str, Any]:
         back.append(seconds)
         seconds, session = _seconds(lambda: swap(new))
         there.append(seconds)
-    found, after = run(), _steps(run)
-    grown = _anonymous() - brought
-    error = _difference(found, _merged(graph, route, new, inputs))
+    output, after = run(), _steps(run)
+    grown = _anonymous() - new_bytes
+    error = _difference(output, _merged(graph, route, new, inputs))
     session = swap(old)
     return {
         "tensors": len(old),
-        "megabytes": brought / 1e6,
+        "megabytes": new_bytes / 1e6,
         "open_s": opened,
         "swap_s": statistics.median(there),
         "swap_back_s": statistics.median(back),
@@ -119,11 +119,12 @@ def measured(root: Path, route: str, touched: str) -> dict[str, Any]:
         "anonymous_after_mb": grown / 1e6,
         "error": error,
         "there_and_back_is_bit_exact": bool(np.array_equal(run(), base)),
-        "changed": _difference(found, base),
+        "changed": _difference(output, base),
     }
 
 
 def _session(graph: Path, route: str, tensors: Tensors, *, live: bool) -> Any:
+    """Opens a session with `tensors` as overrides, or as live initializers."""
     low_memory, without = ROUTES[route]
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -142,7 +143,7 @@ def _session(graph: Path, route: str, tensors: Tensors, *, live: bool) -> Any:
 
 
 def _merged(graph: Path, route: str, new: Tensors, inputs: Tensors) -> np.ndarray:
-    """What a session over a file with the new weights gives."""
+    """Returns the output of a session over a file with the new weights."""
     with tempfile.TemporaryDirectory(dir=graph.parent.parent.parent) as folder:
         copied = Path(shutil.copytree(graph.parent, Path(folder) / "merged"))
         private = _private(copied / "weights.safetensors", mode="r+")
@@ -153,7 +154,7 @@ def _merged(graph: Path, route: str, new: Tensors, inputs: Tensors) -> np.ndarra
 
 
 def _private(file: Path, mode: Any = "c") -> dict[str, np.ndarray]:
-    """A file's tensors in pages that can be written, by default this process's copies."""
+    """Maps a file's tensors as writable pages; by default changes stay private (copy on write)."""
     header, data, stored = read_header(file), np.memmap(file, np.uint8, mode=mode), {}
     for name, entry in header.entries.items():
         part = data[header.start + entry.begin : header.start + entry.end].view(np.ndarray)
@@ -162,28 +163,32 @@ def _private(file: Path, mode: Any = "c") -> dict[str, np.ndarray]:
 
 
 def _of_attention(name: str, stored: Tensors) -> bool:
+    """Returns whether a tensor is a 2-D weight of an attention layer."""
     return "attn" in name and stored[name].ndim == 2
 
 
 def _steps(run: Callable[[], object]) -> float:
+    """Returns the median seconds of a step."""
     return statistics.median(_seconds(run)[0] for _ in range(ROUNDS))
 
 
 def _seconds(action: Callable[[], Any]) -> tuple[float, Any]:
-    begun = time.perf_counter()
+    """Returns the seconds of an action and its result."""
+    started = time.perf_counter()
     result = action()
-    return time.perf_counter() - begun, result
+    return time.perf_counter() - started, result
 
 
 def _anonymous() -> int:
-    """Bytes of this process that are no file's."""
+    """Returns the bytes of this process that no file backs."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     (line,) = (each for each in lines if each.startswith("Anonymous:"))
     return int(line.split()[1]) * 1024
 
 
-def _difference(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+def _difference(output: np.ndarray, expected: np.ndarray) -> float:
+    """Returns the largest difference over the largest value."""
+    return float(np.abs(output - expected).max() / np.abs(expected).max())
 
 
 if __name__ == "__main__":

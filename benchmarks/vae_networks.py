@@ -1,4 +1,4 @@
-"""The VAEs of `vae_tiling`: a bundle's own without its limits, and SDXL's at its real size."""
+"""The VAEs of `vae_tiling`: a bundle's own without size limits, and SDXL's at its real size."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from eri_export.recipes.sizes import Frame
-from eri_export.recipes.vae import decoder_recipe
-from eri_export.sources.folder import open_part
-from eri_export.trace import trace
-from eri_runtime import vae
-from eri_runtime.executors.base import Settings
-from eri_runtime.executors.ort import CPU
-from eri_runtime.spec import Bundle, LatentSpec, ShapeRange, TensorSpec
-from eri_runtime.vae import DECODER, ENCODER
-from tests.components import write_component
+from eri_export.checkpoints.sources.folder import open_part
+from eri_export.graphs.recipes.sizes import Frame
+from eri_export.graphs.recipes.vae import decoder_recipe
+from eri_export.graphs.trace import trace
+from eri_runtime.bundle import Bundle, LatentSpec, ShapeRange, TensorSpec
+from eri_runtime.executors import CPU, Settings
+from eri_runtime.latents import DECODER, ENCODER, vae
+from tests.support.components import write_component
 
-CONFIG = Path(__file__).parents[1] / "eri_export" / "configs" / "vae-sdxl.json"
-EVERY = ShapeRange(min=1, opt=64, max=1 << 16)
+CONFIG = Path(__file__).parents[1] / "eri_export" / "checkpoints" / "configs" / "vae-sdxl.json"
+ANY = ShapeRange(min=1, opt=64, max=1 << 16)
 LATENTS = LatentSpec(channels=4, factor=8, scale=0.13025, shift=0.0, patch=1)
 
 
 def opened(bundle: Bundle) -> tuple[Bundle, vae.Run]:
-    """The bundle with a VAE of any size, and what runs it: the graph itself has no limits."""
+    """Returns the bundle with a VAE of any size, as the graph has no limits, and its runner."""
     parts = {}
     for name in bundle.components.keys() & {DECODER, ENCODER}:
         spec = bundle.components[name]
-        ranges = {key: each if key == "batch" else EVERY for key, each in spec.ranges.items()}
+        ranges = {key: each if key == "batch" else ANY for key, each in spec.ranges.items()}
         parts[name] = replace(spec, ranges=ranges)
     bundle = replace(bundle, components=parts)
     executors = {
@@ -41,7 +39,7 @@ def opened(bundle: Bundle) -> tuple[Bundle, vae.Run]:
 
 
 def only_sdxl(bundle: Bundle, folder: Path) -> Bundle:
-    """The bundle with nothing in it but SDXL's decoder."""
+    """Returns the bundle with SDXL's decoder as its only component."""
     shape = ("batch", LATENTS.channels, "height", "width")
     latents = TensorSpec(name="latents", dtype="float32", shape=shape)
     parts = {DECODER: replace(bundle.components[DECODER], inputs=(latents,))}
@@ -49,13 +47,13 @@ def only_sdxl(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def make_sdxl(folder: Path) -> None:
-    """SDXL's decoder with the random weights that PyTorch starts with, unless it is there."""
+    """Exports SDXL's decoder with PyTorch's random initial weights, unless it exists."""
     if (folder / DECODER / "model.onnx").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     AutoencoderKL.from_config(json.loads(CONFIG.read_text())).save_pretrained(folder / "vae")
-    side = ShapeRange(min=1, opt=128, max=EVERY.max)
+    side = ShapeRange(min=1, opt=128, max=ANY.max)
     frame = Frame(unit=1, height=side, width=side)
     recipe = decoder_recipe(
         open_part(folder / "vae", "vae", "AutoencoderKL"), "fp32", frame, LATENTS

@@ -1,15 +1,15 @@
-"""What tiles of the VAE change in a picture, and the memory that they save.
+"""Measures the errors of a tiled VAE decode, and the memory that tiling saves.
 
     eri demo && python -m benchmarks.vae_tiling engines/demo
 
 `seams`: the embedded checkpoint's VAE, which is trained, encodes emoji on canvases of 480 x 480 and
-decodes them whole and in tiles; errors of the tiled picture are in steps of 8 bits. `diffusers` is
+decodes them whole and in tiles; errors of the tiled picture are in levels of 255. `diffusers` is
 `AutoencoderKL.enable_tiling` with the same weights, latents and tile, compared with the same whole.
-The other parts decode 2048 x 2048, each in a process of `limit` GB of address space and no more.
-`trained` is the same VAE, and its error is against PyTorch's whole decode, which holds no matrix of
-attention. `sdxl` and `sdxl_1024` have SDXL's VAE at its real size with random weights: only
-`computed` of the tiles are computed, and stand for the others, which take the same memory; seconds
-are for all at that pace, on a machine that may be busy. `peak` is VmHWM in GB. Writes
+The other parts decode 2048 x 2048, each in a process limited to `limit` GB of address space.
+`trained` is the same VAE; its error is against PyTorch's whole decode, which never holds the full
+attention matrix. `sdxl` and `sdxl_1024` use SDXL's VAE at its real size with random weights: only
+`computed` of the tiles are computed and stand for the others, which take the same memory; seconds
+are extrapolated to all tiles, on a machine that may be loaded. `peak` is VmHWM in GB. Writes
 vae_tiling.json and vae_tiling.png.
 """
 
@@ -38,18 +38,18 @@ from PIL import Image
 import eri_runtime as eri
 from benchmarks.vae_networks import make_sdxl, only_sdxl, opened
 from eri_export.machine import peak_memory
-from eri_runtime import tiles, vae
+from eri_runtime.bundle import Bundle
 from eri_runtime.images import contact_sheet, to_pil, to_unit, write_png
-from eri_runtime.result import eri_version
-from eri_runtime.spec import Bundle
-from eri_runtime.vae import VaeMode
+from eri_runtime.latents import VaeMode, tiling, vae
+from eri_runtime.latents.geometry import to_vae
+from eri_runtime.pipeline import eri_version
 
 Array = NDArray[np.float32]
 RESULTS = Path(__file__).parent / "results"
 CHECKPOINT = Path(__file__).parents[1] / "eri_export" / "embedded" / "emoji-sd35"
 EMOJI = Path(__file__).parents[1] / "tests" / "data" / "emoji-24px.png"
 CANVAS = 480
-CANVASES = {"25 emoji": (5, 0), "4 emoji": (2, 1), "1 emoji": (1, 5)}  # a side, and the seed
+CANVASES = {"25 emoji": (5, 0), "4 emoji": (2, 1), "1 emoji": (1, 5)}  # emoji per side, seed
 TILES = (192, 256)
 SIDE = 2048
 LIMIT = 8  # GB of address space
@@ -57,7 +57,7 @@ IMAGE = "trained.npy"
 
 
 def main() -> None:
-    """Measure both, write the results; or be one of the processes that are measured."""
+    """Measures the parts and writes the results; with --job, runs one measured process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, metavar="DIR")
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what."""
+    """Returns the machine and versions of the measurement."""
     names = ("onnxruntime", "torch", "diffusers", "numpy")
     return {
         "command": "python -m benchmarks.vae_tiling engines/demo",
@@ -94,36 +94,36 @@ def machine() -> dict[str, Any]:
 
 
 def seams(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each tile, overlap and blend, with the errors over the canvases."""
+    """Returns a row for each tile, overlap and blend, with the errors over the canvases."""
     bundle, run = opened(eri.read_bundle(options.bundle))
     latents = [vae.encode(bundle, run, canvas(*each)) for each in CANVASES.values()]
     whole = [vae.decode(bundle, run, each, CANVAS, CANVAS) for each in latents]
     network = AutoencoderKL.from_pretrained(CHECKPOINT / "vae").eval()
     rows = []
     for tile in TILES:
-        made = [theirs(network, bundle, each, tile) for each in latents]
+        images = [diffusers_tiled(network, bundle, each, tile) for each in latents]
         side, length = CANVAS // bundle.latents.factor, tile // bundle.latents.factor
         count = len(range(0, side, int(0.75 * length))) ** 2
         row = {"tile": tile, "blend": "diffusers", "overlap": 0.25, "tiles": count}
-        rows.append({**row, **errors(made, whole)})
+        rows.append({**row, **errors(images, whole)})
         for overlap in (1 / 8, 1 / 4, 1 / 2):
-            for blend, rise in (("linear", tiles._rise), ("cosine", cosine)):
-                with mock.patch.multiple(tiles, OVERLAP=overlap, _rise=rise):
-                    made = [tiled(bundle, run, each, tile) for each in latents]
-                    count = len(tiles.cut(side, length).begins) ** 2
+            for blend, rise in (("linear", tiling._rise), ("cosine", cosine)):
+                with mock.patch.multiple(tiling, OVERLAP=overlap, _rise=rise):
+                    images = [tiled(bundle, run, each, tile) for each in latents]
+                    count = len(tiling.tile_side(side, length).starts) ** 2
                 row = {"tile": tile, "blend": blend, "overlap": overlap, "tiles": count}
-                rows.append({**row, **errors(made, whole)})
+                rows.append({**row, **errors(images, whole)})
     ours = [tiled(bundle, run, each, TILES[0]) for each in latents]
     write_png(sheet(whole, ours), options.output / "vae_tiling.png", optimize=True)
     return rows
 
 
 def canvas(count: int, seed: int) -> Array:
-    """(1, 3, 480, 480) in [−1, 1]: count² of the training images, enlarged, in a square."""
+    """Returns count² training images, enlarged, in a square: (1, 3, 480, 480) in [−1, 1]."""
     strip, side = Image.open(EMOJI), CANVAS // count
     whole = Image.new("RGB", (CANVAS, CANVAS), "white")
-    drawn = np.random.default_rng(seed).permutation(strip.height // strip.width)[: count**2]
-    for place, index in enumerate(drawn.tolist()):
+    chosen = np.random.default_rng(seed).permutation(strip.height // strip.width)[: count**2]
+    for place, index in enumerate(chosen.tolist()):
         part = strip.crop((0, 24 * index, 24, 24 * index + 24))
         part = part.resize((side, side), Image.Resampling.BICUBIC)
         whole.paste(part, (place % count * side, place // count * side))
@@ -131,12 +131,12 @@ def canvas(count: int, seed: int) -> Array:
 
 
 def tiled(bundle: Bundle, run: vae.Run, latents: Array, tile: int) -> Array:
-    """Our decode in tiles."""
+    """Decodes in tiles with eri."""
     return vae.decode(bundle, run, latents, CANVAS, CANVAS, VaeMode(tile=tile))
 
 
-def theirs(network: Any, bundle: Bundle, latents: Array, tile: int) -> Array:
-    """diffusers' decode in tiles, with its own overlap of a quarter."""
+def diffusers_tiled(network: Any, bundle: Bundle, latents: Array, tile: int) -> Array:
+    """Decodes in tiles with diffusers, which overlap by a quarter."""
     network.enable_tiling()
     network.tile_sample_min_size = tile
     network.tile_latent_min_size = tile // bundle.latents.factor
@@ -144,24 +144,24 @@ def theirs(network: Any, bundle: Bundle, latents: Array, tile: int) -> Array:
 
 
 def decoded(network: Any, bundle: Bundle, latents: Array) -> Array:
-    """PyTorch's decode."""
-    z = vae.to_vae(bundle.latents, latents)
+    """Decodes with PyTorch, (B, 3, H, W)."""
+    z = to_vae(bundle.latents, latents)
     with torch.inference_mode():
         image: Array = network.decode(torch.from_numpy(z)).sample.numpy()
     return image
 
 
 def cosine(length: int) -> NDArray[np.float64]:
-    """Half a cosine in the place of a line."""
-    made: NDArray[np.float64] = 0.5 - 0.5 * np.cos(np.pi * (np.arange(length) + 0.5) / length)
-    return made
+    """Returns a rising half cosine instead of the linear blend, (length,) float64."""
+    weights: NDArray[np.float64] = 0.5 - 0.5 * np.cos(np.pi * (np.arange(length) + 0.5) / length)
+    return weights
 
 
-def errors(made: list[Array], whole: list[Array]) -> dict[str, float]:
-    """The largest and mean difference in 255ths, and the mean over canvases of PSNR in dB."""
+def errors(images: list[Array], whole: list[Array]) -> dict[str, float]:
+    """Returns the largest and mean difference in levels of 255, and the mean PSNR in dB."""
     each = [
         to_unit(one).astype(np.float64) - to_unit(other)
-        for one, other in zip(made, whole, strict=True)
+        for one, other in zip(images, whole, strict=True)
     ]
     psnr = [-10 * np.log10(np.mean(one**2)) for one in each]
     return {
@@ -171,12 +171,12 @@ def errors(made: list[Array], whole: list[Array]) -> dict[str, float]:
     }
 
 
-def sheet(whole: list[Array], made: list[Array]) -> Image.Image:
-    """A row a canvas: whole, tiled, and twenty times the difference around grey."""
+def sheet(whole: list[Array], tiled: list[Array]) -> Image.Image:
+    """Draws a row per canvas: whole, tiled, and twenty times the difference around grey."""
     images = []
-    for plain, ours in zip(whole, made, strict=True):
-        apart = np.clip(0.5 + 20 * (to_unit(ours) - to_unit(plain)), 0, 1)
-        images += [*to_pil(to_unit(plain)), *to_pil(to_unit(ours)), *to_pil(apart)]
+    for plain, ours in zip(whole, tiled, strict=True):
+        difference = np.clip(0.5 + 20 * (to_unit(ours) - to_unit(plain)), 0, 1)
+        images += [*to_pil(to_unit(plain)), *to_pil(to_unit(ours)), *to_pil(difference)]
     small = [each.resize((160, 160), Image.Resampling.BOX) for each in images]
     return contact_sheet(small, 3)
 
@@ -185,7 +185,7 @@ def sheet(whole: list[Array], made: list[Array]) -> Image.Image:
 
 
 def trained(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The embedded checkpoint's VAE whole and in tiles, under the limit."""
+    """Decodes with the embedded checkpoint's VAE whole and in tiles, under the limit."""
     options.folder.mkdir(parents=True, exist_ok=True)
     jobs = [job(options, network="trained", tile=tile) for tile in (None, 512)]
     file = options.folder / IMAGE
@@ -195,18 +195,18 @@ def trained(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def sdxl(options: argparse.Namespace, tile: int, limit: int) -> list[dict[str, Any]]:
-    """The same of SDXL's; one tile is computed."""
+    """Decodes with SDXL's VAE whole and in tiles, of which one is computed."""
     make_sdxl(options.folder)
     jobs = ({"tile": None}, {"tile": tile, "computed": 1})
     return [job(options, network="sdxl", limit=limit, **each) for each in jobs]
 
 
-def job(options: argparse.Namespace, **words: Any) -> dict[str, Any]:
-    """One decode in a process of its own."""
-    given = ("--folder", str(options.folder), "--job", json.dumps(words))
-    command = [sys.executable, "-m", "benchmarks.vae_tiling", str(options.bundle), *given]
+def job(options: argparse.Namespace, **arguments: Any) -> dict[str, Any]:
+    """Runs one decode in its own process."""
+    flags = ("--folder", str(options.folder), "--job", json.dumps(arguments))
+    command = [sys.executable, "-m", "benchmarks.vae_tiling", str(options.bundle), *flags]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)  # noqa: S603
-    return {**words, **json.loads(done.stdout)}
+    return {**arguments, **json.loads(done.stdout)}
 
 
 def measured(
@@ -217,7 +217,7 @@ def measured(
     computed: int | None = None,
     limit: int = LIMIT,
 ) -> dict[str, Any]:
-    """The peak of a decode and its seconds, or why it failed, with `limit` GB to be had."""
+    """Returns the peak and seconds of a decode within `limit` GB, or why it failed."""
     demo = eri.read_bundle(path)
     bundle, run = opened(demo if network == "trained" else only_sdxl(demo, folder))
     done: list[float] = []
@@ -240,10 +240,10 @@ def measured(
 
 
 def repeated(run: vae.Run, computed: int, done: list[float]) -> vae.Run:
-    """A `run` that computes so many calls, and then gives the last one's outputs again."""
-    last: dict[str, NDArray] = {}
+    """Returns a `run` that computes so many calls and then repeats the last outputs."""
+    last: dict[str, NDArray[Any]] = {}
 
-    def stand_in(name: str, inputs: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    def stand_in(name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         started = time.perf_counter()
         if len(done) < computed:
             last.update(run(name, inputs))
@@ -254,7 +254,7 @@ def repeated(run: vae.Run, computed: int, done: list[float]) -> vae.Run:
 
 
 def large(bundle: Bundle, run: vae.Run) -> Array:
-    """Latents of a picture of the size: emoji side by side, or noise where nothing encodes them."""
+    """Returns latents of a large picture: repeated emoji, or noise if there is no encoder."""
     side = SIDE // bundle.latents.factor
     if vae.ENCODER not in bundle.components:
         shape = (1, bundle.latents.channels, side, side)
@@ -265,7 +265,7 @@ def large(bundle: Bundle, run: vae.Run) -> Array:
 
 
 def against_torch(path: Path, image: Array) -> dict[str, float]:
-    """Errors of a tiled decode against a whole one without a limit."""
+    """Returns the errors of a tiled decode against PyTorch's whole decode, without a limit."""
     bundle, run = opened(eri.read_bundle(path))
     network = AutoencoderKL.from_pretrained(CHECKPOINT / "vae").eval()
     return errors([image], [decoded(network, bundle, large(bundle, run))])

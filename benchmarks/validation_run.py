@@ -1,16 +1,16 @@
-"""Does validation while training show a network learning? A short run, read back from its events.
+"""Validates during a short training run, and reads the logged images back from its events.
 
     pip install '.[export,train]' && python -m benchmarks.validation_run
 
-The embedded checkpoint draws a few prompts. Its denoiser's weights are spoilt, each by noise of
-0.6 of its tensor's deviation, and denoiser and text encoders learn these drawings. A bundle is
-exported once at the start; every few steps an open pipeline is given the weights of that moment.
+The embedded checkpoint draws a few prompts. Then noise of 0.6 of each tensor's standard deviation
+is added to the denoiser's weights, and denoiser and text encoders are trained on these drawings. A
+bundle is exported once at the start; every few steps an open pipeline gets the current weights.
 
-`rms` is the root-mean-square distance, in bytes, of the images in TensorBoard's event file to the
-drawings; `nearest` how many are nearer to their own drawing than to any other;
-`validation_seconds` the median time to give the pipeline both kinds of weights and draw with each.
-Writes validation_run.json and validation_run.png: the drawings, then the logged images of the
-averaged weights, a row a step.
+`rms` is the root-mean-square distance, in levels of 255, between the images in TensorBoard's event
+file and the drawings; `nearest` is how many are closer to their own drawing than to any other;
+`validation_seconds` is the median time to update the pipeline with both kinds of weights and draw
+with each. Writes validation_run.json and validation_run.png: the drawings, then the logged images
+of the averaged weights, one row per step.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import eri_runtime as eri
-from eri_export.bundle import export
-from eri_export.embedded import checkpoint, models, text
-from eri_export.embedded.data import captions
+from eri_export.embedded import checkpoint, models, train_tokenizers
 from eri_export.embedded.denoiser import shipped_denoiser
-from eri_export.embedded.denoiser_stage import RATE, fit
-from eri_export.embedded.loop import Run
-from eri_export.embedded.watch import GUIDANCE, SEED, STEPS, Watch
+from eri_export.embedded.emoji_data import captions
+from eri_export.embedded.train_denoiser import RATE, fit
+from eri_export.embedded.training_loop import Run
+from eri_export.embedded.training_pictures import GUIDANCE, SEED, STEPS, Watch
+from eri_export.publishing.export_bundle import export
 from eri_runtime.images import contact_sheet
-from eri_runtime.result import eri_version
+from eri_runtime.pipeline import eri_version
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("red heart", "red apple", "pizza", "rocket", "sunflower", "octopus")
-SPOILT, BATCH = 0.6, 6
+NOISE, BATCH = 0.6, 6
 Images = NDArray[np.uint8]
 Logged = dict[str, dict[int, Images]]
 
 
 def main() -> None:
-    """Learn, look, record."""
+    """Trains, validates and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=1.5)
     parser.add_argument("--every", type=int, default=50, metavar="STEPS")
@@ -60,8 +60,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         bundle = export(checkpoint(), Path(work) / "bundle").root
-        report, images = learnt(
-            bundle, Path(work), NAMES, spoilt=SPOILT, minutes=options.minutes, every=options.every
+        report, images = train_and_validate(
+            bundle, Path(work), NAMES, noise=NOISE, minutes=options.minutes, every=options.every
         )
     report = {
         "command": "python -m benchmarks.validation_run",
@@ -78,26 +78,26 @@ def main() -> None:
     sys.stdout.write(body)
 
 
-def learnt(
-    bundle: Path, work: Path, names: Sequence[str], *, spoilt: float, minutes: float, every: int
+def train_and_validate(
+    bundle: Path, work: Path, names: Sequence[str], *, noise: float, minutes: float, every: int
 ) -> tuple[dict[str, Any], list[Image.Image]]:
-    """The figures of a run, and the pictures of its averaged weights."""
+    """Runs the training; returns its figures and the images of the averaged weights."""
     prompts = [captions(name)[0] for name in names]
     torch.manual_seed(0)
-    tokenizers = text.build_tokenizers()
+    tokenizers = train_tokenizers.build_tokenizers()
     denoiser = shipped_denoiser(checkpoint(), tokenizers)
-    spoil(denoiser.transformer, spoilt)
+    add_noise(denoiser.transformer, noise)
     run = Run(work / "denoiser.pt", denoiser, lr=RATE, seed=0)
     with eri.load(bundle) as pipe:
-        drawings, latents = lesson(pipe, prompts)
+        drawings, latents = draw_targets(pipe, prompts)
     seconds: list[float] = []
     with Watch(bundle, work / "watch", every=every, prompts=prompts) as watch:
 
         def after(run: Run) -> None:
-            begin = time.perf_counter()
+            started = time.perf_counter()
             watch(run)
             if run.step % every == 0:
-                seconds.append(time.perf_counter() - begin)
+                seconds.append(time.perf_counter() - started)
 
         fit(run, latents, names, tokenizers, minutes=minutes, batch=BATCH, after=after)
         if run.step % every:
@@ -109,21 +109,21 @@ def learnt(
         "minutes": round(run.elapsed / 60, 2),
         "pictures_each_time": 2 * len(prompts),
         "validation_seconds": round(float(np.median(seconds)), 2),
-        **{name: judged(kind, drawings) for name, kind in logged.items()},
+        **{name: compare(images, drawings) for name, images in logged.items()},
     }
     rows = [drawings, *logged["ema"].values()]
     return report, [Image.fromarray(image) for row in rows for image in row]
 
 
 @torch.no_grad()
-def spoil(module: torch.nn.Module, share: float) -> None:
-    """Add normal noise to every weight, `share` of its tensor's deviation."""
+def add_noise(module: torch.nn.Module, share: float) -> None:
+    """Adds normal noise of `share` times its tensor's standard deviation to every weight."""
     for weight in module.parameters():
         weight.add_(torch.randn_like(weight), alpha=share * float(weight.std()))
 
 
-def lesson(pipe: eri.Pipeline, prompts: Sequence[str]) -> tuple[Images, torch.Tensor]:
-    """What an open pipeline draws for the prompts with the seeds of `Watch`, and its latents."""
+def draw_targets(pipe: eri.Pipeline, prompts: Sequence[str]) -> tuple[Images, torch.Tensor]:
+    """Draws the prompts with the seeds of `Watch`; returns (N, H, W, 3) uint8 and the latents."""
     words: Any = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
     sizes: Any = {"height": models.IMAGE_SIZE, "width": models.IMAGE_SIZE}
     result = pipe(list(prompts), seed=SEED, **words, **sizes)
@@ -131,11 +131,11 @@ def lesson(pipe: eri.Pipeline, prompts: Sequence[str]) -> tuple[Images, torch.Te
 
 
 def read_back(events: Path) -> Logged:
-    """The images of an event file, (N, H, W, 3) by kind of weights and step."""
-    seen = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
-    logged: dict[str, dict[int, list[NDArray]]] = {}
-    for tag in sorted(seen.Tags()["images"]):
-        for event in seen.Images(tag):
+    """Reads the images of an event file, (N, H, W, 3) uint8, by kind of weights and step."""
+    reader = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
+    logged: dict[str, dict[int, list[Images]]] = {}
+    for tag in sorted(reader.Tags()["images"]):
+        for event in reader.Images(tag):
             image = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
             logged.setdefault(tag.partition("/")[0], {}).setdefault(event.step, []).append(image)
     return {
@@ -144,8 +144,8 @@ def read_back(events: Path) -> Logged:
     }
 
 
-def judged(logged: dict[int, Images], drawings: Images) -> dict[str, Any]:
-    """How far the images of each step are from the drawings, and how many show the right one."""
+def compare(logged: dict[int, Images], drawings: Images) -> dict[str, Any]:
+    """Returns the distance of each step's images to the drawings, and how many are nearest."""
     rms = {}
     nearest = {}
     for step, images in logged.items():

@@ -1,12 +1,12 @@
-"""Each family at more than 100 million parameters beside PyTorch, and how far the goals are met.
+"""Compares each family with PyTorch at more than 100 million parameters, and checks the goals.
 
     python -m benchmarks.vs_pytorch build/vs [--families sdxl sd35 flux] [--rounds 8]
 
-Makes a checkpoint of random weights in the family's layout, with text encoders and a VAE of a
-middling size, exports it, and runs `eri bench` on it; what is there already is not made again. The
-results go to benchmarks/results/vs_pytorch-FAMILY.json and .html, each with the command that
-repeats it. Latencies are a real model's of that size; pictures are of random weights, and only say
-how far apart two engines are.
+Makes a checkpoint with random weights in the family's layout, with text encoders and a VAE of
+moderate size, exports it and runs `eri bench` on it. Existing checkpoints and bundles are reused.
+Writes benchmarks/results/vs_pytorch-FAMILY.json and .html, each with the command that repeats it.
+Latencies are those of a real model of that size; pictures come from random weights and only show
+how much two engines differ.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from benchmarks.checkpoints import Config, make_checkpoint
 from benchmarks.layouts import unet, vae
 from eri_runtime.bench.record import Record, read
 from eri_runtime.bench.statistics import STEP, WHOLE
-from eri_runtime.bench.summary import COLD, QUIET, Best, bests
+from eri_runtime.bench.summary import COLD, QUIET, Best, best_comparisons
 from eri_runtime.bench.table import ratio_text
 
-RESULTS = Path("benchmarks/results")  # from the root, so that the command kept in it is anybody's
+RESULTS = Path("benchmarks/results")  # relative, so the recorded command works in any clone
 CLIP = {
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -65,8 +65,8 @@ PARTS: Mapping[str, Mapping[str, Config]] = {
     "sd35": {**TEXTS, "text_encoder_3": T5, "transformer": MMDIT, "vae": VAE},
     "flux": {"text_encoder": CLIP, "text_encoder_2": T5, "transformer": FLUX, "vae": VAE},
 }
-PICTURES = 64  # pixels of those that are kept: noise, which no PNG makes smaller
-SIZES = {"sdxl": 512, "sd35": 256, "flux": 512}  # pixels a side; a step of PyTorch takes about 1 s
+PICTURES = 64  # pixels of recorded pictures, which are noise that PNG cannot compress
+SIZES = {"sdxl": 512, "sd35": 256, "flux": 512}  # pixels per side; PyTorch takes about 1 s per step
 WAYS = {  # only a UNet has convolutions whose layout matters
     "sdxl": ("eager", "channels-last", "bf16", "compile", "compile+bf16"),
     "sd35": ("eager", "bf16", "compile", "compile+bf16"),
@@ -84,34 +84,34 @@ GOALS: Mapping[tuple[str, str], float] = {
 
 
 def main() -> None:
-    """Make, export, bench and judge each family."""
+    """Makes, exports and benchmarks each family, and compares it with the goals."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("folder", type=Path)
     add("--families", nargs="+", choices=list(PARTS), default=list(PARTS))
-    add("--torch", nargs="*", metavar="WAY", help="those of the family that matter, if left")
-    add("--backends", nargs="*", metavar="NAME", help="all that can run here, if left")
+    add("--torch", nargs="*", metavar="WAY", help="default: those that matter for the family")
+    add("--backends", nargs="*", metavar="NAME", help="default: all that can run here")
     add("--steps", type=int, default=3)
     add("--rounds", type=int, default=8)
     add("--cold", type=int, default=2)
     add("--results", type=Path, default=RESULTS, metavar="FOLDER")
     options = parser.parse_args()
     for family in options.families:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         record = measured(family, options)
         for line in verdicts(record):
             sys.stdout.write(f"{family}: {line}\n")
-        sys.stdout.write(f"{family}: {time.perf_counter() - begun:.0f} s in all\n")
+        sys.stdout.write(f"{family}: {time.perf_counter() - started:.0f} s in all\n")
         sys.stdout.flush()
 
 
 def measured(family: str, options: argparse.Namespace) -> Record:
-    """The results of one family."""
-    checkpoint, bundle = made(family, options.folder)
+    """Runs `eri bench` on one family and returns its record."""
+    checkpoint, bundle = make(family, options.folder)
     settle()
     file = options.results / f"vs_pytorch-{family}.json"
     backends = [] if options.backends is None else ["--backends", *options.backends]
-    words = {
+    values = {
         "against": checkpoint,
         "steps": options.steps,
         "rounds": options.rounds,
@@ -122,19 +122,19 @@ def measured(family: str, options: argparse.Namespace) -> Record:
         "sizes": f"{SIZES[family]}x{SIZES[family]}",
         "prompt": "a photograph of a small green house under a yellow sun",
     }
-    named = [str(word) for name, value in words.items() for word in (f"--{name}", value)]
-    command = ["-m", "eri_runtime.cli", "bench", str(bundle), *named, *backends]
+    flags = [str(word) for name, value in values.items() for word in (f"--{name}", value)]
+    command = ["-m", "eri_runtime", "bench", str(bundle), *flags, *backends]
     command += ["--torch", *(WAYS[family] if options.torch is None else options.torch)]
     subprocess.run([sys.executable, *command], check=True)  # noqa: S603 -- our own module
     return read(file)
 
 
-def made(family: str, folder: Path) -> tuple[Path, Path]:
-    """The checkpoint and its bundle."""
+def make(family: str, folder: Path) -> tuple[Path, Path]:
+    """Makes the checkpoint and its bundle, unless they exist; returns their folders."""
     checkpoint, bundle = folder / f"{family}-checkpoint", folder / family
     if not (bundle / "manifest.json").is_file():
         from eri_export import export
-        from eri_export.ranges import make_ranges
+        from eri_export.choices.ranges import make_ranges
 
         make_checkpoint(family, checkpoint, PARTS[family])
         size = SIZES[family]
@@ -143,28 +143,28 @@ def made(family: str, folder: Path) -> tuple[Path, Path]:
 
 
 def settle(seconds: float = 300) -> None:
-    """Wait until what was run before has left the load average, or for so long."""
+    """Waits until the load average has dropped after earlier work, at most so many seconds."""
     end = time.monotonic() + seconds
     while os.getloadavg()[0] > QUIET / 2 * (os.cpu_count() or 1) and time.monotonic() < end:
         time.sleep(5)
 
 
 def verdicts(record: Record) -> Iterator[str]:
-    """A line for each goal, and for each row that does not count."""
-    found = {(each.figure, each.claim): each for each in bests(record)}
+    """Yields a line for each goal, and for each row that does not count."""
+    comparisons = {(each.figure, each.claim): each for each in best_comparisons(record)}
     for (figure, claim), goal in GOALS.items():
-        best = found.get((figure, claim))
+        best = comparisons.get((figure, claim))
         if best is None:
             yield f"{figure}, {claim}: no pair to compare"
         else:
-            yield f"{figure}, {claim}: {judged(best, goal)}"
+            yield f"{figure}, {claim}: {verdict(best, goal)}"
     for row in record.rows:
         if not row.counts:
             yield f"{row.subject} does not count: {row.reason}"
 
 
-def judged(best: Best, goal: float) -> str:
-    """A ratio beside its goal."""
+def verdict(best: Best, goal: float) -> str:
+    """Returns a ratio and whether it meets its goal."""
     met = "met" if best.ratio.median <= goal else "MISSED"
     return f"{best.ours} {ratio_text(best.ratio)} of {best.theirs}, goal {goal}: {met}"
 

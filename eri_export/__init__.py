@@ -1,7 +1,12 @@
-"""Checkpoints of diffusion models to bundles that `eri_runtime` runs.
+"""Exports checkpoints of diffusion models to bundles that `eri_runtime` runs.
 
-The names are loaded when first asked for: the command line reads this package to register its
-commands, and must not wait for torch, nor fail where there is none.
+Each name is imported on first use: the command line imports this package to register its commands,
+and must neither wait for torch nor fail where torch is not installed.
+
+The package is made of rooms: folders that import only from those below them. From the top:
+`commands`, `bench` and `embedded`, `tensorrt`, `publishing`, `gate`, `plan`, `weights`, `graphs`,
+`checkpoints`, `choices`, then the files `disk`, `machine` and `progress`. Each folder's docstring
+says what is in it and where to start.
 """
 
 from __future__ import annotations
@@ -10,12 +15,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eri_export.bundle import export
-    from eri_export.checkpoint import Checkpoint
+    from eri_export.checkpoints.checkpoint import Checkpoint
+    from eri_export.checkpoints.sources import open_checkpoint
     from eri_export.gate.report import Metric, Report
-    from eri_export.plan import Plan, make_plan
+    from eri_export.plan.plan import Plan, make_plan
     from eri_export.progress import Progress, Stopwatch
-    from eri_export.sources import open_checkpoint
+    from eri_export.publishing.export_bundle import export
 
 __all__ = [
     "Checkpoint",
@@ -29,20 +34,21 @@ __all__ = [
     "open_checkpoint",
 ]
 
-_HOMES = {
-    "Checkpoint": "checkpoint",
+_MODULES = {
+    "Checkpoint": "checkpoints.checkpoint",
     "Metric": "gate.report",
-    "Plan": "plan",
+    "Plan": "plan.plan",
     "Progress": "progress",
     "Report": "gate.report",
     "Stopwatch": "progress",
-    "export": "bundle",
-    "make_plan": "plan",
-    "open_checkpoint": "sources",
+    "export": "publishing.export_bundle",
+    "make_plan": "plan.plan",
+    "open_checkpoint": "checkpoints.sources",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return value

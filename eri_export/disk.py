@@ -1,4 +1,4 @@
-"""What a disk can do to an export, said so that the user knows which disk and what to do."""
+"""Disk space and disk errors: which disk an export failed on, and what to do about it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from eri_runtime.errors import DiskError, EriError
-from eri_runtime.inspection import megabytes
+from eri_runtime.units import megabytes
 
 FIX = "make room there or choose another output folder; nothing was published"
 
-# what a write may fail with through no fault of the program
+# reasons for a failed write that are not the program's fault
 FAULTS: Mapping[int, str] = {
     errno.ENOSPC: "a full disk",
     errno.EDQUOT: "a used-up quota",
     errno.EFBIG: "a file larger than the file system or the process may write",
     errno.EIO: "an input/output error",
 }
-RUST = re.compile(r"\(os error (\d+)\)")  # how the tokenizers and safetensors libraries say errno
+RUST = re.compile(r"\(os error (\d+)\)")  # how the tokenizers and safetensors libraries write errno
 
 
 def require_space(folder: Path, nbytes: int) -> None:
-    """Raise `DiskError` unless the disk of `folder` has `nbytes` free for this user."""
+    """Raises `DiskError` unless the disk of `folder` has `nbytes` free for this user."""
     free = free_space(folder)
     if free < nbytes:
         got, expected = f"{megabytes(free)} free", f"{megabytes(nbytes)} for the weights alone"
@@ -34,9 +34,9 @@ def require_space(folder: Path, nbytes: int) -> None:
 
 @contextlib.contextmanager
 def disk_faults(folder: Path) -> Iterator[None]:
-    """Turn what a disk does to the block, which writes below `folder`, into `DiskError`.
+    """Turns the disk errors of a block that writes below `folder` into `DiskError`.
 
-    What is already typed passes: it may be the checkpoint's disk that failed.
+    An `EriError` passes unchanged: it may report another disk, such as the checkpoint's.
     """
     try:
         yield
@@ -52,10 +52,10 @@ def disk_faults(folder: Path) -> Iterator[None]:
 
 
 def _errno(error: BaseException | None) -> int | None:
-    """The first of `FAULTS` that an exception, or what led to it, tells of."""
+    """Returns the first of `FAULTS` in an exception and its chain of causes, or None."""
     while error is not None:
-        said = RUST.search(str(error))
-        code = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+        match = RUST.search(str(error))
+        code = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
         if code in FAULTS:
             return code
         error = error.__cause__ or error.__context__
@@ -63,6 +63,6 @@ def _errno(error: BaseException | None) -> int | None:
 
 
 def free_space(folder: Path) -> int:
-    """Bytes this user may still write where `folder` is, or will be."""
-    present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(present).free
+    """Returns the bytes this user may still write at `folder`, which need not exist yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free

@@ -1,4 +1,4 @@
-"""What this machine has left: memory and disk, in bytes."""
+"""The memory this machine has available, and the most this process has used, in bytes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Bytes that can be allocated without swapping: of the machine, or of the container."""
+    """Returns the bytes that can be allocated without swapping, by machine and container limits."""
     return min(_machine_memory(), _container_memory())
 
 
 def peak_memory() -> int:
-    """The most bytes this program has held at once."""
-    if STATUS.is_file():  # getrusage counts in what the process was before it began this program
+    """Returns the peak resident memory of this process in bytes."""
+    if STATUS.is_file():  # getrusage also counts what the process was before `exec`
         return _kilobytes(STATUS, "VmHWM") * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -32,7 +32,7 @@ def _machine_memory() -> int:
 
 
 def _kilobytes(file: Path, name: str) -> int:
-    """The number in a line `name:   number kB`."""
+    """Returns the number in a line `name:   number kB`."""
     lines = dict(line.split(":", 1) for line in file.read_text().splitlines())
     return int(lines[name].split()[0])
 

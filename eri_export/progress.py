@@ -1,4 +1,4 @@
-"""What an export tells of itself while it runs: one small event, and a listener that times it."""
+"""Progress events of an export, and a listener that times its stages."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ from typing import Literal
 
 Stage = Literal["trace", "write", "compare", "build", "publish"]
 
-WHOLE = "bundle"  # the component of "publish"
+WHOLE = "bundle"  # the component named by events of the stage "publish"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` of a component's stage are over: bytes of "write", else 0 or 1 of 1.
+    """An event of an export: how much of a component's stage is done.
 
-    A stage is told of when it begins, as 0, and when it is over; "write" in between too.
+    Every stage sends an event with `done=0` when it starts and one with `done=total` when it ends.
+    "write" and "build" send events in between as well.
+
+    Attributes:
+        component: The component's name, such as "denoiser"; "bundle" for the stage "publish".
+        stage: "trace", "write", "compare", "build" or "publish".
+        done: Bytes written for "write", steps of the engine's builder for "build", else 0 or 1.
+        total: What `done` counts up to.
     """
 
     component: str
@@ -30,44 +37,70 @@ Listener = Callable[[Progress], object]
 
 
 def silent(_event: Progress) -> None:
-    """The listener of a caller who does not want to know."""
+    """Ignores the event: the default listener."""
 
 
 @contextlib.contextmanager
 def stage(
-    tell: Listener, component: str, name: Stage, total: int = 1
+    listener: Listener, component: str, name: Stage, total: int = 1
 ) -> Iterator[Callable[[int], None]]:
-    """Tell of the stage that the block is; gives a function to call with how much more is done."""
+    """Reports the block as a stage; yields a function that adds to the amount done."""
     done = 0
 
     def advance(more: int) -> None:
         nonlocal done
         done += more
-        if done < total:  # a file's header is more than was said; only the end tells of the end
-            tell(Progress(component, name, done, total))
+        # `total` leaves out a file's header, so `done` can pass it; only the end reports the end
+        if done < total:
+            listener(Progress(component, name, done, total))
 
-    tell(Progress(component, name, 0, total))
+    listener(Progress(component, name, 0, total))
     yield advance
-    tell(Progress(component, name, total, total))
+    listener(Progress(component, name, total, total))
 
 
 class Stopwatch:
-    """A listener that keeps the seconds of each stage, and hands each event on.
+    """A progress listener that times each stage and passes the events on.
 
-    They are kept here and not in the bundle, which is the same bytes whenever it is built.
+    The times are not stored in the bundle, whose bytes do not depend on when it was built.
+
+    Args:
+        then: A listener to pass every event on to; default: none.
+
+    Attributes:
+        seconds: Seconds by (component, stage), from the stage's first event to its latest.
+
+    Example:
+        >>> from eri_export import Progress, Stopwatch
+        >>> watch = Stopwatch()
+        >>> watch(Progress("denoiser", "trace", 0, 1))
+        >>> watch(Progress("denoiser", "trace", 1, 1))
+        >>> watch.of("trace") == watch.seconds["denoiser", "trace"]
+        True
     """
 
     def __init__(self, then: Listener = silent) -> None:
         self.seconds: dict[tuple[str, Stage], float] = {}
         self._then = then
-        self._begun: dict[tuple[str, Stage], float] = {}
+        self._started: dict[tuple[str, Stage], float] = {}
 
     def __call__(self, event: Progress) -> None:
-        """Hear of an event."""
+        """Records the time of an event and passes it on.
+
+        Args:
+            event: The event to record.
+        """
         key, now = (event.component, event.stage), time.perf_counter()
-        self.seconds[key] = now - self._begun.setdefault(key, now)
+        self.seconds[key] = now - self._started.setdefault(key, now)
         self._then(event)
 
     def of(self, name: Stage) -> float:
-        """Seconds of a stage, of all components together."""
-        return sum(seconds for (_, each), seconds in self.seconds.items() if each == name)
+        """Sums the seconds of one stage over all components.
+
+        Args:
+            name: "trace", "write", "compare", "build" or "publish".
+
+        Returns:
+            Seconds; 0 for a stage without events.
+        """
+        return sum(seconds for (_, stage), seconds in self.seconds.items() if stage == name)

@@ -1,28 +1,52 @@
-"""Run an exported diffusion model with NumPy and one engine; torch is never imported."""
+"""Runs exported diffusion models (SDXL, SD3.5, Flux) with NumPy and one engine, without torch.
+
+`load` opens a bundle that `eri export` wrote, and the pipeline it returns generates images with
+diffusers' keywords. Samplers, schedules and noise can be used on their own.
+
+Example:
+        import eri_runtime as eri
+
+        with eri.load("engines/demo") as pipe:
+            result = pipe("a red heart", num_inference_steps=20, guidance_scale=4.0, seed=0)
+            result.save("heart.png")
+
+The package is made of rooms: folders that import only from those below them. From the top:
+`commands`, `bench`, `batch` and `standalone`, `training`, `pipeline`, `memory`, `request`, `loop`,
+`weights`, `text`, `latents`, `executors` and `images`, `sampling`, `bundle`, then the files
+`checks`, `units` and `errors`. Each folder's docstring says what is in it and where to start.
+"""
 
 from eri_runtime.batch import batch_sample
-from eri_runtime.brownian import BrownianNoise
-from eri_runtime.configs import AncestralSamplerConfig, GuidanceConfig, SamplingConfig
-from eri_runtime.ddpm import DDPMScheduler
-from eri_runtime.denoise import Step, denoise
+from eri_runtime.bundle import Bundle, ComponentSpec, ShapeRange, TensorSpec, read_bundle
 from eri_runtime.errors import EriError
-from eri_runtime.flow_schedules import get_flux_schedule, get_linear_schedule
-from eri_runtime.forward import forward_sdxl_sampling
-from eri_runtime.jobs import Job
-from eri_runtime.lora import apply_lora_for_inference
-from eri_runtime.manifest import read as read_bundle
-from eri_runtime.memory.mode import MemoryEfficientSamplingConfig
-from eri_runtime.noise import NoiseSource, PhiloxNoise, TorchNoise
-from eri_runtime.pipelines import Pipeline, load
-from eri_runtime.randn import TorchNormal
-from eri_runtime.result import Result
-from eri_runtime.samplers import SAMPLERS, Sampler
-from eri_runtime.saving import save_image, save_tensor_as_image
-from eri_runtime.schedule import Point, Schedule, make_schedule
-from eri_runtime.spec import Bundle, ComponentSpec, ShapeRange, TensorSpec
-from eri_runtime.table import SamplerTable, make_table, tabulate
-from eri_runtime.thresholding import dynamic_thresholding
-from eri_runtime.validation import generate_validation_samples
+from eri_runtime.loop import Step, denoise
+from eri_runtime.memory import MemoryEfficientSamplingConfig
+from eri_runtime.pipeline import Pipeline, Result, load
+from eri_runtime.request import AncestralSamplerConfig, GuidanceConfig, Job, SamplingConfig
+from eri_runtime.sampling import (
+    SAMPLERS,
+    BrownianNoise,
+    NoiseSource,
+    PhiloxNoise,
+    Point,
+    Sampler,
+    SamplerTable,
+    Schedule,
+    TorchNoise,
+    TorchNormal,
+    dynamic_thresholding,
+    make_schedule,
+    make_table,
+    tabulate,
+)
+from eri_runtime.standalone import (
+    DDPMScheduler,
+    forward_sdxl_sampling,
+    get_flux_schedule,
+    get_linear_schedule,
+)
+from eri_runtime.training import generate_validation_samples, save_image, save_tensor_as_image
+from eri_runtime.weights import apply_lora_for_inference
 
 __all__ = [
     "SAMPLERS",

@@ -1,20 +1,25 @@
-"""A caller's numbers and arrays, checked: a plain `float`, `int` or array comes back."""
+"""Checks of arguments: each returns the value as a plain `float`, `int`, `str` or NumPy array.
+
+Every check takes the argument's name first, for the message of the error it raises.
+"""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from contextlib import suppress
 from math import isfinite
 from numbers import Real
-from typing import Any
+from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.errors import UsageError, short
-from eri_runtime.executors.base import check_finite
+from eri_runtime.errors import NonFiniteError, UsageError, short
 
 NOT_NEGATIVE = "a finite number, 0 or more"
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def real(
@@ -24,10 +29,13 @@ def real(
     allowed: Callable[[float], bool],
     fix: str | None = None,
 ) -> float:
-    """`value` as a float, if it is a real number that is `allowed`; else a `UsageError`."""
+    """Returns a real number as a float.
+
+    Raises `UsageError` if `value` is not a real number (a bool is none) or not `allowed`.
+    """
     try:
-        number = float(value) if _is_number(value) and isinstance(value, Real) else None
-    except OverflowError:  # an int beyond every float
+        number = float(value) if not isinstance(value, bool) and isinstance(value, Real) else None
+    except OverflowError:  # an int larger than the largest float
         number = None
     if number is None or not allowed(number):
         raise UsageError(name, got=short(value), expected=expected, fix=fix)
@@ -35,31 +43,52 @@ def real(
 
 
 def finite(name: str, value: object) -> float:
-    """`value` as a float, if it is a finite number; else a `UsageError`."""
+    """Returns a finite number as a float; raises `UsageError` for anything else."""
     return real(name, value, "a finite number", isfinite)
 
 
 def not_negative(name: str, value: object) -> float:
-    """`value` as a float, if it is finite and 0 or more; else a `UsageError`."""
+    """Returns a finite number, 0 or more, as a float; raises `UsageError` for anything else."""
     return real(name, value, NOT_NEGATIVE, lambda number: isfinite(number) and number >= 0)
 
 
-def whole(name: str, value: object, low: int, high: int | None = None) -> int:
-    """`value` as an int, if it is an integer from `low` to `high`; else a `UsageError`."""
-    try:
-        number = operator.index(value) if _is_number(value) else None  # type: ignore[arg-type]
-    except TypeError:
-        number = None
+def integer(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Returns an integer from `low` to `high` (default: no upper limit) as an int.
+
+    Accepts Python and NumPy integers, but no bool. Raises `UsageError` for anything else.
+    """
+    number = None
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool):
+        with suppress(TypeError):  # an array of floats has `__index__` too
+            number = operator.index(value)
     if number is None or number < low or (high is not None and number > high):
         expected = f"an integer, {low} or more" if high is None else f"an integer, {low} to {high}"
         raise UsageError(name, got=short(value), expected=expected)
     return number
 
 
-def from_anywhere(name: str, value: Any) -> NDArray[Any]:
-    """`value` as a NumPy array: an array, or a framework's tensor, from whatever device.
+def string(name: str, value: object) -> str:
+    """Returns a string unchanged; raises `UsageError` for anything else."""
+    if not isinstance(value, str):
+        raise UsageError(name, got=short(value), expected="a string")
+    return value
 
-    bfloat16, which NumPy has not, becomes float32. Raises `UsageError` for anything else.
+
+def text(name: str, value: object) -> str:
+    """Returns a string that UTF-8 can encode; raises `UsageError` for anything else."""
+    checked = string(name, value)
+    try:
+        checked.encode()
+    except UnicodeEncodeError as error:
+        expected = "text in UTF-8, without lone surrogates"
+        raise UsageError(name, got=short(checked), expected=expected) from error
+    return checked
+
+
+def to_numpy(name: str, value: Any) -> NDArray[Any]:
+    """Converts an array, or a tensor of another framework on any device, to a NumPy array.
+
+    Converts bfloat16 to float32. Raises `UsageError` if the value cannot be converted.
     """
     try:
         if not isinstance(value, np.ndarray) and hasattr(value, "detach"):
@@ -74,17 +103,17 @@ def from_anywhere(name: str, value: Any) -> NDArray[Any]:
 
 
 def floats(name: str, value: object) -> NDArray[np.floating]:
-    """`value` as an array of finite floats, of the type it has.
+    """Returns an array of finite floats in its own dtype.
 
-    Raises `UsageError` for anything else, `NonFiniteError` for NaN or Inf.
+    Raises `UsageError` for another dtype, `NonFiniteError` for NaN or Inf.
     """
     return check_finite(name, _array(name, value, "f", "an array of floats"))
 
 
 def float32(name: str, value: object) -> NDArray[np.float32]:
-    """`value`, any array of finite numbers, as float32.
+    """Converts any array of finite numbers to float32.
 
-    Raises `UsageError` for anything else, `NonFiniteError` for NaN, Inf or a number too large.
+    Raises `UsageError` for anything else, `NonFiniteError` for NaN, Inf or float32 overflow.
     """
     with np.errstate(over="ignore"):
         array = _array(name, value, "fiu", "an array of numbers").astype(np.float32)
@@ -92,7 +121,7 @@ def float32(name: str, value: object) -> NDArray[np.float32]:
 
 
 def integers(name: str, value: object, low: int, high: int) -> NDArray[np.integer]:
-    """`value` as an array of integers from `low` to `high`; else a `UsageError`."""
+    """Returns an array of integers from `low` to `high`; raises `UsageError` for anything else."""
     expected = f"integers, {low} to {high}"
     array = _array(name, value, "iu", expected)
     if ((array < low) | (array > high)).any():
@@ -100,16 +129,22 @@ def integers(name: str, value: object, low: int, high: int) -> NDArray[np.intege
     return array
 
 
-def _array(name: str, value: object, kinds: str, expected: str) -> NDArray:
-    """`value` as an array whose dtype is of the `kinds`."""
+def check_finite(where: str, array: NDArray[Scalar]) -> NDArray[Scalar]:
+    """Returns `array` unchanged; raises `NonFiniteError` if it contains NaN or Inf."""
+    if not np.isfinite(array).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        fix = "export with --precision fp32, or lower the guidance"
+        got = f"NaN or Inf in {bad} of {array.size} values"
+        raise NonFiniteError(where, got=got, expected="finite numbers", fix=fix)
+    return array
+
+
+def _array(name: str, value: object, kinds: str, expected: str) -> NDArray[Any]:
+    """Converts `value` to an array; raises `UsageError` if its dtype's kind is not in `kinds`."""
     try:
-        array = np.asarray(value)
+        array: NDArray[Any] = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors with gradients
         raise UsageError(name, got=short(str(error)), expected=expected) from error
     if array.dtype.kind not in kinds:
         raise UsageError(name, got=f"an array of {array.dtype}", expected=expected)
     return array
-
-
-def _is_number(value: object) -> bool:
-    return not isinstance(value, bool)

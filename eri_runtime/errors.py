@@ -1,44 +1,69 @@
-"""Every error this project raises on purpose.
+"""The exception tree: every error that eri raises on purpose.
 
-EriError                     exit status 1 on the command line
-├── UsageError               the caller's argument; exit status 2; also a ValueError
-│   ├── SizeError            a height, width, batch or length outside what the bundle holds
-│   └── UnknownNameError     a sampler, family, backend or component that does not exist
-├── CheckpointError          a checkpoint or a file of weights; also a ValueError
-│   ├── NotACheckpointError  a path that is missing, or a file or folder that is none
-│   ├── PickleError          a .ckpt, .pt or .bin: refused unread
-│   ├── DamagedWeightsError  truncated, overlapping or non-finite weights
-│   └── HubError             a Hub repository that is missing, closed or out of reach
-├── ExportError              tracing, comparing or publishing went wrong
-│   ├── ParityError          the exported graph does not agree with PyTorch
-│   └── DiskError            a disk that is full, or fails
-├── BundleError              what `eri.load` was pointed at; also a ValueError
-│   ├── NotABundleError      no folder, or no manifest in it
-│   ├── ManifestError        a manifest that does not say what it must
-│   └── IntegrityError       a file whose size or sha256 is not the manifest's
-├── LoraError                a LoRA that is damaged, or does not fit; also a ValueError
-│   └── UnmatchedKeysError   keys of a LoRA that no weight of the model answers to
-├── BackendError             an engine that is missing or cannot run this component
-├── OutOfMemoryError         memory that has ended, or would; also a MemoryError
-├── BenchmarkError           a benchmark that found what must not be
-│   ├── WorkerError          a process that is measured ended, was silent, or said that it failed
-│   └── RegressionError      something became slower
-└── NonFiniteError           NaN or Inf where numbers must be; never a black picture
+The message names the offender, the value it got, the value it expected and, where there is one,
+the fix. The command line exits with status 2 for a `UsageError`, with 1 for every other `EriError`.
+
+    EriError
+    ├── UsageError               an invalid argument; also a ValueError
+    │   ├── SizeError            a height, width, batch or length that the bundle does not support
+    │   └── UnknownNameError     an unknown sampler, family, backend or component
+    ├── CheckpointError          an unusable checkpoint or weights file; also a ValueError
+    │   ├── NotACheckpointError  a missing path, or a file or folder that is not a checkpoint
+    │   ├── PickleError          a pickled .ckpt, .pt or .bin file, refused without unpickling it
+    │   ├── DamagedWeightsError  truncated, inconsistent or non-finite weights
+    │   └── HubError             a missing, private or unreachable Hugging Face Hub repository
+    ├── ExportError              tracing, comparing or publishing failed
+    │   ├── ParityError          the exported graph disagrees with PyTorch
+    │   └── DiskError            the disk is full or fails
+    ├── BundleError              an unusable bundle; also a ValueError
+    │   ├── NotABundleError      no such folder, or no manifest in it
+    │   ├── ManifestError        an invalid manifest
+    │   └── IntegrityError       a file whose size or sha256 differs from the manifest
+    ├── LoraError                a damaged LoRA, or one that does not fit; also a ValueError
+    │   └── UnmatchedKeysError   LoRA keys that match no weight of the model
+    ├── BackendError             a missing engine, or one that cannot run the component
+    ├── OutOfMemoryError         not enough memory; also a MemoryError
+    ├── BenchmarkError           a failed benchmark
+    │   ├── WorkerError          a measured process died, timed out or reported a failure
+    │   └── RegressionError      a measurement became slower
+    └── NonFiniteError           NaN or Inf in inputs, latents or images
 """
 
 from __future__ import annotations
 
-SHOWN = 160  # characters of what was found that a message repeats
+SHOWN = 160  # characters of a value that a message repeats
 
 
 def short(value: object) -> str:
-    """The `repr` of what a file or a caller gave, cut where it would fill the screen."""
+    """Returns `repr(value)`, with the middle cut out if it is longer than `SHOWN` characters."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}...{text[-SHOWN // 2 :]}"
 
 
 class EriError(Exception):
-    """One sentence: the offender, what was found, what was expected, the way out."""
+    """Base class of all errors that eri raises on purpose.
+
+    The message is one sentence: `offender: got …, expected …; fix`.
+
+    Args:
+        offender: The argument, file or component at fault.
+        got: The value or state it had.
+        expected: The values or the state it may have.
+        fix: A way to solve the problem, if there is an obvious one.
+
+    Attributes:
+        offender: The argument, file or component at fault, as text.
+        got: The value or state it had, as text.
+        expected: The values or the state it may have, as text.
+        fix: A way to solve the problem, or None.
+
+    Example:
+        >>> try:
+        ...     eri.get_linear_schedule(0)
+        ... except eri.EriError as error:
+        ...     print(error)
+        num_steps: got 0, expected an integer, 1 to 1000000
+    """
 
     def __init__(
         self, offender: object, *, got: object, expected: object, fix: str | None = None
@@ -52,47 +77,47 @@ class EriError(Exception):
 
 
 class UsageError(EriError, ValueError):
-    """A bad argument."""
+    """An invalid argument. The command line exits with status 2."""
 
 
 class SizeError(UsageError):
-    """A size the bundle does not hold."""
+    """A height, width, batch size or sequence length that the bundle does not support."""
 
 
 class UnknownNameError(UsageError):
-    """A name that is none of the known ones."""
+    """An unknown name, for example of a sampler, family, backend or component."""
 
 
 class CheckpointError(EriError, ValueError):
-    """A checkpoint that cannot be exported."""
+    """A checkpoint or weights file that cannot be used."""
 
 
 class NotACheckpointError(CheckpointError):
-    """A path that holds no checkpoint."""
+    """A path that does not exist, or that holds no checkpoint."""
 
 
 class PickleError(CheckpointError):
-    """A pickle, which may run code when it is read."""
+    """A pickled file. Unpickling can run arbitrary code, so eri never reads one."""
 
 
 class DamagedWeightsError(CheckpointError):
-    """A weights file that is truncated, inconsistent or not finite."""
+    """A weights file that is missing, truncated, inconsistent or not finite."""
 
 
 class HubError(CheckpointError):
-    """A repository of the Hugging Face Hub that cannot be had."""
+    """A Hugging Face Hub repository that is missing, private or unreachable."""
 
 
 class ExportError(EriError):
-    """An export that did not finish."""
+    """An export that failed."""
 
 
 class ParityError(ExportError):
-    """A graph whose outputs are not PyTorch's."""
+    """An exported graph whose outputs differ too much from PyTorch's."""
 
 
 class DiskError(ExportError):
-    """A disk that has no room for a bundle, or fails while one is written."""
+    """A disk that is full, or that fails while a bundle is written."""
 
 
 class BundleError(EriError, ValueError):
@@ -100,7 +125,7 @@ class BundleError(EriError, ValueError):
 
 
 class NotABundleError(BundleError):
-    """A path that holds no bundle."""
+    """A path that does not exist, or that holds no bundle."""
 
 
 class ManifestError(BundleError):
@@ -108,41 +133,50 @@ class ManifestError(BundleError):
 
 
 class IntegrityError(BundleError):
-    """A bundle file that is not the one that was published."""
+    """A bundle file that is missing, or whose size or sha256 differs from the manifest."""
 
 
 class LoraError(EriError, ValueError):
-    """A LoRA that cannot be applied to this model."""
+    """A LoRA or textual inversion that is damaged, or that does not fit this model."""
 
 
 class UnmatchedKeysError(LoraError):
-    """Keys of a LoRA that match no weight; all of them are in `keys`."""
+    """A LoRA with keys that match no weight of the model.
+
+    Attributes:
+        keys: All unmatched keys; the message lists only the first ones.
+    """
 
     keys: tuple[str, ...] = ()
 
 
 class BackendError(EriError):
-    """An engine that is not installed, or cannot run what it was given."""
+    """An engine that is not installed, or that cannot run the component."""
 
 
 class BenchmarkError(EriError):
-    """A benchmark that found what must not be."""
+    """A benchmark that failed."""
 
 
 class WorkerError(BenchmarkError):
-    """A process that is measured ended, was silent for too long, or said that it failed."""
+    """A measured process that died, timed out or reported a failure."""
 
 
 class RegressionError(BenchmarkError):
-    """Something became slower by more than it may."""
+    """A measurement that became slower than the baseline allows."""
 
 
 class NonFiniteError(EriError):
-    """NaN or Inf in latents or in an image."""
+    """NaN or Inf in an input, in latents, in weights or in an image."""
 
 
 class OutOfMemoryError(EriError, MemoryError):
-    """Memory that has ended, or would have: `needed` is the bytes a `component` takes, if known."""
+    """Memory ran out, or an estimate shows that it would run out.
+
+    Attributes:
+        component: The component that needs the memory, or None if unknown.
+        needed: The bytes that the component needs, or None if unknown.
+    """
 
     component: str | None = None
     needed: int | None = None

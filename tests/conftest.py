@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
+import gc
 import os
 from collections.abc import Callable
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from tests.checkpoints import tiny_flux, tiny_sd35, tiny_sdxl
+from tests.support import one_core  # noqa: F401  before torch counts the cores
+from tests.support.checkpoints import tiny_flux, tiny_sd35, tiny_sdxl
+from tests.support.once import once
 
 # a busy machine is not a bug: no example has to finish within a time
 settings.register_profile("eri", deadline=None)
 settings.load_profile("eri")
 
 
-LONGEST = ("test_faults.py", "test_demo_families.py", "test_precision.py", "test_blocks.py")
+LONGEST = (
+    "test_faults.py",
+    "test_demo_families.py",
+    "test_precision.py",
+    "test_repeated_blocks.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no worker is left alone with one at the end."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector the million objects of the libraries that are imported now.
+
+    Tracing makes so many objects that it scanned them all the time: a quarter of its work.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -35,22 +52,10 @@ def workshop(tmp_path_factory) -> Path:
     return folder
 
 
-def _once(path: Path, make: Callable[[], object]) -> Path:
-    """`path`, made by whichever worker comes first; the others wait for it."""
-    path.parent.mkdir(exist_ok=True)
-    done = path.with_name(f"{path.name}.done")
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not done.exists():
-            make()
-            done.touch()
-    return path
-
-
 def _checkpoint(name: str, make: Callable[[Path], Path]):
     def checkpoint(workshop: Path) -> Path:
         path = workshop / "checkpoints" / name
-        return _once(path, lambda: make(path))
+        return once(path, make)
 
     return pytest.fixture(scope="session", name=f"{name}_checkpoint")(checkpoint)
 
@@ -61,7 +66,8 @@ def _bundle(name: str):
 
         checkpoint = request.getfixturevalue(f"{name}_checkpoint")
         path = workshop / "engines" / name
-        return _once(path, lambda: export(checkpoint, path))
+        with request.getfixturevalue("all_cases")():
+            return once(path, lambda path: export(checkpoint, path))
 
     return pytest.fixture(scope="session", name=f"{name}_bundle")(bundle)
 
@@ -79,34 +85,80 @@ flux_bundle = _bundle("flux")
 flux_schnell_bundle = _bundle("flux_schnell")
 
 
+@pytest.fixture(scope="session")
+def demo(workshop) -> Path:
+    """The folder in which `eri demo` was run: the embedded SD3.5 checkpoint and its sheet."""
+    from eri_runtime.commands.main import main
+
+    def run(folder: Path) -> None:
+        folder.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            assert main(["demo"]) == 0
+
+    return once(workshop / "demo", run)
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(demo) -> Path:
+    """The bundle of the embedded SD3.5 checkpoint."""
+    return demo / "engines" / "demo"
+
+
 @pytest.fixture(scope="session", autouse=True)
-def shared_traces():
-    """Trace each network once a session: its graph depends on nothing but what the key holds."""
-    from eri_export import bundle as module
+def shared_trace(workshop):
+    """Every export traces a network only if nothing in this run has traced it before.
 
-    trace, traced = module.trace, {}
+    Gives the function, for tests that trace a component by themselves. And torch reads the sources
+    of its thousand operators once a process, where it does so for each graph.
+    """
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    def shared(recipe):
-        config = json.dumps(dict(recipe.source.config), sort_keys=True)
-        specs = (*(each.spec for each in recipe.inputs), *recipe.outputs)
-        names = tuple(sorted(recipe.source.tensors))
-        constants = tuple(recipe.constants.items())
-        network = (recipe.source.class_name, config, recipe.precision, names)
-        key = (recipe.name, network, specs, constants)
-        if key not in traced:
-            traced[key] = trace(recipe)
-        return traced[key].clone()
+    from eri_export.gate import parity
+    from eri_export.graphs.trace import trace
+    from eri_export.publishing import export_bundle
+    from tests.support.trace_cache import cached
+
+    shared = cached(trace, workshop / "traces")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib))
+        )
+        for module in (export_bundle, parity):
+            patch.setattr(module, "trace", shared)
+        yield shared
+
+
+@pytest.fixture(scope="session", autouse=True)
+def all_cases():
+    """Exports compare at the smallest sizes and the usual ones, as the largest take half the time.
+
+    Gives a context in which an export compares every case; the bundles above are made in it.
+    """
+    from eri_export.gate import cases
+
+    every = cases._ends
+
+    def smallest(recipe):
+        ends, _ = every(recipe)
+        return [end for end in ends if end[0] == "smallest"], ()
+
+    @contextmanager
+    def whole():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cases, "_ends", every)
+            yield
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "trace", shared)
-        yield
+        patch.setattr(cases, "_ends", smallest)
+        yield whole
 
 
 @pytest.fixture(scope="session", autouse=True)
 def onnx_runtime_only():
     """Bundles are the same, and `auto` takes the same engine, whatever else is installed."""
-    from eri_export.gate import engines
+    from eri_export.gate import other_engines
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines, "OTHERS", {})
+        patch.setattr(other_engines, "OTHERS", {})
         yield

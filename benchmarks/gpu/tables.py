@@ -1,88 +1,55 @@
-"""The results on a terminal: a table for each part that has rows."""
+"""Prints the results: a line for each row, short enough to read in a terminal's last page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from benchmarks.gpu.record import Row, passed
 
-from benchmarks.gpu.record import Row, failed, verdict_of
-from benchmarks.gpu.settings import PARTS
+KERNELS = 8  # lines of a kernel table
 
-Cells = Callable[[Row], Iterable[str]]
+
+def lines(rows: Iterable[Row]) -> Iterator[str]:
+    """Yields the lines of every row, parity rows that passed left out."""
+    for row in rows:
+        if row["status"] != "ok":
+            why = row.get("error") or row.get("reason")
+            yield f"{row['stage']:24} {row['subject']:32} {row['status']}: {why}"
+        elif row["part"] != "parity" or not row["passed"]:
+            yield f"{row['stage']:24} {row['subject']:32} {_figures(row)}"
+            yield from _kernels(row)
+
+
+def _figures(row: Row) -> str:
+    """Returns the figures of a row that is ok."""
+    words = []
+    if "what" in row:
+        words.append(row["what"])
+    words += [f"{name} {_spread(row[name])}" for name in ("step_ms", "total_ms") if name in row]
+    if row.get("device_mb") is not None:
+        words.append(f"{row['device_mb']} MB")
+    verdict = row if row["part"] == "parity" else row.get("parity")
+    if verdict is not None:
+        words.append(_error(verdict))
+    words += [f"{name} {row[name]}" for name in ("bytes", "seconds", "calls", "ms") if name in row]
+    if passed(row) is False:
+        words.append("DOES NOT COUNT")
+    return ", ".join(words)
+
+
+def _kernels(row: Row) -> Iterator[str]:
+    """Yields the first kernels of a table."""
+    for each in row.get("kernels", ())[:KERNELS]:
+        yield f"{'':24} {each['ms']:9.3f} ms {each['calls']:5}  {each['name'][:80]}"
 
 
 def _spread(values: Mapping[str, Any]) -> str:
-    return f"{values['median']:.2f} ({values['low']:.2f} to {values['high']:.2f})"
+    """Formats a median with its 95th percentile."""
+    return f"{values['median']:.2f} (p95 {values['p95']:.2f})"
 
 
 def _error(verdict: Mapping[str, Any]) -> str:
+    """Formats an error with its limit."""
     error = "not finite" if verdict["error"] is None else f"{verdict['error']:.1e}"
-    return f"{error} ≤ {verdict['limit']:.0e}" if verdict["passed"] else f"{error}: FAILED"
-
-
-def _megabytes(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0f}"
-
-
-def _file(row: Row) -> tuple[str, ...]:
-    return f"{row['bytes'] / 1e9:.2f}", row["made"], f"{row['seconds']}"
-
-
-# a part's columns after model and subject, and a row's cells in them
-COLUMNS: Mapping[str, tuple[tuple[str, ...], Cells]] = {
-    "bundle": (
-        ("precision", "GB", "made", "seconds"),
-        lambda row: (row["precision"], *_file(row)),
-    ),
-    "plan": (
-        ("plan", "GB", "made", "seconds"),
-        lambda row: (row["file"], *_file(row)),
-    ),
-    "parity": (
-        ("what", "against", "relative error"),
-        lambda row: (row["what"], row["against"], _error(row)),
-    ),
-    "latency": (
-        ("ms a step (10–90 %)", "ms in all", "relative error"),
-        lambda row: (
-            *(_spread(row[name]) if row["counts"] else "–" for name in ("step_ms", "total_ms")),
-            _error(row["parity"]),
-        ),
-    ),
-    "memory": (
-        ("device MB", "host MB"),
-        lambda row: (_megabytes(row["device_mb"]), _megabytes(row["host_mb"])),
-    ),
-}
-
-
-def show(rows: Iterable[Row], console: Console) -> None:
-    """Print every row, errors and what was skipped among them."""
-    rows = list(rows)
-    for part in PARTS:
-        those = [row for row in rows if row["part"] == part]
-        if those:
-            console.print(_table(part, those))
-    for row in rows:
-        if row["status"] == "error":
-            about = f"{row['part']}, {row['model']} {row['size']}, {row['subject']}"
-            console.print(f"{about}: {row['error']}", style="yellow", markup=False)
-    count = len(failed(rows))
-    skipped = sum(row["status"] == "skipped" for row in rows)
-    console.print(f"{len(rows)} rows, {count} failed, {skipped} skipped")
-
-
-def _table(part: str, rows: Iterable[Row]) -> Table:
-    titles, cells = COLUMNS[part]
-    table = Table("model", "subject", *titles, title=part, title_justify="left")
-    for row in rows:
-        about = f"{row['model']} {row['size']}", row["subject"]
-        if row["status"] == "ok":
-            style = "red" if verdict_of(row) is False else None
-            table.add_row(*about, *cells(row), style=style)
-        else:
-            table.add_row(*about, row["status"], style="yellow")
-    return table
+    return f"error {error} {'≤' if verdict['passed'] else '>'} {verdict['limit']:.0e}"

@@ -1,72 +1,87 @@
-"""PyTorch's denoiser in eri's own loop, with the latents on its device: what others are beside.
+"""PyTorch's networks in eri's loop, with the latents on the device: the baseline for engines.
 
-It reads the weights of the bundle, so it computes with the very numbers that the engines have.
+They read the bundle's weights, so they compute with the same numbers as the engines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from eri_export.names import file_names
-from eri_export.plan import make_plan
-from eri_export.ranges import make_ranges
-from eri_export.recipes.base import Recipe
-from eri_runtime.executors.base import Arrays, Executor
-from eri_runtime.executors.stepper import Array, HeldLatents, Row, StepLoop, Stepper
-from eri_runtime.spec import Bundle
-from eri_runtime.table import COLUMNS, MAX_W
+from benchmarks.gpu.settings import Model, Settings
+from eri_export.graphs.recipes.base import TORCH_PRECISION, Wrapper
+from eri_export.graphs.recipes.flux import Flux
+from eri_export.graphs.recipes.mmdit import MMDiT
+from eri_export.graphs.recipes.unet import UNet
+from eri_export.graphs.recipes.vae import Decoder
+from eri_runtime.bundle import ComponentSpec
+from eri_runtime.executors import Array, Arrays, Executor, HeldLatents, Row, StepLoop, Stepper
+from eri_runtime.sampling import COLUMNS, MAX_W
 
-Network = Callable[..., torch.Tensor]
+Run = Callable[..., torch.Tensor]
+WRAPPERS: Mapping[str, type[Wrapper]] = {
+    "UNet2DConditionModel": UNet,
+    "SD3Transformer2DModel": MMDiT,
+    "FluxTransformer2DModel": Flux,
+    "AutoencoderKL": Decoder,
+}
 
 
-def exact_products() -> None:
-    """Float32 products with all their bits, as in the engines' sessions."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+def load_network(settings: Settings, model: Model, name: str, mode: str) -> Run:
+    """Returns a component's network on the device, in the bundle's precision.
 
-
-def load_network(bundle: Bundle, checkpoint: Path, device: str) -> tuple[Recipe, torch.nn.Module]:
-    """The denoiser's recipe, and its network on `device` in the bundle's precision."""
-    exact_products()
-    spec = bundle.components["denoiser"]
-    ranges = make_ranges(size=f"{bundle.defaults.width}x{bundle.defaults.height}", static=True)
-    plan = make_plan(checkpoint, precision=spec.precision, ranges=ranges)
-    recipe = next(each for each in plan.recipes if each.name == "denoiser")
+    `mode` is `eager`, `channels-last`, `tf32`, or `compile`, which also has channels last. TF32 is
+    off in all others, as in the engines' sessions.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = mode == "tf32"
+    torch.backends.cudnn.allow_tf32 = mode == "tf32"
+    described, bundle = model.networks[name], model.bundle
+    spec = bundle.components[name]
+    dtype = TORCH_PRECISION[spec.precision]
     with torch.device("meta"):
-        network = recipe.build()
-    stored = load_file(bundle.path(spec.weights), device=device)
-    names = file_names(network, recipe.source)
-    state = {name: stored[file].to(recipe.dtype) for name, file in names.items() if file in stored}
+        network = getattr(diffusers, described.class_name).from_config(dict(described.config))
+    stored = load_file(bundle.path(spec.weights), device=settings.device)
+    state = {
+        key: stored[key].to(dtype) if key in stored else torch.zeros_like(value, device="cpu")
+        for key, value in network.state_dict().items()  # a graph omits weights that it never reads
+    }
     network.load_state_dict(state, assign=True)
-    return recipe, recipe.wrap(network, recipe.dtype)
+    network = network.eval().to(settings.device)
+    if mode in ("channels-last", "compile"):
+        network = network.to(memory_format=torch.channels_last)
+    run: Run = WRAPPERS[described.class_name](network, dtype)
+    if mode != "compile":
+        return run
+    if settings.rehearsal:  # a compiler for the CPU would prove nothing
+        return torch.compile(run, backend="eager")
+    return torch.compile(run, mode="max-autotune")
 
 
 class TorchExecutor(Executor):
-    """The denoiser on NumPy arrays."""
+    """Runs a component on NumPy arrays."""
 
-    def __init__(self, bundle: Bundle, recipe: Recipe, network: Network, device: str) -> None:
-        self.spec = bundle.components["denoiser"]
-        self._recipe, self._network, self._device = recipe, network, device
+    def __init__(self, spec: ComponentSpec, network: Run, device: str) -> None:
+        self.spec = spec
+        self._network, self._device = network, device
 
     def run(self, inputs: Arrays) -> dict[str, Any]:
-        names = (each.spec.name for each in self._recipe.inputs)
+        names = (each.name for each in self.spec.inputs)
         values = [torch.from_numpy(np.asarray(inputs[each])).to(self._device) for each in names]
         with torch.inference_mode():
-            return {"output": self._network(*values).cpu().numpy()}
+            return {self.spec.outputs[0].name: self._network(*values).cpu().numpy()}
 
     def close(self) -> None:
         del self._network
 
 
 class TorchLatents:
-    """A state on the device."""
+    """The latents on the device; each array is copied when it is read."""
 
     def __init__(
         self, x: torch.Tensor, denoised: torch.Tensor, remembered: tuple[torch.Tensor, ...]
@@ -87,29 +102,29 @@ class TorchLatents:
 
     @property
     def finite(self) -> bool:
-        """One number is read back, as in the step graphs: both wait for the device."""
+        """Whether all latents are finite; waits for the device, as the step graphs do."""
         return bool(torch.isfinite(self.tensors[0].abs().sum()))
 
 
 class TorchStepper(Stepper):
-    """A step of eri's table around a network of PyTorch."""
+    """Runs steps of eri's sampler table around a PyTorch network."""
 
-    def __init__(self, recipe: Recipe, network: Network, device: str) -> None:
-        self._recipe, self._network, self._device = recipe, network, device
+    def __init__(self, spec: ComponentSpec, network: Run, device: str) -> None:
+        self._spec, self._network, self._device = spec, network, device
 
     def loop(self, shape: tuple[int, ...], width: int) -> StepLoop:
-        del shape  # eager tensors are made as they are needed
-        return TorchStepLoop(self._recipe, self._network, self._device, width)
+        del shape  # eager mode allocates tensors as needed
+        return TorchStepLoop(self._spec, self._network, self._device, width)
 
     def close(self) -> None:
         del self._network
 
 
 class TorchStepLoop(StepLoop):
-    """One trajectory, as `denoise.denoise` runs it."""
+    """One trajectory, as `eri_runtime.loop.denoise` runs it."""
 
-    def __init__(self, recipe: Recipe, network: Network, device: str, width: int) -> None:
-        self._names = [each.spec.name for each in recipe.inputs]
+    def __init__(self, spec: ComponentSpec, network: Run, device: str, width: int) -> None:
+        self._names = [each.name for each in spec.inputs]
         self._network, self._device, self._width = network, device, width
         self._bound: dict[Hashable, tuple[torch.Tensor, dict[str, torch.Tensor]]] = {}
 
@@ -122,7 +137,7 @@ class TorchStepLoop(StepLoop):
         return TorchLatents(start, start, tuple(map(self._tensor, remembered)))
 
     def run(self, rows: Iterable[Row], state: HeldLatents) -> Iterator[HeldLatents]:
-        assert isinstance(state, TorchLatents)  # noqa: S101 its own
+        assert isinstance(state, TorchLatents)  # noqa: S101 `begin` returned it
         for row in rows:
             state = self._step(*row, state)
             yield state
@@ -131,27 +146,30 @@ class TorchStepLoop(StepLoop):
     def _step(
         self, key: Hashable, columns: Array, noises: Sequence[Array], state: TorchLatents
     ) -> TorchLatents:
+        """Runs one row of the sampler table."""
         x, _, history = state.tensors
         first = len(columns) - COLUMNS["B"] - COLUMNS["C"]
         single, B, C = np.split(columns, [first, -COLUMNS["C"]])
         t, c_in, c_skip, c_out, p, q, A = map(float, single)
-        denoised = c_skip * x + c_out * self._predicted(key, c_in * x, t)
+        denoised = c_skip * x + c_out * self._predict(key, c_in * x, t)
         remembered = (p * x + q * denoised, *history)[: min(self._width, MAX_W)]
         x = A * x
-        drawn = [self._tensor(each) for each in noises]
-        for column, values in ((B, remembered), (C, drawn)):
+        noise = [self._tensor(each) for each in noises]
+        for column, values in ((B, remembered), (C, noise)):
             for coefficient, value in zip(map(float, column), values, strict=False):
                 x = x + coefficient * value
         return TorchLatents(x, denoised, remembered)
 
-    def _predicted(self, key: Hashable, x: torch.Tensor, t: float) -> torch.Tensor:
+    def _predict(self, key: Hashable, x: torch.Tensor, t: float) -> torch.Tensor:
+        """Returns the mixed prediction of all conditions."""
         mix, conditions = self._bound[key]
         count, ones = len(mix), (1,) * (x.ndim - 1)
         sample = x.repeat(count, *ones)
-        clock = torch.full((len(sample),), t, device=x.device)
-        inputs = {"sample": sample, "timestep": clock, **conditions}
+        timestep = torch.full((len(sample),), t, device=x.device)
+        inputs = {"sample": sample, "timestep": timestep, **conditions}
         predicted = self._network(*(inputs[name] for name in self._names))
         return (mix.view(*mix.shape, *ones) * predicted.view(count, *x.shape)).sum(0)
 
     def _tensor(self, values: Array) -> torch.Tensor:
+        """Copies an array to the device."""
         return torch.from_numpy(np.array(values)).to(self._device)

@@ -1,9 +1,9 @@
-"""Peers with a pipeline of diffusers' kind around another engine, where they are installed.
+"""The worker of Optimum: diffusers-like pipelines on ONNX Runtime or OpenVINO, if installed.
 
-    python -m eri_export.bench.optimum_worker      lines of JSON in, lines of JSON out
+`python -m eri_export.bench.optimum_worker` reads and writes lines of JSON.
 
 Variants: `onnx`, optimum-onnx with ONNX Runtime's CPU provider; `openvino`, optimum-intel. Both
-export the checkpoint by themselves when they are opened, which their `open_s` therefore holds.
+export the checkpoint when they open it, so their `open_s` includes the export.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from eri_export.bench.calls import HARNESS_S, DiffusersDrawer
-from eri_runtime.bench.serve import Drawer, Opened, Setup, serve
+from eri_export.bench.diffusers_calls import HARNESS_S, DiffusersDrawer
+from eri_runtime.bench.worker_server import Drawer, Opened, Setup, serve
 from eri_runtime.errors import UnknownNameError
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
@@ -25,7 +25,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 
 
 def make(setup: Setup) -> tuple[Drawer, Opened]:
-    """Export and load; raises `ImportError` where the peer is not installed."""
+    """Exports and loads a checkpoint; raises ImportError if the peer is not installed."""
     if setup.variant not in PACKAGES:
         expected = " or ".join(f"optimum-{name}" for name in PACKAGES)
         raise UnknownNameError("--peers", got=repr(setup.variant), expected=expected)
@@ -33,7 +33,7 @@ def make(setup: Setup) -> tuple[Drawer, Opened]:
     pipe = {"onnx": _onnx, "openvino": _openvino}[setup.variant](setup)
     pipe.set_progress_bar_config(disable=True)
     versions = {name: version(name) for name in PACKAGES[setup.variant]}
-    words = ", ".join(f"{name} {found}" for name, found in versions.items())
+    words = ", ".join(f"{name} {number}" for name, number in versions.items())
     return DiffusersDrawer(pipe), Opened(
         words=f"{words}, threads {setup.threads}",
         precision="fp32",
@@ -43,6 +43,7 @@ def make(setup: Setup) -> tuple[Drawer, Opened]:
 
 
 def _onnx(setup: Setup) -> Any:
+    """Opens optimum-onnx's pipeline."""
     import onnxruntime
     from optimum.onnxruntime import ORTDiffusionPipeline
 
@@ -54,6 +55,7 @@ def _onnx(setup: Setup) -> Any:
 
 
 def _openvino(setup: Setup) -> Any:
+    """Opens optimum-intel's pipeline."""
     from optimum.intel import OVDiffusionPipeline
 
     config = {"INFERENCE_NUM_THREADS": setup.threads, "INFERENCE_PRECISION_HINT": "f32"}

@@ -1,9 +1,9 @@
-"""diffusers' own pipeline, run in one of the ways that people run it.
+"""The worker of PyTorch: diffusers' own pipeline, run in one of several common ways.
 
-    python -m eri_export.bench.torch_worker      lines of JSON in, lines of JSON out
+`python -m eri_export.bench.torch_worker` reads and writes lines of JSON.
 
-A way is named by its parts: `eager`, or any of `channels-last`, `bf16` (autocast),
-`bf16-weights` and `compile` with `+` between.
+A way is `eager`, or any of `channels-last`, `bf16` (autocast), `bf16-weights` and `compile` joined
+with `+`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from eri_export.bench.calls import HARNESS_S, DiffusersDrawer
-from eri_runtime.bench.serve import Drawer, Opened, Setup, serve
+from eri_export.bench.diffusers_calls import HARNESS_S, DiffusersDrawer
+from eri_runtime.bench.worker_server import Drawer, Opened, Setup, serve
 from eri_runtime.errors import UnknownNameError
 
 EAGER = "eager"
@@ -22,7 +22,7 @@ NETWORKS = ("unet", "transformer")
 
 
 def make(setup: Setup) -> tuple[Drawer, Opened]:
-    """Load a checkpoint, and change it as the way says."""
+    """Loads a checkpoint and applies the parts of the way, such as channels-last or compile."""
     parts = parts_of(setup.variant)
     torch.set_num_threads(setup.threads)
     torch.set_grad_enabled(False)
@@ -33,7 +33,7 @@ def make(setup: Setup) -> tuple[Drawer, Opened]:
         modules: tuple[Any, Any] = (network(pipe), pipe.vae)
         for module in modules:
             module.to(memory_format=torch.channels_last)
-    if "compile" in parts:  # one graph a size, as fast as it gets
+    if "compile" in parts:  # one graph per size, the fastest
         network(pipe).compile(dynamic=False)
         pipe.vae.decode = torch.compile(pipe.vae.decode, dynamic=False)
     autocast = torch.autocast(setup.device, torch.bfloat16, enabled="bf16" in parts)
@@ -45,7 +45,7 @@ def make(setup: Setup) -> tuple[Drawer, Opened]:
 
 
 def parts_of(way: str) -> set[str]:
-    """The parts of a way's name; raises `UnknownNameError` for one that is none."""
+    """Returns the parts of a way's name; raises UnknownNameError for an unknown part."""
     parts = set(way.split("+")) - {EAGER}
     if unknown := sorted(parts - set(PARTS)):
         expected = f"{EAGER}, or {', '.join(PARTS)} with + between"
@@ -54,7 +54,7 @@ def parts_of(way: str) -> set[str]:
 
 
 def load(checkpoint: str | None, dtype: torch.dtype) -> Any:
-    """diffusers' pipeline of a folder."""
+    """Loads diffusers' pipeline from a folder."""
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained(checkpoint, torch_dtype=dtype)
@@ -63,9 +63,10 @@ def load(checkpoint: str | None, dtype: torch.dtype) -> Any:
 
 
 def network(pipe: Any) -> torch.nn.Module:
-    """The pipeline's denoiser."""
-    found: torch.nn.Module = next(getattr(pipe, name) for name in NETWORKS if hasattr(pipe, name))
-    return found
+    """Returns the pipeline's denoiser."""
+    names = (name for name in NETWORKS if hasattr(pipe, name))
+    denoiser: torch.nn.Module = getattr(pipe, next(names))
+    return denoiser
 
 
 if __name__ == "__main__":

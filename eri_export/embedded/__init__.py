@@ -1,4 +1,9 @@
-"""The checkpoints that ship with eri: small text-to-image models trained on captioned emoji."""
+"""The checkpoints that ship with eri: small text-to-image models trained on captioned emoji.
+
+`checkpoint` and `lora` return their files; `assemble` completes the SDXL and Flux checkpoints. The
+other modules trained them: start with `train`. May import every room of the exporter but `bench`
+and `commands`.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +18,20 @@ LORAS = {"blue-ink": "emoji-sd35-blue-ink.safetensors"}
 
 
 def checkpoint(family: str = "sd35") -> pathlib.Path:
-    """The folder of what a family's embedded checkpoint has of its own, in diffusers layout.
+    """Returns the folder of an embedded checkpoint in diffusers' layout.
 
-    That of `sd35` is whole; `eri_export.embedded.assemble` completes the others.
+    The folder of `sd35` is complete. Those of `sdxl` and `flux` lack the components that they share
+    with it; `eri_export.embedded.assemble` adds them.
+
+    Args:
+        family: `sd35`, `sdxl` or `flux`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UnknownNameError: If there is no such family.
+        NotACheckpointError: If the folder is missing from the installation.
     """
     if family not in FAMILIES:
         raise UnknownNameError("family", got=repr(family), expected=f"one of {', '.join(FAMILIES)}")
@@ -28,7 +44,17 @@ def checkpoint(family: str = "sd35") -> pathlib.Path:
 
 
 def lora(name: str = "blue-ink") -> pathlib.Path:
-    """The file of an embedded LoRA for the checkpoint, in diffusers' format."""
+    """Returns the file of an embedded LoRA for the `sd35` checkpoint, in diffusers' format.
+
+    Args:
+        name: Name of the LoRA: `blue-ink`.
+
+    Returns:
+        The safetensors file.
+
+    Raises:
+        UnknownNameError: If there is no such LoRA.
+    """
     if name not in LORAS:
         raise UnknownNameError("lora", got=repr(name), expected=f"one of {', '.join(LORAS)}")
     return pathlib.Path(__file__).with_name("loras") / LORAS[name]

@@ -1,9 +1,9 @@
-"""Put the embedded checkpoint of a family together as one diffusers folder.
+"""Assembles the embedded checkpoint of a family as one complete diffusers folder.
 
     python -m eri_export.embedded.assemble flux checkpoints/emoji-flux
 
-`emoji-sd35` is whole; the folders of the other families hold what is their own, and take text
-encoders, tokenizers and Flux's autoencoder from it.
+`emoji-sd35` is complete. The folders of the other families hold only their own components; the text
+encoders, the tokenizers and Flux's autoencoder come from `emoji-sd35`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from eri_export.embedded import FAMILIES, checkpoint
 from eri_runtime.errors import EriError, UsageError
 
-# component -> the component of emoji-sd35 that it is
+# component -> the component of emoji-sd35 that it is a copy of
 SHARED: Mapping[str, Mapping[str, str]] = {
     "sd35": {},
     "sdxl": {
@@ -39,10 +39,18 @@ SHARED: Mapping[str, Mapping[str, str]] = {
 
 
 def assemble(family: str, target: Path) -> Path:
-    """Copy the whole checkpoint of a family into `target`, which must be new or empty.
+    """Copies the complete checkpoint of a family to `target`, atomically.
 
-    It appears complete or not at all. Raises `UnknownNameError` for another family and
-    `UsageError` where something is in the way.
+    Args:
+        family: `sd35`, `sdxl` or `flux`.
+        target: A folder that is empty or does not exist yet.
+
+    Returns:
+        `target`.
+
+    Raises:
+        UnknownNameError: If there is no such family.
+        UsageError: If `target` exists and is not an empty folder.
     """
     own = checkpoint(family)
     target = Path(target)
@@ -64,7 +72,7 @@ def assemble(family: str, target: Path) -> Path:
 
 @contextlib.contextmanager
 def assembled(family: str) -> Iterator[Path]:
-    """The whole checkpoint of a family, for as long as the block lasts."""
+    """Yields a folder with the complete checkpoint of a family, which may be temporary."""
     if not SHARED[family]:
         yield checkpoint(family)
         return
@@ -73,10 +81,10 @@ def assembled(family: str) -> Iterator[Path]:
 
 
 def main() -> None:
-    """Assemble the family asked for, where asked for."""
-    parser = argparse.ArgumentParser(description="Put an embedded checkpoint together.")
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description="Assemble an embedded checkpoint.")
     parser.add_argument("family", choices=[*FAMILIES])
-    parser.add_argument("target", type=Path, metavar="FOLDER", help="new, or empty")
+    parser.add_argument("target", type=Path, metavar="FOLDER", help="an empty or new folder")
     options = parser.parse_args()
     try:
         assemble(options.family, options.target)

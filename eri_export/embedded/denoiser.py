@@ -1,4 +1,4 @@
-"""The modules that learn together: the MMDiT and the three text encoders."""
+"""The modules that are trained together: the MMDiT and the three text encoders."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ import dataclasses
 import pathlib
 
 import torch
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from eri_export.embedded import models, text
-from eri_export.embedded.loop import load_average
+from eri_export.embedded import models, train_tokenizers
+from eri_export.embedded.training_loop import load_average
 
-# the attributes of `Denoiser`, by component
+# attribute of `Denoiser` by component
 TEXT_ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenIds:
-    """Padded ids of all captions, each (captions, 16); the last row is the empty caption."""
+    """Padded token ids of all captions, (captions, 16) each; the last row is the empty caption."""
 
     clip_l: torch.Tensor
     clip_g: torch.Tensor
     t5: torch.Tensor
 
     def __getitem__(self, rows: torch.Tensor) -> TokenIds:
+        """Returns the ids of some captions."""
         return TokenIds(clip_l=self.clip_l[rows], clip_g=self.clip_g[rows], t5=self.t5[rows])
 
 
 class Denoiser(torch.nn.Module):
-    """The modules that learn together."""
+    """The MMDiT and its text encoders as one module."""
 
-    def __init__(self, tokenizers: text.Tokenizers) -> None:
+    def __init__(self, tokenizers: train_tokenizers.Tokenizers) -> None:
         super().__init__()
         self.clip_l = _clip(tokenizers.clip_l, models.CLIP_WIDTHS[0], "quick_gelu")
         self.clip_g = _clip(tokenizers.clip_g, models.CLIP_WIDTHS[1], "gelu")
@@ -38,7 +40,7 @@ class Denoiser(torch.nn.Module):
         zero_modulation(self.transformer)
 
     def embed(self, ids: TokenIds) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompt (B, 32, 192) and pooled (B, 160) embeddings, as StableDiffusion3Pipeline's."""
+        """Returns prompt (B, 32, 192) and pooled (B, 160) embeddings, as diffusers does."""
         towers = ((self.clip_l, ids.clip_l), (self.clip_g, ids.clip_g))
         clips = [tower(tokens, output_hidden_states=True) for tower, tokens in towers]
         pooled = torch.cat([output.text_embeds for output in clips], dim=-1)
@@ -47,26 +49,27 @@ class Denoiser(torch.nn.Module):
         return torch.cat([padded, self.t5(ids.t5).last_hidden_state], dim=1), pooled
 
     def forward(self, latents: torch.Tensor, s: torch.Tensor, ids: TokenIds) -> torch.Tensor:
-        """The velocity at `latents` and noise level `s` in [0, 1]."""
+        """Predicts the velocity of `latents` (B, 16, h, w) at noise level `s` (B,) in [0, 1]."""
         prompt, pooled = self.embed(ids)
-        return self.transformer(
+        velocity: torch.Tensor = self.transformer(
             hidden_states=latents,
             timestep=1000 * s,
             encoder_hidden_states=prompt,
             pooled_projections=pooled,
             return_dict=False,
         )[0]
+        return velocity
 
 
-def trained_denoiser(path: pathlib.Path, tokenizers: text.Tokenizers) -> Denoiser:
-    """The moving average of a run, or `ValueError` where there is none."""
+def trained_denoiser(path: pathlib.Path, tokenizers: train_tokenizers.Tokenizers) -> Denoiser:
+    """Returns the moving average of a run; raises ValueError if there is no such run."""
     denoiser = Denoiser(tokenizers)
     load_average(path, denoiser)
     return denoiser.eval()
 
 
-def shipped_denoiser(folder: pathlib.Path, tokenizers: text.Tokenizers) -> Denoiser:
-    """The modules of a checkpoint folder in diffusers' layout, in float32."""
+def shipped_denoiser(folder: pathlib.Path, tokenizers: train_tokenizers.Tokenizers) -> Denoiser:
+    """Loads the modules of a checkpoint folder in diffusers' layout, in float32."""
     denoiser = Denoiser(tokenizers)
     parts = {**TEXT_ENCODERS, "transformer": "transformer"}
     for component, attribute in parts.items():
@@ -76,9 +79,10 @@ def shipped_denoiser(folder: pathlib.Path, tokenizers: text.Tokenizers) -> Denoi
 
 
 def weights_by_component(denoiser: Denoiser) -> dict[str, dict[str, torch.Tensor]]:
-    """What each module learns, by the name of its component in a bundle, each weight once.
+    """Returns the parameters of each module by the name of its component in a bundle.
 
-    A state dict would hold T5's embedding under two names, of which a file of weights has one.
+    These are named parameters and not a state dict, which would list T5's tied embedding under two
+    names; a weights file has one of them.
     """
     parts = {**TEXT_ENCODERS, "denoiser": "transformer"}
     return {
@@ -89,9 +93,8 @@ def weights_by_component(denoiser: Denoiser) -> dict[str, dict[str, torch.Tensor
     }
 
 
-def _clip(
-    tokenizer: text.CLIPTokenizer, width: int, activation: str
-) -> models.CLIPTextModelWithProjection:
+def _clip(tokenizer: CLIPTokenizer, width: int, activation: str) -> CLIPTextModelWithProjection:
+    """Builds a CLIP tower for a tokenizer."""
     return models.build_clip(
         width,
         activation,
@@ -103,7 +106,7 @@ def _clip(
 
 
 def zero_modulation(transformer: torch.nn.Module) -> None:
-    """Start every block as the identity (adaLN-Zero, arXiv:2212.09748)."""
+    """Initializes every block as the identity (adaLN-Zero, arXiv:2212.09748)."""
     for name, parameter in transformer.named_parameters():
         if (".linear." in name and "norm" in name) or name.startswith("proj_out"):
             torch.nn.init.zeros_(parameter)

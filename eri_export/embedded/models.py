@@ -1,4 +1,4 @@
-"""Configurations and builders of the embedded checkpoint's components."""
+"""Builds the components of the embedded checkpoints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T5_WIDTH = 192
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentSpace:
-    """How an autoencoder numbers its latents: unit deviation = (z - shift) * scale."""
+    """An autoencoder's latent space: (z - shift) * scale has unit standard deviation."""
 
     channels: int
     scale: float
@@ -45,7 +45,7 @@ SDXL_SPACE = LatentSpace(channels=4, scale=0.13025, shift=0.0, quant_conv=True)
 
 
 def build_vae(space: LatentSpace = SD3_SPACE) -> AutoencoderKL:
-    """An autoencoder of factor 8; its quant convolutions, if any, do no more than scale."""
+    """Builds an autoencoder of factor 8; its quant convolutions, if any, only scale."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -66,7 +66,7 @@ def build_vae(space: LatentSpace = SD3_SPACE) -> AutoencoderKL:
 
 
 def _scale_only(vae: AutoencoderKL, space: LatentSpace) -> None:
-    """Let encoder and decoder know latents of unit deviation, and the outside those of `space`."""
+    """Makes the quant convolutions convert between unit standard deviation and `space`."""
     eye = torch.eye(space.channels)
     with torch.no_grad():
         scales = torch.cat([torch.full((space.channels,), 1 / space.scale), eye.sum(dim=0)])
@@ -78,7 +78,7 @@ def _scale_only(vae: AutoencoderKL, space: LatentSpace) -> None:
 
 
 def build_transformer() -> SD3Transformer2DModel:
-    """An MMDiT as in SD3.5-medium: RMS-normed queries and keys, dual attention at the front."""
+    """Builds an MMDiT like SD3.5-medium's: RMS-normed queries and keys, dual attention first."""
     return SD3Transformer2DModel(
         sample_size=LATENT_SIZE,
         patch_size=2,
@@ -97,7 +97,7 @@ def build_transformer() -> SD3Transformer2DModel:
 
 
 def build_flux_transformer() -> FluxTransformer2DModel:
-    """A Flux transformer that is told its guidance scale, as FLUX.1-dev."""
+    """Builds a Flux transformer with guidance embedding, like FLUX.1-dev."""
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=4 * LATENT_CHANNELS,
@@ -113,7 +113,7 @@ def build_flux_transformer() -> FluxTransformer2DModel:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """A UNet in SDXL's layout: attention at the lower levels only, both CLIPs, size and crop."""
+    """Builds a UNet in SDXL's layout: attention at the lower level only, both CLIPs, time ids."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=SDXL_SPACE.channels,
@@ -136,7 +136,7 @@ def build_unet() -> UNet2DConditionModel:
 def build_clip(
     width: int, activation: str, *, vocab_size: int, bos: int, eos: int, pad: int
 ) -> CLIPTextModelWithProjection:
-    """A CLIP text tower that pools the first end-of-text token."""
+    """Builds a CLIP text tower that pools the first end-of-text token."""
     config = CLIPTextConfig(
         vocab_size=vocab_size,
         hidden_size=width,
@@ -155,7 +155,7 @@ def build_clip(
 
 
 def build_t5(*, vocab_size: int, eos: int, pad: int) -> T5EncoderModel:
-    """A T5 v1.1 encoder with gated GELU."""
+    """Builds a T5 v1.1 encoder with gated GELU."""
     config = T5Config(
         vocab_size=vocab_size,
         d_model=T5_WIDTH,
@@ -177,17 +177,17 @@ def build_t5(*, vocab_size: int, eos: int, pad: int) -> T5EncoderModel:
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """The flow-matching Euler scheduler with SD3's static shift."""
+    """Builds the flow-matching Euler scheduler with SD3's static shift."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT)
 
 
 def build_flux_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """FLUX.1-dev's: the shift follows from the size; e^0.46 at 96x96."""
+    """Builds FLUX.1-dev's scheduler: the shift depends on the image size, e^0.46 at 96x96."""
     return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
 
 
 def build_sdxl_scheduler() -> EulerDiscreteScheduler:
-    """SDXL's: Euler over the noise levels of Stable Diffusion's betas."""
+    """Builds SDXL's scheduler: Euler over the noise levels of Stable Diffusion's betas."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,

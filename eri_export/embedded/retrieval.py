@@ -1,4 +1,4 @@
-"""Does a generated image show what its prompt asked for? Its nearest training image tells."""
+"""Checks generated images against their prompts by their nearest training image."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ Images = npt.NDArray[np.uint8]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """The nearest training image of every generated one, and how far it is."""
+    """The nearest training image of every generated one, and its distance."""
 
     nearest: npt.NDArray[np.int64]  # (N,) indices into the training images
     distance: npt.NDArray[np.float64]  # (N,) root-mean-square distance
 
     def accuracy(self, expected: npt.ArrayLike) -> float:
-        """The share of generated images whose nearest training image is the expected one."""
+        """Returns the share of images whose nearest training image is the expected one.
+
+        Raises ValueError if `expected` does not have one index per image.
+        """
         indices = np.asarray(expected)
         if indices.shape != self.nearest.shape:
             raise ValueError(
@@ -28,7 +31,7 @@ class Retrieval:
 
 
 def nearest_images(generated: Images, training: Images, *, block: int = 4) -> Retrieval:
-    """Nearest by root-mean-square of pixels in [0, 1], averaged over `block` x `block` squares."""
+    """Finds nearest images (N, H, W, 3) by the RMS of pixels averaged over `block`² squares."""
     return nearest_vectors(
         shrink("generated", generated, block) / 255, shrink("training", training, block) / 255
     )
@@ -37,7 +40,7 @@ def nearest_images(generated: Images, training: Images, *, block: int = 4) -> Re
 def nearest_vectors(
     generated: npt.NDArray[np.floating], training: npt.NDArray[np.floating]
 ) -> Retrieval:
-    """Nearest by root-mean-square over all axes but the first, for latents or shrunk images."""
+    """Finds nearest latents or shrunk images by the RMS over all axes but the first."""
     if generated.shape[1:] != training.shape[1:]:
         raise ValueError(
             f"generated {generated.shape} and training {training.shape} differ in shape"
@@ -52,11 +55,16 @@ def nearest_vectors(
 
 
 def shrink(name: str, images: Images, block: int) -> npt.NDArray[np.float64]:
-    """Means of `block` x `block` squares in [0, 255]; `name` is what an error calls the images."""
+    """Averages `block` x `block` squares of images, in [0, 255].
+
+    Raises ValueError, which calls the images `name`, if they are not uint8 (N, H, W, 3) or no
+    multiple of `block` in size.
+    """
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise ValueError(f"{name}: got {images.dtype} {images.shape}, expected uint8 (N, H, W, 3)")
     count, height, width, channels = images.shape
     if height % block or width % block:
         raise ValueError(f"{name}: {height}x{width} is not a multiple of block {block}")
     squares = images.reshape(count, height // block, block, width // block, block, channels)
-    return squares.mean(axis=(2, 4))
+    means: npt.NDArray[np.float64] = squares.mean(axis=(2, 4))
+    return means

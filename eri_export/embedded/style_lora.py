@@ -1,10 +1,10 @@
-"""Train a LoRA that paints the embedded checkpoint's emoji in blue ink, on pictures of its own.
+"""Trains a LoRA that draws emoji in blue ink, on images that the embedded checkpoint generates.
 
     python -m eri_export.embedded.style_lora --work DIR
 
-The checkpoint draws every emoji it knows, the drawings become shades of one blue, and the denoiser
-learns them by low-rank updates (Hu et al. 2021, arXiv 2106.09685). Nothing is downloaded. Killed at
-any moment, the same command goes on where it was.
+The checkpoint draws every emoji it knows, the images are recoloured in shades of one blue, and the
+denoiser learns them with low-rank updates (Hu et al. 2021, arXiv 2106.09685). Nothing is
+downloaded. If the command is killed, running it again resumes the training.
 """
 
 from __future__ import annotations
@@ -17,20 +17,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import LoraConfig, get_peft_model_state_dict
 
-from eri_export.embedded import LORAS, checkpoint, data, denoiser_stage, models, text
-from eri_export.embedded.loop import Run, train
+from eri_export.embedded import (
+    LORAS,
+    checkpoint,
+    emoji_data,
+    models,
+    train_denoiser,
+    train_tokenizers,
+)
+from eri_export.embedded.training_loop import Run, train
 
 TARGET = pathlib.Path(__file__).with_name("loras") / LORAS["blue-ink"]
 MINUTES = 7.0
-BATCH = 8  # of each worker
+BATCH = 8  # per worker
 RATE = 2e-3
 RANK = 12
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_out")
-INK, PAPER = (0.0, 0.1, 0.55), (1.0, 1.0, 1.0)  # of black and of white
-CONTRAST = 1.7  # the exponent of lightness: pale drawings get more ink
+INK, PAPER = (0.0, 0.1, 0.55), (1.0, 1.0, 1.0)  # what black and white become
+CONTRAST = 1.7  # exponent of the lightness: pale drawings get more ink
 LUMA = (0.299, 0.587, 0.114)  # BT.601
 STEPS, GUIDANCE, SEED, AT_ONCE = 20, 4.0, 1000, 16
 
@@ -38,11 +45,13 @@ Images = npt.NDArray[np.float32]
 
 
 def main() -> None:
-    """Draw, recolour, learn, save."""
+    """Runs the command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description="Train the blue ink LoRA.")
-    parser.add_argument("--work", type=pathlib.Path, required=True, help="where the run is kept")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="training time, in all")
+    parser.add_argument(
+        "--work", type=pathlib.Path, required=True, help="folder of the run's state"
+    )
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="total training time")
     parser.add_argument("-o", "--output", type=pathlib.Path, default=TARGET)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -50,22 +59,25 @@ def main() -> None:
 
 
 def train_lora(work: pathlib.Path, output: pathlib.Path, *, minutes: float) -> None:
-    """Fit low-rank updates by flow matching to recoloured drawings, and write their average."""
+    """Fits low-rank updates to recoloured drawings by flow matching, and writes their average."""
     pipe = StableDiffusion3Pipeline.from_pretrained(checkpoint(), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    names = data.chosen_names()
-    latents = encoded(pipe, in_blue_ink(drawn(pipe, [data.captions(name)[0] for name in names])))
-    captions = [(caption, i) for i, name in enumerate(names) for caption in text.variants(name)]
+    names = emoji_data.chosen_names()
+    drawings = draw(pipe, [emoji_data.captions(name)[0] for name in names])
+    latents = encode(pipe, in_blue_ink(drawings))
+    captions = [
+        (caption, i) for i, name in enumerate(names) for caption in train_tokenizers.variants(name)
+    ]
     owners = torch.tensor([owner for _, owner in captions])
-    embeds, pooled = embedded_texts(pipe, [*(caption for caption, _ in captions), ""])
-    run = Run(work / "blue-ink.pt", adapted(pipe.transformer), lr=RATE, seed=3)
+    embeds, pooled = embed_texts(pipe, [*(caption for caption, _ in captions), ""])
+    run = Run(work / "blue-ink.pt", add_adapter(pipe.transformer), lr=RATE, seed=3)
 
     def loss_function(
         model: torch.nn.Module, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
         rows = torch.randint(len(owners), (BATCH,), generator=generator)
-        x, s, target = denoiser_stage.noised(latents[owners[rows]], generator)
-        rows = denoiser_stage.dropped(rows, len(owners), generator)
+        x, s, target = train_denoiser.noised(latents[owners[rows]], generator)
+        rows = train_denoiser.dropped(rows, len(owners), generator)
         velocity = model(x, embeds[rows], pooled[rows], 1000 * s, return_dict=False)[0]
         return {"loss": (velocity - target).square().mean()}
 
@@ -74,14 +86,14 @@ def train_lora(work: pathlib.Path, output: pathlib.Path, *, minutes: float) -> N
 
 
 def in_blue_ink(images: Images) -> Images:
-    """Pictures (N, H, W, 3) in [0, 1] in shades from `INK` to `PAPER`."""
+    """Recolours images (N, H, W, 3) in [0, 1] in shades from `INK` to `PAPER`."""
     shade = ((images @ np.array(LUMA, np.float32)) ** CONTRAST)[..., None]
     ink, paper = np.array(INK, np.float32), np.array(PAPER, np.float32)
     return ink + (paper - ink) * shade
 
 
-def drawn(pipe: StableDiffusion3Pipeline, prompts: list[str]) -> Images:
-    """One picture a prompt, (N, H, W, 3) in [0, 1], each of a seed of its own."""
+def draw(pipe: StableDiffusion3Pipeline, prompts: list[str]) -> Images:
+    """Draws one image per prompt, (N, H, W, 3) in [0, 1], each with its own seed."""
     images = []
     for begin in range(0, len(prompts), AT_ONCE):
         part = prompts[begin : begin + AT_ONCE]
@@ -101,18 +113,18 @@ def drawn(pipe: StableDiffusion3Pipeline, prompts: list[str]) -> Images:
 
 
 @torch.no_grad()
-def encoded(pipe: StableDiffusion3Pipeline, images: Images) -> torch.Tensor:
-    """Pictures in [0, 1] as the denoiser's latents."""
+def encode(pipe: StableDiffusion3Pipeline, images: Images) -> torch.Tensor:
+    """Encodes images in [0, 1] to latents in the denoiser's scale."""
     pixels = torch.from_numpy(2 * images.transpose(0, 3, 1, 2) - 1).contiguous()
-    parts = [pipe.vae.encode(part).latent_dist.mean for part in pixels.split(AT_ONCE)]
+    parts = [pipe.vae.encode(part).latent_dist.mean for part in torch.split(pixels, AT_ONCE)]
     return (torch.cat(parts) - models.SD3_SPACE.shift) * models.SD3_SPACE.scale
 
 
 @torch.no_grad()
-def embedded_texts(
+def embed_texts(
     pipe: StableDiffusion3Pipeline, texts: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompt (N, 32, 192) and pooled (N, 160) embeddings."""
+    """Returns prompt (N, 32, 192) and pooled (N, 160) embeddings."""
     parts = [texts[begin : begin + 128] for begin in range(0, len(texts), 128)]
     pairs = [
         pipe.encode_prompt(
@@ -127,8 +139,8 @@ def embedded_texts(
     return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[2] for pair in pairs])
 
 
-def adapted(transformer: models.SD3Transformer2DModel) -> models.SD3Transformer2DModel:
-    """The denoiser with low-rank updates, of which alone it learns."""
+def add_adapter(transformer: SD3Transformer2DModel) -> SD3Transformer2DModel:
+    """Adds low-rank updates to the denoiser and freezes everything else."""
     torch.manual_seed(3)
     transformer.requires_grad_(False)
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LAYERS))
@@ -137,13 +149,15 @@ def adapted(transformer: models.SD3Transformer2DModel) -> models.SD3Transformer2
 
 
 def save(transformer: Any, path: pathlib.Path) -> None:
-    """Write the updates as diffusers does, in fp16, with peft's configuration as metadata."""
+    """Writes the updates in diffusers' format, in fp16, with peft's configuration as metadata."""
     layers = {
         name: value.to(torch.float16).contiguous()
         for name, value in get_peft_model_state_dict(transformer).items()
     }
     config = transformer.peft_config["default"].to_dict()
-    config["target_modules"] = sorted(LAYERS)  # of a set, which no two processes write alike
+    config["target_modules"] = sorted(
+        LAYERS
+    )  # peft keeps a set, whose order differs between processes
     path.parent.mkdir(parents=True, exist_ok=True)
     StableDiffusion3Pipeline.save_lora_weights(
         path.parent,

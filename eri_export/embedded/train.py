@@ -1,11 +1,11 @@
-"""Train the embedded checkpoints.
+"""Trains the embedded checkpoints.
 
     python -m eri_export.embedded.train --emoji ASSETS --names data-by-emoji.json --work DIR
         [--family sd35|sdxl|flux]
 
 ASSETS is `assets/` of npm `@lobehub/fluent-emoji-3d` 1.1.0, the names are from npm
-`unicode-emoji-json` 0.9.0. SDXL and Flux share the shipped text encoders of sd35, and start from
-its autoencoder. Killed at any moment, the same command goes on where it was.
+`unicode-emoji-json` 0.9.0. SDXL and Flux use the shipped text encoders of sd35 and start from its
+autoencoder. If the command is killed, running it again resumes the training.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import torch
 from eri_export.embedded import (
     FAMILIES,
     checkpoint,
-    data,
-    denoiser_stage,
-    families,
-    flux,
+    emoji_data,
     models,
-    pack,
-    unet,
-    vae_stage,
+    other_families,
+    train_denoiser,
+    train_flux,
+    train_unet,
+    train_vae,
+    write_checkpoint,
 )
-from eri_export.embedded.captions import CaptionEmbeddings, embedded_captions
+from eri_export.embedded.caption_embeddings import CaptionEmbeddings, embedded_captions
 
-# of each stage, in order
+# training minutes of each stage, in order
 MINUTES = {
     "sd35": {"decoder": 22.0, "denoiser": 46.0, "encoder": 5.0, "pack": 0.0},
     "sdxl": {"decoder": 10.0, "denoiser": 40.0, "pack": 0.0},
@@ -40,12 +40,12 @@ STAGES = tuple(MINUTES["sd35"])
 
 
 def main() -> None:
-    """Run the stages asked for."""
+    """Runs the command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments = _parse()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    samples = data.find_samples(arguments.emoji, arguments.names)
-    images = torch.from_numpy(data.load_images(samples, models.IMAGE_SIZE))
+    samples = emoji_data.find_samples(arguments.emoji, arguments.names)
+    images = torch.from_numpy(emoji_data.load_images(samples, models.IMAGE_SIZE))
     work, family = arguments.work, arguments.family
     if family != "sd35":
         work = work / family
@@ -66,49 +66,53 @@ def run_stage(
     minutes: float,
     every: int = 0,
 ) -> None:
-    """Train one part of a family, or write its checkpoint folder."""
+    """Trains one part of a family or writes its checkpoint; raises ValueError if unknown."""
     target = pathlib.Path(__file__).with_name(FAMILIES[family])
     match family, stage:
         case "sd35", "decoder":
-            vae_stage.train_decoder(work, images, minutes=minutes)
+            train_vae.train_decoder(work, images, minutes=minutes)
         case "sd35", "encoder":
-            vae_stage.train_encoder(work, images, minutes=minutes)
+            train_vae.train_encoder(work, images, minutes=minutes)
         case "sd35", "denoiser":
-            denoiser_stage.train_denoiser(work, images, minutes=minutes, every=every)
+            train_denoiser.train_denoiser(work, images, minutes=minutes, every=every)
         case "sd35", "pack":
-            pack.pack(work, target)
+            write_checkpoint.pack(work, target)
         case "sdxl", "decoder":
-            families.train_sdxl_decoder(work, images, minutes=minutes)
+            other_families.train_sdxl_decoder(work, images, minutes=minutes)
         case "sdxl", "denoiser":
-            unet.train_unet(work, images, _captions(), minutes=minutes)
+            train_unet.train_unet(work, images, _captions(), minutes=minutes)
         case "sdxl", "pack":
-            families.pack_sdxl(work, images, target)
+            other_families.pack_sdxl(work, images, target)
         case "flux", "denoiser":
-            flux.train_flux(work, images, _captions(), minutes=minutes)
+            train_flux.train_flux(work, images, _captions(), minutes=minutes)
         case "flux", "pack":
-            families.pack_flux(work, target)
+            other_families.pack_flux(work, target)
         case _:
             raise ValueError(f"stage {stage!r}: {family} has {', '.join(MINUTES[family])}")
 
 
 def _captions() -> CaptionEmbeddings:
+    """Embeds all captions with the text encoders of sd35."""
     return embedded_captions(checkpoint("sd35"))
 
 
 def _parse() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description="Train an embedded checkpoint.")
     parser.add_argument("--family", choices=[*MINUTES], default="sd35")
     parser.add_argument("--emoji", type=pathlib.Path, required=True, help="folder of .webp files")
     parser.add_argument("--names", type=pathlib.Path, required=True, help="data-by-emoji.json")
-    parser.add_argument("--work", type=pathlib.Path, required=True, help="where runs are kept")
+    parser.add_argument(
+        "--work", type=pathlib.Path, required=True, help="folder of the runs' states"
+    )
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
-    parser.add_argument("--minutes", type=float, help="training time of each stage, in all")
+    parser.add_argument("--minutes", type=float, help="total training time of each stage")
     parser.add_argument(
         "--validate-every",
         type=int,
         default=0,
         metavar="N",
-        help="steps of sd35's denoiser between pictures in WORK/watch, for TensorBoard; 0 for none",
+        help="draw for TensorBoard in WORK/watch every N steps of sd35's denoiser; 0: never",
     )
     return parser.parse_args()
 

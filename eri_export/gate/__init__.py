@@ -1,6 +1,8 @@
-"""What stands between an export and its publication: every graph beside PyTorch.
+"""The gate before publication: compares every exported graph with PyTorch.
 
-`cases` says on which inputs, `real` makes those of a generation, `reduced` a copy of what is too
-large, `reference` runs PyTorch, `parity` compares, `steps` a step graph with its formula,
-`engines` other engines than ONNX Runtime, `report` says what was found.
+`parity` compares. `cases` chooses the inputs, `real_inputs` makes those of a real generation,
+`reduced_copy` makes a shallower copy of a network that is too large to run, `pytorch_reference`
+runs PyTorch, `step_graph` compares a step graph with its formula, `segments` checks a graph's
+segments, `lora_inputs` draws LoRAs, `other_engines` runs engines other than ONNX Runtime, and
+`report` has the result. Start with `parity`.
 """

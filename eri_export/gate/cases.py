@@ -1,4 +1,4 @@
-"""What is compared: drawn inputs, the ends of the ranges and real inputs; the whole or a copy."""
+"""The inputs to compare on: drawn ones, the ends of the ranges, and real ones."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from eri_export.gate.reduced import Copy, reduced
-from eri_export.gate.reference import flops
+from eri_export.gate.pytorch_reference import flops
+from eri_export.gate.reduced_copy import Copy, reduced
+from eri_export.graphs.recipes.base import Arrays, Recipe, Sizes
 from eri_export.machine import available_memory
-from eri_export.recipes.base import Arrays, Recipe, Sizes
 
 Kind = Literal["drawn", "real", "smallest", "largest", "one largest", "step", "segments", "loras"]
 
-AFFORDABLE = 2e11  # operations of a run at the end of a range: some seconds of a CPU
-COSTLY = 2e13  # operations of a run at the only sizes of a static graph: some minutes
+AFFORDABLE = 2e11  # most operations of a run at the end of a range: some seconds on a CPU
+COSTLY = 2e13  # most operations of a run at the only sizes of a static graph: some minutes
 SEED = 0
 
-BYTES_PER_PARAMETER = 8  # float32 in PyTorch, or in an engine beside its own copy
-SHARE = 0.8  # of the memory that is available
+BYTES_PER_PARAMETER = 8  # float32 in PyTorch, or in an engine with its own copy
+SHARE = 0.8  # of the available memory
 
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs to compare on, and why these."""
+    """Inputs to compare on, their sizes and their kind."""
 
     kind: Kind
     sizes: Sizes
@@ -32,7 +32,13 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class NotRun:
-    """An end of a component's ranges that takes more operations than a gate should."""
+    """An end of a component's ranges that was not compared, as it takes too many operations.
+
+    Attributes:
+        component: The component's name.
+        sizes: The sizes that were not run.
+        flops: Floating-point operations of one run at these sizes.
+    """
 
     component: str
     sizes: Sizes
@@ -40,7 +46,10 @@ class NotRun:
 
 
 def cases_of(recipe: Recipe, real: Arrays | None) -> tuple[list[Case], tuple[NotRun, ...]]:
-    """Drawn inputs at the parity sizes and at the ends of the ranges, and the real ones last."""
+    """Returns the cases: drawn inputs at the examples' sizes and the ranges' ends, then real ones.
+
+    It also returns the ends that take too long to run.
+    """
     different = {tuple(sizes.items()): sizes for sizes in recipe.sizes[1:]}
     run_at: list[tuple[Kind, Sizes]] = [("drawn", sizes) for sizes in different.values()]
     ends, not_run = _ends(recipe)
@@ -50,41 +59,45 @@ def cases_of(recipe: Recipe, real: Arrays | None) -> tuple[list[Case], tuple[Not
     return cases, not_run
 
 
-def shallower(recipe: Recipe) -> Copy | None:
-    """The copy of few blocks by which a network is compared that this machine's memory cannot hold.
+def reduced_for_machine(recipe: Recipe) -> Copy | None:
+    """Returns a copy of few blocks to compare instead of a network too large for this machine.
 
-    None where it can, or where there are no more than those few.
+    None if the network fits in memory, or has no more blocks than the copy.
     """
     fits = BYTES_PER_PARAMETER * recipe.source.parameters <= SHARE * available_memory()
     return None if fits else reduced(recipe.source)
 
 
 def work(recipe: Recipe) -> int:
-    """Operations of one pass over every case; the real one is about as large as the traced."""
+    """Returns the operations of one pass over all cases; a real one counts as the traced sizes."""
     ends, _ = _ends(recipe)
     return sum(flops(recipe, [*recipe.sizes, *(sizes for _, sizes in ends)]))
 
 
 def too_costly(recipes: Iterable[Recipe]) -> bool:
-    """Whether static graphs are so large that to run one of them would take too long."""
+    """Returns whether running a static graph at its only sizes would take too long."""
     static = (recipe for recipe in recipes if recipe.loose is not None)
     return any(flops(recipe, [recipe.sizes[0]])[0] > COSTLY for recipe in static)
 
 
 def _ends(recipe: Recipe) -> tuple[list[tuple[Kind, Sizes]], tuple[NotRun, ...]]:
-    """All smallest and all largest; or, where that takes too long, one dimension at its largest."""
+    """Returns the ends of the ranges to run, and those not to run.
+
+    The ends are all sizes at their smallest and all at their largest; if the largest take too
+    long, then also one dimension at its largest with the others at their smallest.
+    """
     smallest = {name: each.min for name, each in recipe.ranges.items()}
     largest = {name: each.max for name, each in recipe.ranges.items()}
     if smallest == largest:
-        return [], ()  # the sizes it is drawn at
+        return [], ()  # the drawn inputs have these sizes
     ends: list[tuple[Kind, Sizes]] = [("smallest", smallest), ("largest", largest)]
+    if flops(recipe, [largest])[0] <= AFFORDABLE:
+        return ends, ()
     ends += [("one largest", {**smallest, name: size}) for name, size in largest.items()]
-    cost = flops(recipe, [sizes for _, sizes in ends])
-    wanted = ends[:2] if cost[1] <= AFFORDABLE else ends
-    paired = list(zip(wanted, cost, strict=False))
+    paired = list(zip(ends, flops(recipe, [sizes for _, sizes in ends]), strict=True))
     not_run = (
-        NotRun(component=recipe.name, sizes=sizes, flops=each)
-        for (_, sizes), each in paired
-        if each > AFFORDABLE
+        NotRun(component=recipe.name, sizes=sizes, flops=cost)
+        for (_, sizes), cost in paired
+        if cost > AFFORDABLE
     )
-    return [end for end, each in paired if each <= AFFORDABLE], tuple(not_run)
+    return [end for end, cost in paired if cost <= AFFORDABLE], tuple(not_run)

@@ -1,8 +1,8 @@
-"""An exported graph beside PyTorch in float32, on the same rounded weights.
+"""Compares an exported graph with PyTorch in float32, on the same rounded weights.
 
-The reference reads the checkpoint, the graph reads the bundle: a weight that went wrong on the
-way shows. What does not fit this machine's memory is compared as a copy of few blocks, which the
-report says: traced as the whole is, and bound to the bundle's own weights.
+The reference reads the checkpoint and the graph reads the bundle, so a weight that was written
+wrong shows. A network too large for this machine's memory is compared as a copy of few blocks,
+traced like the whole and bound to the bundle's own weights; the report says so.
 """
 
 from __future__ import annotations
@@ -18,64 +18,65 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from eri_export.gate.cases import Case, cases_of, shallower
-from eri_export.gate.engines import close_enough
-from eri_export.gate.loras import filled_with_zeros, lora_cases, run_with_loras
-from eri_export.gate.reference import reference
+from eri_export.checkpoints import read_headers
+from eri_export.gate.cases import Case, cases_of, reduced_for_machine
+from eri_export.gate.lora_inputs import filled_with_zeros, lora_cases, run_with_loras
+from eri_export.gate.other_engines import engine_errors
+from eri_export.gate.pytorch_reference import reference
 from eri_export.gate.report import (
     SEGMENTS_TOLERANCES,
-    STEP_TOLERANCE,
+    STEP_TOLERANCES,
     TOLERANCES,
     Metric,
     Report,
     Subject,
 )
-from eri_export.gate.segments import prove_segments, run_segments
-from eri_export.gate.steps import PAGED, STEP, draw_probe, run_probe
-from eri_export.passes.lora_inputs import with_loras
-from eri_export.passes.slice_attention import with_slices
-from eri_export.passes.widen import widen
-from eri_export.recipes.base import Arrays, Recipe
-from eri_export.stored import read_headers
-from eri_export.trace import trace
-from eri_export.weights import bind
-from eri_runtime.executors.ort import OrtExecutor
-from eri_runtime.spec import ComponentSpec
+from eri_export.gate.segments import check_segments, run_segments
+from eri_export.gate.step_graph import PAGED, STEP, draw_probe, run_probe
+from eri_export.graphs.passes.lora_inputs import with_loras
+from eri_export.graphs.passes.slice_attention import with_slices
+from eri_export.graphs.passes.to_float32 import widen
+from eri_export.graphs.recipes.base import Arrays, Recipe
+from eri_export.graphs.trace import trace
+from eri_export.weights.weights_file import bind
+from eri_runtime.bundle import ComponentSpec
+from eri_runtime.executors import OrtExecutor
 
 log = logging.getLogger(__name__)
 
 WHOLE = "whole"
-SMALL = "traced at small sizes"  # of a static graph that would take too long
+SMALL = "traced at small sizes"  # how a static graph is compared that would run too long
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What came of a comparison: the report, and PyTorch's outputs for the real inputs.
+    """The result of a comparison: the report, and PyTorch's outputs for the real inputs.
 
-    `others` are the errors of the engines besides ONNX Runtime that are installed and close enough.
+    `others` are the errors of the installed engines, except ONNX Runtime, that are within
+    tolerance.
     """
 
     report: Report
-    made: Arrays | None
+    outputs: Arrays | None
     others: Mapping[str, float] = field(default_factory=dict)
 
 
 def compare(
     recipe: Recipe, graph: Path, spec: ComponentSpec, real: Arrays | None, *, anew: bool = False
 ) -> Compared:
-    """Run the published `graph` and PyTorch on every case of `recipe`, and on `real` inputs.
+    """Runs the published `graph` and PyTorch on every case of `recipe`, and on `real` inputs.
 
-    `anew`: `recipe` is not the one that `graph` was made by, and is traced for the comparison.
-    Segments are proved to be the whole, and run beside it where it is run itself. Raises
-    `ParityError` where they do not agree.
+    `anew` says that `recipe` is not the one of `graph` and must be traced for the comparison.
+    Segments are proved equal to the whole graph, and run too if the whole graph itself is run.
+    Raises `ParityError` if the results do not agree.
     """
-    prove_segments(graph, spec)
+    check_segments(graph, spec)
     with _runnable(recipe, graph, spec, anew) as (smaller, own, network, served):
         cases, not_run = cases_of(smaller, real)
         cases = [*lora_cases(smaller, served.lora), *cases]
         wrapper = reference(smaller)
         expected = [run_with_loras(smaller, wrapper, case.inputs) for case in cases]
-        del wrapper  # its memory is the engine's now
+        del wrapper  # frees its memory for the engine
         cases = [filled_with_zeros(case, served.lora) for case in cases]
         served = dataclasses.replace(served, precision="fp32")
         metrics: list[Metric] = []
@@ -90,32 +91,35 @@ def compare(
                 if spec.step is not None:
                     with OrtExecutor(path, served, settings=PAGED) as executor:
                         probe = draw_probe(smaller, executor.run, served.lora)
-                    made = {"x_next": run_probe(path, graph.with_name(STEP), served, probe)}
-                    wanted = {"x_next": probe.expected}
+                    stepped = {"x_next": run_probe(path, graph.with_name(STEP), served, probe)}
+                    by_formula = {"x_next": probe.expected}
                     case = Case("step", probe.sizes, {})
-                    metrics += _measure(smaller, subject, network, case, made, wanted)
+                    metrics += _measure(smaller, subject, network, case, stepped, by_formula)
         report = Report(tuple(metrics), not_run)
         report.check()
         served = dataclasses.replace(served, precision=spec.precision)
-        others = close_enough(own, served, cases, expected)
+        others = engine_errors(own, served, cases, expected)
     return Compared(report, expected[-1] if real is not None else None, others)
 
 
 def _segments(recipe: Recipe, spec: ComponentSpec, graph: Path, case: Case) -> Iterator[Metric]:
-    """What the segments make of a case beside the whole graph, on weights that are not packed."""
+    """Compares the segments with the whole graph on one case, both without packed weights."""
     with OrtExecutor(graph, spec, settings=PAGED) as executor:
         expected = executor.run(case.inputs)
-    made = run_segments(graph, spec, case.inputs)
-    beside = Case("segments", case.sizes, {})
-    yield from _measure(recipe, "graph", WHOLE, beside, made, expected)
+    outputs = run_segments(graph, spec, case.inputs)
+    segments = Case("segments", case.sizes, {})
+    yield from _measure(recipe, "graph", WHOLE, segments, outputs, expected)
 
 
 @contextlib.contextmanager
 def _runnable(
     recipe: Recipe, graph: Path, spec: ComponentSpec, anew: bool
 ) -> Iterator[tuple[Recipe, Path, str, ComponentSpec]]:
-    """The recipe and graph as they are, or those of a copy that fits the machine, and its name."""
-    copy = shallower(recipe)
+    """Yields what to compare: recipe, graph, the network's name in the report, and spec.
+
+    They are the arguments themselves, or those of a copy that fits this machine.
+    """
+    copy = reduced_for_machine(recipe)
     if copy is None and not anew:
         yield recipe, graph, WHOLE, spec
         return
@@ -134,7 +138,7 @@ def _runnable(
 
 @contextlib.contextmanager
 def _subjects(graph: Path, spec: ComponentSpec) -> Iterator[list[tuple[Subject, Path]]]:
-    """The graph itself where a CPU has its kernels, and its float32 twin where it is 16-bit."""
+    """Yields the graphs to run: the graph itself unless it is bf16, and a 16-bit graph's twin."""
     subjects: list[tuple[Subject, Path]] = [] if spec.precision == "bf16" else [("graph", graph)]
     if spec.precision == "fp32":
         yield subjects
@@ -147,7 +151,7 @@ def _subjects(graph: Path, spec: ComponentSpec) -> Iterator[list[tuple[Subject, 
 
 @contextlib.contextmanager
 def _temporary(model: ir.Model, path: Path) -> Iterator[Path]:
-    """`model` saved beside the weights it points at, for as long as the block lasts."""
+    """Saves `model` next to its weights for the duration of the block."""
     try:
         ir.save(model, path)
         yield path
@@ -158,11 +162,14 @@ def _temporary(model: ir.Model, path: Path) -> Iterator[Path]:
 def _measure(
     recipe: Recipe, subject: Subject, network: str, case: Case, outputs: Arrays, expected: Arrays
 ) -> Iterator[Metric]:
-    tolerances = {"step": STEP_TOLERANCE, "segments": SEGMENTS_TOLERANCES.get(recipe.precision)}
+    tolerances = {
+        "step": STEP_TOLERANCES[recipe.precision, subject],
+        "segments": SEGMENTS_TOLERANCES.get(recipe.precision),
+    }
     for name, reference_value in expected.items():
         max_abs = float(np.abs(outputs[name] - reference_value).max())
         largest = float(np.abs(reference_value).max())
-        # a network that is still all zeros has no scale: then nothing but zeros will do
+        # an output of zeros has no scale: then only zeros agree with it
         max_rel = max_abs / largest if largest else max_abs * math.inf if max_abs else 0.0
         yield Metric(
             component=recipe.name,

@@ -1,4 +1,4 @@
-"""What a comparison found: an error for each output and case, and whether it is small enough."""
+"""The result of a comparison: an error for each output and case, and its tolerance."""
 
 from __future__ import annotations
 
@@ -10,32 +10,50 @@ from dataclasses import dataclass
 from typing import Literal
 
 from eri_export.gate.cases import Kind, NotRun
-from eri_export.recipes.base import Sizes
+from eri_export.graphs.recipes.base import Sizes
+from eri_runtime.bundle import Precision
 from eri_runtime.errors import ParityError
-from eri_runtime.spec import Precision
 
 Subject = Literal["graph", "float32 twin"]
 
-# Largest difference over largest reference value. Float32: another order of summation, a hundred
-# layers deep. Float16: 11 bits, so 5e-4 a rounding, with some cancellation. A twin differs from
-# float32 only where a constant was rounded to 8 or 11 bits, such as quick-GELU's 1.702.
+# Largest difference over largest reference value. Float32: another order of summation through a
+# hundred layers. Float16: 11 bits, so 5e-4 per rounding, with some cancellation. A twin differs
+# from float32 only where a constant was rounded to 8 or 11 bits, such as quick-GELU's 1.702.
 TOLERANCES: Mapping[tuple[Precision, Subject], float] = {
     ("fp32", "graph"): 1e-4,
     ("fp16", "graph"): 3e-2,
     ("fp16", "float32 twin"): 1e-3,
     ("bf16", "float32 twin"): 5e-3,
 }
-# a step graph holds the same network on the same numbers, and a dozen operations in another order
-STEP_TOLERANCE = 1e-5
-# segments hold the same nodes; what an engine computes as one is cut, so 16 bits are rounded there
+# A step graph runs the same network on the same numbers; a dozen operations differ in their order.
+# In float16 an engine may fuse the two graphs' networks differently, as in segments, and each
+# rounding that moves is 5e-4. A bfloat16 graph is compared as its float32 twin.
+STEP_TOLERANCES: Mapping[tuple[Precision, Subject], float] = {
+    ("fp32", "graph"): 1e-5,
+    ("fp16", "graph"): 3e-2,
+    ("fp16", "float32 twin"): 1e-5,
+    ("bf16", "float32 twin"): 1e-5,
+}
+# segments have the same nodes, but a cut can split nodes that an engine fuses and add a rounding
 SEGMENTS_TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-6, "fp16": 3e-2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """The error of one output on one case; NaN and Inf count as an infinite error.
+    """The error of one output in one case; NaN and Inf count as an infinite error.
 
-    `network` is the whole one, or says of which blocks a smaller copy was made.
+    Attributes:
+        component: The component's name.
+        output: The output's name.
+        precision: The component's precision.
+        subject: "graph" for the exported graph, "float32 twin" for its copy in float32.
+        case: The kind of inputs: "drawn", "real", "smallest", "largest", "one largest" (one
+            dimension at its largest), "step", "segments" or "loras".
+        network: "whole", or which blocks a smaller copy of the network has.
+        sizes: The size of each dynamic dimension.
+        max_abs: The largest absolute difference.
+        max_rel: The largest absolute difference over the largest reference value.
+        tolerance: The largest `max_rel` that passes.
     """
 
     component: str
@@ -57,14 +75,21 @@ class Metric:
 
 @dataclass(frozen=True)
 class Report:
-    """Every comparison that was made; true if all of them passed."""
+    """All comparisons of an export with PyTorch; true if all passed.
+
+    Reports are added with `+`.
+
+    Attributes:
+        metrics: The comparisons.
+        not_run: Ends of the ranges that take too many operations to run.
+    """
 
     metrics: tuple[Metric, ...]
     not_run: tuple[NotRun, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether something was compared and all of it agreed."""
+        """Whether there is a comparison and all of them passed."""
         return bool(self.metrics) and all(metric.passed for metric in self.metrics)
 
     def __bool__(self) -> bool:
@@ -74,13 +99,24 @@ class Report:
         return Report(self.metrics + other.metrics, self.not_run + other.not_run)
 
     def worst(self, component: str) -> float:
-        """The largest relative error of a component, by its own graph where that could be run."""
+        """Returns a component's largest relative error.
+
+        Args:
+            component: The component's name.
+
+        Returns:
+            The error of the exported graph, or of its float32 twin if the graph could not be run.
+        """
         own = [metric for metric in self.metrics if metric.component == component]
         ran = [metric for metric in own if metric.subject == "graph"]
         return max(metric.max_rel for metric in ran or own)
 
     def check(self) -> None:
-        """Raise `ParityError` naming the worst output, unless everything passed."""
+        """Raises an error for the worst output unless everything passed.
+
+        Raises:
+            ParityError: If a comparison failed.
+        """
         if self:
             return
         worst = max(self.metrics, key=lambda metric: metric.max_rel / metric.tolerance)
@@ -92,7 +128,11 @@ class Report:
         )
 
     def to_json(self) -> str:
-        """The report as JSON; an infinite error, which JSON has no number for, is null."""
+        """Returns the report as JSON.
+
+        Returns:
+            The JSON text; infinite errors are null, as JSON has no number for them.
+        """
         metrics = [
             {
                 name: None if isinstance(value, float) and math.isinf(value) else value
@@ -106,7 +146,7 @@ class Report:
 
 
 def _way_out(worst: Metric) -> str:
-    """What to try where a float16 graph gave NaN or Inf, which its float32 twin did not."""
+    """Returns advice for a float16 graph that overflowed; "" for every other failure."""
     if (worst.precision, worst.subject) != ("fp16", "graph") or not math.isinf(worst.max_rel):
         return ""
     return f"; where float16 overflows, `--precision fp16,{worst.component}=fp32` does not"

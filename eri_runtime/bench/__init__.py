@@ -1,7 +1,8 @@
-"""`eri bench`: a bundle's engines beside PyTorch, each in a process of its own, taking turns.
+"""`eri bench`: compares a bundle's engines with PyTorch, each in its own process, in turns.
 
-    parent (measure)  ── newline JSON ──▶  worker of ours      (bench.worker)
-                      ── newline JSON ──▶  worker of another   (found by `eri.bench.workers`)
-
-The parent and our workers import no torch. What comes out is a `record.Record`.
+`plan` holds what to measure, `measure` runs it, `record` is the JSON result, `table` and `report`
+show a result, `compare` finds regressions between two results. `worker_client` and `worker_server`
+are the two ends of a measured process; `eri_worker` is the worker for our own engines.
+Start reading with `plan`, then `measure`. May import every other room of the runtime but
+`commands`.
 """

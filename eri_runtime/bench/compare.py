@@ -1,16 +1,17 @@
-"""Two records, row by row: what became slower."""
+"""Compares two records row by row and finds regressions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from eri_runtime.bench.record import Record, Row
 from eri_runtime.bench.statistics import STEP, WHOLE, values
-from eri_runtime.bench.summary import beside_reference
+from eri_runtime.bench.summary import ratio_to_reference
 
+Key = tuple[str, int, int]  # subject, width, height
 THRESHOLD = 1.10
 COMPARED = (STEP, "encode", "decode", WHOLE)
 SAME = ("family", "sizes", "steps", "guidance", "images", "threads", "parameters", "precision")
@@ -19,10 +20,17 @@ SAME_MACHINE = ("processor", "cores", "memory", "system", "gpus")
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A figure of a row after over before; a regression is above the threshold, and certain.
+    """The change of one figure of a row between two records.
 
-    `apart` is whether the spreads (p10 to p90) do not overlap: a median that moved within the noise
-    is told, and is no regression.
+    Attributes:
+        subject: Name of the subject.
+        size: Width and height in pixels.
+        figure: Name of the figure, such as `step`.
+        before: Median in the first record, in milliseconds.
+        after: Median in the second record.
+        apart: Whether the second spread (p10 to p90) lies above the first, so that the change is
+            more than noise.
+        threshold: The ratio above which a change is a regression.
     """
 
     subject: str
@@ -35,18 +43,26 @@ class Change:
 
     @property
     def ratio(self) -> float:
-        """After over before."""
+        """`after` divided by `before`."""
         return self.after / self.before
 
     @property
     def regressed(self) -> bool:
-        """Whether it became slower by more than the threshold."""
+        """Whether it became slower by more than the threshold and the noise."""
         return self.apart and self.ratio > self.threshold
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """A row's ratio to the reference of its own run, before and after."""
+    """A row's ratio to the reference of its own run, in both records.
+
+    Attributes:
+        subject: Name of the subject.
+        size: Width and height in pixels.
+        figure: Name of the figure.
+        before: Median ratio in the first record.
+        after: Median ratio in the second record.
+    """
 
     subject: str
     size: tuple[int, int]
@@ -56,16 +72,21 @@ class Moved:
 
     @property
     def apart(self) -> float:
-        """How far the ratios are from each other: 0.1 for 0.50 and 0.55, either way round."""
+        """The relative difference of the ratios: 0.1 for 0.50 and 0.55 in either order."""
         low, high = sorted((self.before, self.after))
         return high / low - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Changes of rows on both sides; `lost` counted before and do not now; `notes` are warnings.
+    """The differences between two records.
 
-    `moved` are rows beside the reference of their run, which the machine's own speed is not in.
+    Attributes:
+        changes: Changes of rows that count in both records.
+        moved: Ratios to the reference of each run, which do not depend on the machine's speed.
+        missing: Rows that only one record has.
+        lost: Rows that counted in the first record and do not in the second.
+        notes: Warnings that the machines or the workloads differ.
     """
 
     changes: tuple[Change, ...]
@@ -76,12 +97,21 @@ class Comparison:
 
     @property
     def regressed(self) -> bool:
-        """Whether anything did."""
+        """Whether any row became slower or does not count any more."""
         return bool(self.lost) or any(each.regressed for each in self.changes)
 
 
 def compare(before: Record, after: Record, threshold: float = THRESHOLD) -> Comparison:
-    """Match rows by subject and size."""
+    """Compares two records; rows are matched by subject and size.
+
+    Args:
+        before: The earlier record.
+        after: The later record.
+        threshold: The ratio of medians above which a change is a regression.
+
+    Returns:
+        The changes, the ratios to the reference and warnings.
+    """
     rows = [{_key(row): row for row in each.rows} for each in (before, after)]
     both = [key for key in rows[0] if key in rows[1]]
     changes = [change for key in both for change in _changes(rows[0][key], rows[1][key], threshold)]
@@ -92,7 +122,7 @@ def compare(before: Record, after: Record, threshold: float = THRESHOLD) -> Comp
         ),
         missing=tuple(_missing(*rows)),
         lost=tuple(
-            f"{_named(rows[1][key])}: {rows[1][key].reason}"
+            f"{_label(rows[1][key])}: {rows[1][key].reason}"
             for key in both
             if rows[0][key].counts and not rows[1][key].counts
         ),
@@ -100,10 +130,10 @@ def compare(before: Record, after: Record, threshold: float = THRESHOLD) -> Comp
     )
 
 
-def lines(found: Comparison) -> Iterator[str]:
-    """What is printed."""
-    yield from (f"warning: {each}" for each in found.notes)
-    for each in found.changes:
+def lines(comparison: Comparison) -> Iterator[str]:
+    """Yields the comparison as lines of text."""
+    yield from (f"warning: {each}" for each in comparison.notes)
+    for each in comparison.changes:
         flag = "  REGRESSION" if each.regressed else ""
         noise = "" if each.apart else "  (within the spread)"
         size = f"{each.size[0]}x{each.size[1]}"
@@ -111,26 +141,29 @@ def lines(found: Comparison) -> Iterator[str]:
             f"{each.subject} {size} {each.figure}: {each.before:.2f} -> {each.after:.2f} ms, "
             f"{each.ratio:.2f}{noise}{flag}"
         )
-    if found.moved:
-        most = max(found.moved, key=lambda each: each.apart)
+    if comparison.moved:
+        most = max(comparison.moved, key=lambda each: each.apart)
         yield (
-            f"{len(found.moved)} ratios to the reference moved by at most {most.apart:.0%}: "
+            f"{len(comparison.moved)} ratios to the reference moved by at most {most.apart:.0%}: "
             f"{most.subject} {most.size[0]}x{most.size[1]} {most.figure}, "
             f"{most.before:.3f} -> {most.after:.3f}"
         )
-    yield from (f"REGRESSION: does not count any more: {each}" for each in found.lost)
-    yield from (f"missing {each}" for each in found.missing)
+    yield from (f"REGRESSION: does not count any more: {each}" for each in comparison.lost)
+    yield from (f"missing {each}" for each in comparison.missing)
 
 
-def _key(row: Row) -> tuple[str, int, int]:
+def _key(row: Row) -> Key:
+    """Returns what rows are matched by."""
     return row.subject, row.width, row.height
 
 
-def _named(row: Row) -> str:
+def _label(row: Row) -> str:
+    """Returns a row's name, as `eri/cpu 512x512`."""
     return f"{row.subject} {row.width}x{row.height}"
 
 
 def _changes(before: Row, after: Row, threshold: float) -> Iterator[Change]:
+    """Yields the changes of a row that counts in both records."""
     if not (before.counts and after.counts):
         return
     for figure in COMPARED:
@@ -149,9 +182,9 @@ def _changes(before: Row, after: Row, threshold: float) -> Iterator[Change]:
 
 
 def _moved(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[Moved]:
-    """A row's ratios in each of two records, where it has them in both."""
+    """Yields the ratios of a row that has them in both records."""
     for figure in (STEP, WHOLE):
-        old, new = map(beside_reference, records, rows, (figure, figure))
+        old, new = map(ratio_to_reference, records, rows, (figure, figure))
         if old is not None and new is not None:
             yield Moved(
                 subject=rows[0].subject,
@@ -162,12 +195,14 @@ def _moved(records: Sequence[Record], rows: Sequence[Row]) -> Iterator[Moved]:
             )
 
 
-def _missing(before: dict, after: dict) -> Iterator[str]:
+def _missing(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> Iterator[str]:
+    """Yields the rows that only one record has."""
     for side, one, other in (("after", before, after), ("before", after, before)):
-        yield from (f"{side}: {_named(row)}" for key, row in one.items() if key not in other)
+        yield from (f"{side}: {_label(row)}" for key, row in one.items() if key not in other)
 
 
 def _notes(before: Record, after: Record) -> Iterator[str]:
+    """Yields what differs between the machines and the workloads."""
     for what, names in (("machine", SAME_MACHINE), ("workload", SAME)):
         one, other = getattr(before, what), getattr(after, what)
         for name in names:

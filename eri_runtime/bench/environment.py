@@ -1,4 +1,4 @@
-"""What figures were measured on, and with what; other benchmarks use it too."""
+"""The machine and the software of a measurement; `benchmarks/` uses it too."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GPU = ("name", "driver_version", "memory.total", "memory.used", "power.limit", "
 
 
 def machine() -> Machine:
-    """This one, with the load that it has now."""
+    """Returns this machine, with its current load."""
     return Machine(
         processor=processor(),
         cores=cores(),
@@ -48,62 +48,63 @@ def machine() -> Machine:
 
 
 def software() -> Software:
-    """Python, the packages that matter and are installed, the commit."""
+    """Returns the versions of Python and the installed packages, and the commit."""
     return Software(python=platform.python_version(), versions=versions(PACKAGES), commit=commit())
 
 
 def load() -> float:
-    """Processes that wanted a core in the last minute."""
+    """Returns the load average of the last minute."""
     return round(os.getloadavg()[0], 2)
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def processor() -> str:
-    """The first processor's model."""
+    """Returns the model name of the first processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    found = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    return next(found, sys.platform)
+    models = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return next(models, sys.platform)
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Those that are installed."""
-    return {name: found for name in packages if (found := _version(name))}
+    """Returns the versions of the packages that are installed."""
+    return {name: installed for name in packages if (installed := _version(name))}
 
 
 def gpus() -> tuple[Mapping[str, str], ...]:
-    """What `nvidia-smi` says of each GPU; nothing where there is none."""
+    """Returns what `nvidia-smi` reports of each GPU; empty if there is none."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return ()
     query = [command, f"--query-gpu={','.join(GPU)}", "--format=csv,noheader"]
-    found = subprocess.run(query, capture_output=True, text=True, check=False)  # noqa: S603
-    if found.returncode:
+    done = subprocess.run(query, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
         return ()
-    rows = csv.reader(found.stdout.splitlines(), skipinitialspace=True)
+    rows = csv.reader(done.stdout.splitlines(), skipinitialspace=True)
     return tuple(dict(zip(GPU, row, strict=False)) for row in rows if row)
 
 
 def commit() -> str:
-    """The commit, with `+` where files differ from it; `unknown` outside of a checkout."""
+    """Returns the commit, with `+` if files have changed; `unknown` outside a checkout."""
     git = shutil.which("git")
     if git is None:
         return "unknown"
-    found = subprocess.run(  # noqa: S603
+    done = subprocess.run(  # noqa: S603
         [git, "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         check=False,
     )
-    return found.stdout.strip() or "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def _version(package: str) -> str | None:
+    """Returns the version of a package, or None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

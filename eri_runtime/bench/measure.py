@@ -1,4 +1,4 @@
-"""A run: every subject opened, compared, timed in turns, started cold; then the record of it."""
+"""Runs a benchmark: opens every subject, compares images, times rounds and cold starts."""
 
 from __future__ import annotations
 
@@ -12,40 +12,51 @@ from pathlib import Path
 import numpy as np
 
 from eri_runtime.bench import environment
-from eri_runtime.bench.compared import pictures_of, rows_of
-from eri_runtime.bench.live import (
+from eri_runtime.bench.measured_subject import (
     Case,
-    Live,
-    begin,
-    cold,
+    MeasuredSubject,
+    cold_start,
     draw,
     job_maker,
     latents_file,
-    opener,
+    start_subject,
+    worker_starter,
 )
 from eri_runtime.bench.plan import Plan, reference_of
 from eri_runtime.bench.record import Build, Memory, Record
-from eri_runtime.bench.serve import png_files
+from eri_runtime.bench.rows import make_rows, pictures_of
+from eri_runtime.bench.worker_server import png_files
+from eri_runtime.bundle import read_bundle
 from eri_runtime.errors import EriError
 from eri_runtime.latents import latent_shape
-from eri_runtime.manifest import read as read_bundle
-from eri_runtime.noise import TorchNoise, image_seeds
+from eri_runtime.sampling import TorchNoise, image_seeds
 
 Tell = Callable[[str], object]
 
 
 def measure(plan: Plan, builds: Sequence[Build] = (), tell: Tell = lambda _: None) -> Record:
-    """Do a plan. A subject that fails costs its own rows; every process is ended at the end."""
+    """Runs a plan.
+
+    A subject that fails costs only its own rows. All processes are ended before this returns.
+
+    Args:
+        plan: What to measure.
+        builds: Builds that were timed before, for the record.
+        tell: Called with a line of text before each piece of work.
+
+    Returns:
+        The record of the run.
+    """
     machine, software = environment.machine(), environment.software()
     reference = reference_of(plan.candidates)
     with tempfile.TemporaryDirectory(prefix="eri-bench-") as name:
         bench = Bench(plan, Path(name), tell)
-        with bench.open() as lives:
-            bench.draw_cases(lives)
-            bench.time(lives)
-        bench.start_cold(lives)
-        rows = rows_of(plan, lives, reference)
-        pictures = pictures_of(plan, lives, reference)
+        with bench.open() as subjects:
+            bench.draw_cases(subjects)
+            bench.time(subjects)
+        bench.start_cold(subjects)
+        rows = make_rows(plan, subjects, reference)
+        pictures = pictures_of(plan, subjects, reference)
     return Record(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=plan.command,
@@ -53,22 +64,22 @@ def measure(plan: Plan, builds: Sequence[Build] = (), tell: Tell = lambda _: Non
         software=software,
         workload=plan.workload,
         reference=reference,
-        subjects=tuple(each.subject() for each in lives),
+        subjects=tuple(each.to_subject() for each in subjects),
         rows=rows,
-        builds=(*builds, *compiled(lives)),
+        builds=(*builds, *compiled(subjects)),
         pictures=pictures,
     )
 
 
-def compiled(lives: Sequence[Live]) -> Iterator[Build]:
-    """What was compiled in a first call."""
-    for each in lives:
-        if (seconds := each.subject().build_s) is not None:
+def compiled(subjects: Sequence[MeasuredSubject]) -> Iterator[Build]:
+    """Yields the compilations that took place in a first call."""
+    for each in subjects:
+        if (seconds := each.to_subject().build_s) is not None:
             yield Build(name=each.candidate.name, seconds=seconds)
 
 
 class Bench:
-    """The parts of a run, over a folder for its noise and pictures."""
+    """The stages of a run, with a folder for its noise and images."""
 
     def __init__(self, plan: Plan, folder: Path, tell: Tell) -> None:
         self._plan, self._folder, self._tell = plan, folder, tell
@@ -77,60 +88,61 @@ class Bench:
         caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
         pools = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self._start = opener(plan, {**caches, **pools, **quiet})
+        self._start = worker_starter(plan, {**caches, **pools, **quiet})
         self._write_latents()
 
     @contextmanager
-    def open(self) -> Iterator[list[Live]]:
-        """Every subject, started one after the other and paused; ended on the way out."""
+    def open(self) -> Iterator[list[MeasuredSubject]]:
+        """Starts the subjects one after the other and pauses them; ends them on exit."""
         with ExitStack() as stack:
-            lives = [Live(each) for each in self._plan.candidates]
-            for each in lives:
+            subjects = [MeasuredSubject(each) for each in self._plan.candidates]
+            for each in subjects:
                 self._tell(f"opening {each.candidate.name}")
                 stack.callback(each.close)
                 self._begin(each)
-            yield lives
+            yield subjects
 
-    def draw_cases(self, lives: Sequence[Live]) -> None:
-        """The pictures that are compared, which warm every size up."""
+    def draw_cases(self, subjects: Sequence[MeasuredSubject]) -> None:
+        """Draws the images that are compared, which also warms up every size."""
         for case in self._cases()[1:]:
-            for each in filter(lambda live: live.runs, lives):
+            for each in filter(lambda subject: subject.runs, subjects):
                 self._tell(f"drawing {each.candidate.name}, case {case[1] + 1}")
                 job = self._job(*case, self._file(each, case))
                 with each.turn() as worker:
                     draw(worker, job)
                     each.files[case] = png_files(str(job.output), job.images)[0]
 
-    def time(self, lives: Sequence[Live]) -> None:
-        """Timed rounds: each subject once, beginning with another each time, warmed up before."""
+    def time(self, subjects: Sequence[MeasuredSubject]) -> None:
+        """Times rounds of one call per subject and size, starting each with the next subject."""
         for number in range(self._work.rounds):
-            order = [*lives[number % len(lives) :], *lives[: number % len(lives)]]
+            first = number % len(subjects)
+            order = [*subjects[first:], *subjects[:first]]
             for size in self._work.sizes:
                 warm = self._job(size, 0, None, self._work.warm_steps)
-                for each in filter(lambda live: live.runs, order):
+                for each in filter(lambda subject: subject.runs, order):
                     self._tell(f"round {number + 1}/{self._work.rounds} {each.candidate.name}")
                     with each.turn() as worker:
                         if self._work.warm_steps:
                             draw(worker, warm)
-                        job = self._job(size, 0, self._folder / f"{lives.index(each)}-timed.png")
-                        each.samples.setdefault(size, []).append(draw(worker, job))
-        for each in filter(lambda live: live.runs, lives):
+                        file = self._folder / f"{subjects.index(each)}-timed.png"
+                        sample = draw(worker, self._job(size, 0, file))
+                        each.samples.setdefault(size, []).append(sample)
+        for each in filter(lambda subject: subject.runs, subjects):
             assert each.worker is not None  # noqa: S101 it runs
-            each.memory = replace(
-                each.memory or Memory(peak=None, peak_all=None), peak_all=each.worker.peak
-            )
+            memory = each.memory or Memory(peak=None, peak_all=None)
+            each.memory = replace(memory, peak_all=each.worker.peak)
 
-    def start_cold(self, lives: Sequence[Live]) -> None:
-        """Fresh processes, one at a time, in turns."""
+    def start_cold(self, subjects: Sequence[MeasuredSubject]) -> None:
+        """Times cold starts: fresh processes, one at a time, subjects in turns."""
         for number in range(self._work.cold_rounds):
-            for each in filter(lambda live: live.runs, lives):
+            for each in filter(lambda subject: subject.runs, subjects):
                 self._tell(
                     f"cold start {number + 1}/{self._work.cold_rounds} {each.candidate.name}"
                 )
-                output = self._folder / f"{lives.index(each)}-cold.png"
+                output = self._folder / f"{subjects.index(each)}-cold.png"
                 job = self._job(self._work.sizes[0], 0, output, self._work.cold_steps)
                 try:
-                    seconds, peak = cold(each, self._plan, self._start, job)
+                    seconds, peak = cold_start(each, self._plan, self._start, job)
                 except EriError as error:
                     each.fail(error)
                     continue
@@ -139,25 +151,27 @@ class Bench:
                 each.memory = replace(memory, peak=max(peak or 0, memory.peak or 0) or None)
 
     def _cases(self) -> list[Case]:
+        """Returns every case at every size."""
         return [(size, case) for size in self._work.sizes for case in range(len(self._work.cases))]
 
-    def _begin(self, live: Live) -> None:
-        """Start one, which draws the first case."""
+    def _begin(self, subject: MeasuredSubject) -> None:
+        """Starts a subject and draws its first case."""
         case = self._cases()[0]
-        job = self._job(*case, self._file(live, case))
-        begin(live, self._plan, self._start, job)
-        if live.runs:
-            live.files[case] = png_files(str(job.output), job.images)[0]
+        job = self._job(*case, self._file(subject, case))
+        start_subject(subject, self._plan, self._start, job)
+        if subject.runs:
+            subject.files[case] = png_files(str(job.output), job.images)[0]
         else:
-            self._tell(f"{live.candidate.name}: {live.reason}")
+            self._tell(f"{subject.candidate.name}: {subject.reason}")
 
-    def _file(self, live: Live, case: Case) -> Path:
+    def _file(self, subject: MeasuredSubject, case: Case) -> Path:
+        """Returns the file of a subject's image of a case."""
         (width, height), number = case
-        name = live.candidate.name.replace("/", "-").replace(":", "-")
+        name = subject.candidate.name.replace("/", "-").replace(":", "-")
         return self._folder / f"{name}-{width}x{height}-{number}.png"
 
     def _write_latents(self) -> None:
-        """The same unit noise for all, as a seed gives it in diffusers."""
+        """Writes each case's unit noise, the same for all subjects, as diffusers draws it."""
         spec = read_bundle(self._plan.bundle).latents
         for size, case in self._cases():
             seeds = image_seeds(self._work.cases[case][1], self._work.images)

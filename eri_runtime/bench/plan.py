@@ -1,4 +1,4 @@
-"""What a benchmark is to do: its subjects by name, and the work that all of them get."""
+"""The plan of a benchmark: which subjects run, and the work that all of them get."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from eri_runtime import executors
+from eri_runtime.bench.eri_worker import precision_of
 from eri_runtime.bench.record import Kind, Limit, Workload
-from eri_runtime.bench.worker import precision_of
+from eri_runtime.bundle import Bundle
 from eri_runtime.errors import UsageError
-from eri_runtime.spec import Bundle
 
-OURS = "eri_runtime.bench.worker"
+OURS = "eri_runtime.bench.eri_worker"
 GROUP = "eri.bench.workers"
 EAGER = "torch/eager"
 CPU = "eri/cpu"
@@ -22,7 +22,15 @@ PEERS = "optimum-"
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A subject before it is started: `module` is its worker's, or None where nobody has one."""
+    """A subject that is to be measured, before its process starts.
+
+    Attributes:
+        name: `eri/BACKEND`, `torch/WAY` or the name of a peer.
+        kind: Whether it is one of our engines, PyTorch or a peer.
+        variant: The backend, or the way to run PyTorch, for the worker.
+        module: Module of its worker; None if no installed package has one.
+        precision: Precision that it is expected to compute in.
+    """
 
     name: str
     kind: Kind
@@ -33,7 +41,18 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run: `bundle` and `checkpoint` are paths, `timeout` seconds for one answer."""
+    """What a benchmark run does.
+
+    Attributes:
+        bundle: Folder of the bundle.
+        checkpoint: Folder of the checkpoint that PyTorch runs; None without PyTorch.
+        candidates: The subjects, in the order of the rows.
+        workload: The work that every subject gets.
+        limits: The limit on image differences for each precision.
+        timeout: Seconds that a subject may take for one answer.
+        command: The command line that repeats the run.
+        pictures: Longer side of the images kept in the record, in pixels; 0 keeps none.
+    """
 
     bundle: Path
     checkpoint: Path | None
@@ -42,11 +61,11 @@ class Plan:
     limits: Mapping[str, Limit]
     timeout: float
     command: str
-    pictures: int  # pixels of a kept picture's longer side, 0 to keep none
+    pictures: int
 
 
 def workers() -> Mapping[str, str]:
-    """The modules of workers that other packages have, by kind; none of them is imported."""
+    """Returns the worker modules of other packages by kind, without importing them."""
     return {entry.name: entry.module for entry in entry_points(group=GROUP)}
 
 
@@ -56,44 +75,53 @@ def candidates(
     torch: Sequence[str],
     peers: Sequence[str],
 ) -> tuple[Candidate, ...]:
-    """PyTorch's first, as the reference comes from there; then ours, then peers.
+    """Returns the subjects of a run: PyTorch's first, as the reference, then ours, then peers.
 
-    Backends left out are all that can run the bundle here. Raises `UsageError` for a name twice.
+    Args:
+        bundle: The bundle to measure.
+        backends: Names of backends; None selects all that can run the bundle on this machine.
+        torch: Ways to run PyTorch, such as `eager` or `compile+bf16`.
+        peers: Other engines, such as `optimum-onnx`.
+
+    Raises:
+        UsageError: If a subject is named twice, or there is none.
     """
     known = workers()
     if backends is None:
         backends = [name for name in executors.BACKENDS if not executors.refusals(bundle, name)]
-    found = (
-        *(_theirs("torch", f"torch/{way}", way, known.get("torch")) for way in torch),
+    selected = (
+        *(_other("torch", f"torch/{way}", way, known.get("torch")) for way in torch),
         *(_ours(bundle, name) for name in backends),
         *(
-            _theirs("peer", name, name.removeprefix(PEERS), known.get(name.partition("-")[0]))
+            _other("peer", name, name.removeprefix(PEERS), known.get(name.partition("-")[0]))
             for name in peers
         ),
     )
-    names = [each.name for each in found]
+    names = [each.name for each in selected]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError("subjects", got=f"{', '.join(twice)} twice", expected="each once")
-    if not found:
+    if not selected:
         raise UsageError(
             "subjects", got="none", expected="a backend that can run the bundle here, or --torch"
         )
-    return found
+    return selected
 
 
-def reference_of(found: Sequence[Candidate]) -> str:
-    """PyTorch eager in float32; without it our CPU backend; without that the first subject."""
-    names = [each.name for each in found]
+def reference_of(selected: Sequence[Candidate]) -> str:
+    """Returns the name of the reference: eager PyTorch, else our CPU backend, else the first."""
+    names = [each.name for each in selected]
     return next((name for name in (EAGER, CPU) if name in names), names[0])
 
 
 def _ours(bundle: Bundle, backend: str) -> Candidate:
+    """Returns one of our backends as a candidate."""
     precision = precision_of(bundle, backend)
     return Candidate(
         name=f"eri/{backend}", kind="eri", variant=backend, module=OURS, precision=precision
     )
 
 
-def _theirs(kind: Kind, name: str, variant: str, module: str | None) -> Candidate:
+def _other(kind: Kind, name: str, variant: str, module: str | None) -> Candidate:
+    """Returns PyTorch or a peer as a candidate."""
     precision = "bf16" if "bf16" in variant else "fp32"
     return Candidate(name=name, kind=kind, variant=variant, module=module, precision=precision)

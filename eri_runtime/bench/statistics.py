@@ -1,4 +1,4 @@
-"""Figures of repeated measurements: medians with their spread, and ratios within rounds."""
+"""Statistics of repeated measurements: medians with their spread, ratios within rounds."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eri_runtime.bench.record import STAGES, Row, Sample
+from eri_runtime.bench.record import Row, Sample
 
 PERCENTILES = (50, 10, 90)
 WHOLE = "total"
 STEP = "step"
-FIGURES = (STEP, *STAGES, WHOLE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """The median, the 10th and the 90th percentile (linear between samples) of `count` values."""
+    """Median and spread of repeated values; percentiles interpolate linearly between values.
+
+    Attributes:
+        median: The median.
+        low: The 10th percentile.
+        high: The 90th percentile.
+        count: Number of values.
+    """
 
     median: float
     low: float
@@ -26,7 +32,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """The spread of some values, or None of none."""
+    """Returns the spread of the values, or None if there are none."""
     if not len(values):
         return None
     median, low, high = (float(each) for each in np.percentile(values, PERCENTILES))
@@ -34,26 +40,27 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def figure(sample: Sample, name: str) -> list[float]:
-    """The values of one figure in one call.
+    """Returns the values of one figure in one call.
 
-    Of steps, all but the first, which also prepares the loop, unless there is no other.
+    For steps these are all but the first, which also sets up the loop, unless it is the only one.
     """
     if name == STEP:
         return list(sample.steps[1:] or sample.steps)
-    return [getattr(sample, name)]
+    value: float = getattr(sample, name)
+    return [value]
 
 
 def values(row: Row, name: str) -> list[float]:
-    """A figure's values in all rounds."""
+    """Returns a figure's values in all rounds."""
     return [each for sample in row.samples for each in figure(sample, name)]
 
 
 def ratio(row: Row, reference: Row, name: str) -> Spread | None:
-    """A figure over the reference's in the same round: the median and spread over the rounds."""
+    """Returns the spread over the rounds of a figure divided by the reference's in that round."""
     pairs = zip(row.samples, reference.samples, strict=False)
-    found = [
+    ratios = [
         float(np.median(figure(mine, name)) / np.median(figure(theirs, name)))
         for mine, theirs in pairs
         if np.median(figure(theirs, name)) > 0
     ]
-    return spread(found)
+    return spread(ratios)

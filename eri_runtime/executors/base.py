@@ -1,33 +1,31 @@
-"""What every engine offers: one open component, run on NumPy arrays, closed at the end."""
+"""An open component: runs on NumPy arrays, swaps its weights, and is closed at the end."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.errors import BackendError, NonFiniteError, SizeError
-from eri_runtime.spec import Bundle, ComponentSpec
+from eri_runtime.bundle import ComponentSpec
+from eri_runtime.errors import BackendError, SizeError
 
-if TYPE_CHECKING:
-    from eri_runtime.executors.stepper import Stepper
-
-Arrays = Mapping[str, NDArray]
-FROM_FILE: Arrays = MappingProxyType({})  # every weight is the file's
+Arrays = Mapping[str, NDArray[Any]]
+FROM_FILE: Arrays = MappingProxyType({})
+"""No overrides: every weight comes from the weights file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How an engine is opened: its number of threads, all cores if left.
+    """Options an engine is opened with.
 
-    `low_memory`: weights stay pages of their file, which processes share, at some cost in speed.
-    `streamed`: of the denoiser's weights only a part is in memory at a time.
+    Attributes:
+        threads: Number of threads. Default: all cores.
+        low_memory: Leave weights as pages of their file, which processes share. Somewhat slower.
+        streamed: Keep only a part of the denoiser's weights in memory at a time.
     """
 
     threads: int | None = None
@@ -35,12 +33,15 @@ class Settings:
     streamed: bool = False
 
 
+DEFAULT_SETTINGS = Settings()
+
+
 class Closeable(ABC):
-    """A context manager that closes itself at the end."""
+    """A context manager that closes itself when the block ends."""
 
     @abstractmethod
     def close(self) -> None:
-        """Free what is held; a second call does nothing."""
+        """Frees all resources. A second call does nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -49,88 +50,70 @@ class Closeable(ABC):
         self.close()
 
 
-class Weighted(Closeable):
-    """What is open with weights that others can take the place of."""
+class Refittable(Closeable):
+    """An open graph whose weights can be replaced."""
 
     def replace(self, overrides: Arrays) -> None:
-        """Serve with `overrides`, and nothing else, in the place of the weights file's tensors.
+        """Replaces tensors of the weights file; drops the overrides of earlier calls.
 
-        They are by the file's names, in its types and shapes, and must stay as they are; only what
-        changes is moved. A call that runs ends with the old ones. Raises `BackendError` where the
-        engine refuses; the old ones serve on then, unless it says that it is closed.
+        Only tensors that change are moved. A call that is already running finishes with the old
+        weights. If this raises, the old weights stay in use, unless the error says that the engine
+        is closed.
+
+        Args:
+            overrides: Arrays by tensor name, in the file's dtypes and shapes. They must not be
+                modified while in use.
+
+        Raises:
+            BackendError: If the engine refuses the tensors or cannot replace weights.
         """
         del overrides
         got = "weights that stay as they are"
         raise BackendError(type(self).__name__, got=got, expected="an engine that takes others")
 
 
-class Executor(Weighted):
-    """An open component, which owns the engine's resources."""
+class Executor(Refittable):
+    """An open component, which owns the engine's resources.
+
+    Attributes:
+        spec: The component's inputs, outputs and dimension ranges.
+    """
 
     spec: ComponentSpec
 
     @abstractmethod
-    def run(self, inputs: Arrays) -> dict[str, NDArray]:
-        """Outputs by name for inputs by name, in the shapes and dtypes of `spec`.
+    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Runs the component once.
 
-        Raises `SizeError` for inputs that are not.
+        Args:
+            inputs: One array per input of `spec`, by name.
+
+        Returns:
+            One array per output of `spec`, by name, in its shape and dtype.
+
+        Raises:
+            SizeError: If an input is missing, unknown, or of another shape or dtype.
+            BackendError: If the engine fails.
         """
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
-        """Do ahead what the first call would begin with, for inputs whose dimensions have `sizes`.
+        """Does the work of the first call ahead of time, such as compiling for its shapes.
 
-        It is a guess: a call with others is as fast as without. Most engines have nothing to do.
+        This is a hint: a call with other sizes is as fast as without it. Most engines do nothing.
+
+        Args:
+            sizes: Size of each dynamic dimension, by name.
         """
         del sizes
 
 
-class Backend(ABC):
-    """An engine on one kind of device.
-
-    `maps_weights`: `Settings.low_memory` leaves weights in their files. `in_segments`: weights are
-    streamed by running a graph's segments, and not by the engine itself.
-    """
-
-    maps_weights = False
-    in_segments = True
-
-    def unstreamed(self, spec: ComponentSpec) -> str | None:
-        """Why the weights of a component cannot be streamed, in a few words, or None."""
-        return None if spec.segments else "a bundle without segments: export it again"
-
-    def of(self, bundle: Bundle) -> Backend:
-        """This backend for one bundle: itself, unless it runs files that only the bundle names."""
-        del bundle
-        return self
-
-    @abstractmethod
-    def refusal(self, spec: ComponentSpec) -> str | None:
-        """Why this component cannot run here, in a few words, or None."""
-
-    @abstractmethod
-    def words(self, settings: Settings) -> str:
-        """The engine and the options it is opened with."""
-
-    @abstractmethod
-    def executor(
-        self, graph: Path, spec: ComponentSpec, settings: Settings, overrides: Arrays = FROM_FILE
-    ) -> Executor:
-        """Open a component, with `overrides` as of `Weighted.replace`; raises `BackendError`."""
-
-    @abstractmethod
-    def stepper(
-        self, graph: Path, spec: ComponentSpec, settings: Settings, overrides: Arrays = FROM_FILE
-    ) -> Stepper | None:
-        """Open the step graph of the denoiser `spec`; None for an engine that runs none."""
-
-
-def moved(before: Arrays, after: Arrays) -> set[str]:
-    """The names of the tensors that are not the same array in both."""
+def changed_tensors(before: Arrays, after: Arrays) -> set[str]:
+    """Returns the names of tensors that are not the same array object in both mappings."""
     return {name for name in {**before, **after} if before.get(name) is not after.get(name)}
 
 
 def check_inputs(name: str, spec: ComponentSpec, inputs: Arrays) -> None:
-    """Raise `SizeError` for a missing, unknown, mistyped or misshapen input of component `name`."""
+    """Raises `SizeError` if an input of component `name` is missing, unknown or does not fit."""
     expected = {tensor.name: tensor for tensor in spec.inputs}
     if inputs.keys() != expected.keys():
         raise SizeError(f"{name}: inputs", got=sorted(inputs), expected=sorted(expected))
@@ -148,6 +131,7 @@ def check_inputs(name: str, spec: ComponentSpec, inputs: Arrays) -> None:
 def _check_dimension(
     where: str, spec: ComponentSpec, dimension: int | str, size: int, sizes: dict[str, int]
 ) -> None:
+    """Checks one axis; adds the size of a new named dimension to `sizes`. Raises `SizeError`."""
     if isinstance(dimension, int):
         if size != dimension:
             raise SizeError(where, got=size, expected=dimension)
@@ -158,13 +142,3 @@ def _check_dimension(
     if size not in allowed:
         expected = f"{allowed.min} to {allowed.max}"
         raise SizeError(f"{where}: {dimension}", got=size, expected=expected)
-
-
-def check_finite(where: str, array: NDArray) -> NDArray:
-    """`array`, or `NonFiniteError` where it holds NaN or Inf."""
-    if not np.isfinite(array).all():
-        bad = int(array.size - np.isfinite(array).sum())
-        fix = "export with --precision fp32, or lower the guidance"
-        got = f"NaN or Inf in {bad} of {array.size} values"
-        raise NonFiniteError(where, got=got, expected="finite numbers", fix=fix)
-    return array

@@ -1,10 +1,10 @@
-"""How many bytes a request takes: weights that are held, and what a run has beside them.
+"""Predicts how many bytes a request takes: the weights in memory plus the activations of a run.
 
-A component's `ComponentSpec.activations` are polynomials in the sizes of its inputs, and the
-largest is what a run takes. Two factors in them are no sizes: `scores`, 1 where an engine keeps the
-products of queries and keys of attention, and `copies`, 1 where it copies tensors around
-convolutions and between the parts of a group normalisation. What an engine makes of that, and of
-the weights, are the constants `COSTS`, as `benchmarks/memory_estimate.py` measured them.
+The polynomials in `ComponentSpec.activations` take the sizes of a component's inputs. The largest
+value is what one run allocates. Two of their variables are not sizes: `scores` is 1 if the engine
+stores the products of queries and keys of attention, and `copies` is 1 if it copies tensors around
+convolutions and between the parts of a group normalization. `COSTS` holds the factors by which an
+engine multiplies activations and weights, measured by `benchmarks/memory_estimate.py`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from eri_runtime.executors.base import Settings
-from eri_runtime.memory.mode import Mode
-from eri_runtime.memory.sizes import DENOISER, Stage, stages
-from eri_runtime.spec import Bundle, ComponentSpec
-from eri_runtime.tensors import read_header
+from eri_runtime.bundle import DENOISER, Bundle, ComponentSpec, read_header
+from eri_runtime.executors import Settings
+from eri_runtime.memory.modes import Mode
+from eri_runtime.memory.stages import Stage, stages
 
 SCORES, COPIES = "scores", "copies"
 MB = 10**6
@@ -25,12 +24,18 @@ MB = 10**6
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What an engine makes of a component, as multiples.
+    """What an engine adds to a component's weights and activations.
 
-    Of the weights file: `private` memory, and `pages` of the file itself, which the system may take
-    back. Of a run's activations: `run`, in which `scores` and `copies` are the factors of that
-    name. `wide`: 16-bit weights and values are held in 32. Bytes beside them: `engine` once, for
-    code and threads, and `each` for every component that is open.
+    Attributes:
+        private: Private memory, as a multiple of the weights file.
+        pages: Pages of the file itself, which the system may reclaim, as a multiple of the file.
+        run: Memory of a run, as a multiple of the activations.
+        scores: Value of the variable `scores` in the polynomials.
+        copies: Value of the variable `copies` in the polynomials.
+        engine: Bytes for the engine's code and threads, once.
+        each: Bytes for every open component.
+        wide: Whether 16-bit weights and values are held in 32 bits.
+        measured: Whether the other fields were measured.
     """
 
     private: float
@@ -44,11 +49,11 @@ class Costs:
     measured: bool = True
 
 
-# ONNX Runtime: prepacked weights are copies; those that stay in their file are not prepacked, and
-# their convolutions not blocked, and all parts of a streamed graph are opened so
+# ONNX Runtime: prepacked weights are copies. Mapped weights are not prepacked, and their
+# convolutions not blocked. All segments of a streamed graph are opened mapped.
 CPU = Costs(private=1.17, pages=0.0, run=1.35, engine=25 * MB, each=MB)
 CPU_MAPPED = replace(CPU, private=0.05, pages=1.0, run=1.1)
-# a compiled model has weights of its own beside the pages it read them from
+# a compiled model has its own weights in addition to the pages they were read from
 OPENVINO = Costs(private=1.25, pages=1.0, scores=0.0, copies=0.0, engine=80 * MB, each=6 * MB)
 GPU = Costs(private=1.0, pages=0.0, scores=0.0, copies=0.0, wide=False, measured=False)
 COSTS: Mapping[str, Costs] = {
@@ -56,15 +61,19 @@ COSTS: Mapping[str, Costs] = {
     "openvino": OPENVINO,
     "openvino:bf16": replace(OPENVINO, measured=False),
     "cuda": replace(GPU, scores=1.0),
+    "cuda:tf32": replace(GPU, scores=1.0),
     "tensorrt": GPU,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Bytes of a stage of a request: `weights` that are held, and a `run` beside them.
+    """Bytes of one stage of a request.
 
-    `run` is None for a bundle that does not say what its graphs take.
+    Attributes:
+        component: The component that runs.
+        weights: Bytes it keeps while open.
+        run: Bytes of a run in addition, or None if the bundle does not record activations.
     """
 
     component: str
@@ -73,15 +82,19 @@ class Need:
 
     @property
     def total(self) -> int | None:
-        """Both together."""
+        """Weights and run together, or None if the run is unknown."""
         return None if self.run is None else self.weights + self.run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a request takes, stage by stage, and the `peak`, in bytes, which is in stage `at`.
+    """Memory of a request, stage by stage.
 
-    `peak` is None where the bundle does not say; `measured` is whether the engine's constants were.
+    Attributes:
+        needs: Bytes of each stage, in order.
+        peak: Bytes at the peak, or None if the bundle does not record activations.
+        at: The component that runs at the peak.
+        measured: Whether the engine's constants were measured.
     """
 
     needs: tuple[Need, ...]
@@ -93,37 +106,39 @@ class Estimate:
 def activations(
     spec: ComponentSpec, sizes: Mapping[str, int], costs: Costs = CPU_MAPPED
 ) -> int | None:
-    """Bytes of one run of a component at these sizes of its inputs, its weights left out.
+    """Returns the bytes of one run of a component at these input sizes, without its weights.
 
-    None for a bundle that does not say. Raises `KeyError` for a dimension without a size.
+    Returns None if the bundle does not record activations. Raises `KeyError` for a dimension that
+    `sizes` lacks.
     """
     if not spec.activations:
         return None
-    at = {**sizes, SCORES: costs.scores, COPIES: costs.copies, "1": 1}
+    variables = {**sizes, SCORES: costs.scores, COPIES: costs.copies, "1": 1}
     narrow = not costs.wide and spec.precision != "fp32"
-    most = max(_value(polynomial, at) for polynomial in spec.activations)
+    most = max(_evaluate(polynomial, variables) for polynomial in spec.activations)
     return math.ceil(most / (2 if narrow else 1))
 
 
-def _value(polynomial: Mapping[str, float], at: Mapping[str, float]) -> float:
+def _evaluate(polynomial: Mapping[str, float], variables: Mapping[str, float]) -> float:
+    """Evaluates a polynomial given as coefficients by monomial, such as `batch*height`."""
     return sum(
-        value * math.prod(at[name] for name in monomial.split("*"))
-        for monomial, value in polynomial.items()
+        coefficient * math.prod(variables[name] for name in monomial.split("*"))
+        for monomial, coefficient in polynomial.items()
     )
 
 
 def costs_of(backend: str, settings: Settings, component: str = DENOISER) -> Costs:
-    """The constants of an engine that is opened with these settings."""
+    """Returns the constants of an engine opened with these settings."""
     if backend != "cpu":
         return COSTS[backend]
     streamed = settings.streamed and component == DENOISER
     return CPU_MAPPED if streamed or settings.low_memory else CPU
 
 
-def held(
+def resident_bytes(
     bundle: Bundle, name: str, backend: str, settings: Settings, overrides_bytes: int = 0
 ) -> int:
-    """Bytes that an open component keeps: copies of its weights, pages of their file, overrides."""
+    """Returns the bytes an open component keeps: copies of weights, file pages and overrides."""
     costs = costs_of(backend, settings, name)
     weights = _weights(bundle, name, settings)
     private = _private(bundle.components[name], weights, costs)
@@ -139,10 +154,10 @@ def stage_need(
     *,
     is_open: bool = False,
 ) -> int | None:
-    """Bytes that a run at these sizes takes beyond what is held; None where nobody knows.
+    """Returns the bytes that a run takes in addition to what is in memory, or None if unknown.
 
-    A component that is not open is opened for it. Pages of files are left out: the system finds
-    room for them where it can.
+    Includes opening the component unless it `is_open`. Leaves out file pages, which the system can
+    reclaim.
     """
     costs, spec = costs_of(backend, settings, component), bundle.components[component]
     run = activations(spec, sizes, costs)
@@ -152,7 +167,7 @@ def stage_need(
     return opened + int(costs.run * run)
 
 
-def peak(
+def estimate_peak(
     bundle: Bundle,
     backend: str,
     settings: Settings,
@@ -165,11 +180,34 @@ def peak(
     tokens: int | None = None,
     edited: bool = False,
 ) -> Estimate:
-    """What a request for `images` pictures takes of an engine beyond the process itself.
+    """Estimates the peak memory of a request, in addition to the Python process itself.
 
-    `conditions` are those of guidance, `tokens` the text's, as `max_sequence_length`; an `edited`
-    picture is encoded first. The low memory and the streaming of `mode` and of `settings` are
-    alike. Raises `SizeError` for a size that latents cannot have.
+    Args:
+        bundle: The bundle to run.
+        backend: A name in `executors.BACKENDS`.
+        settings: Options the engine is opened with.
+        mode: How the request runs. `low_memory` and `streamed` apply if set here or in `settings`.
+        height: Height of an image in pixels.
+        width: Width of an image in pixels.
+        images: Number of images.
+        conditions: Conditions per image: 2 with classifier-free guidance, 1 without.
+        tokens: Length of the text, as `max_sequence_length`. Default: the bundle's.
+        edited: Whether the request encodes an image first.
+
+    Returns:
+        The bytes of each stage and the peak.
+
+    Raises:
+        SizeError: If latents cannot have this size.
+
+    Example:
+        >>> from eri_runtime.executors import Settings
+        >>> from eri_runtime.memory import Mode, estimate_peak
+        >>> settings = Settings()
+        >>> whole = estimate_peak(pipe.bundle, "cpu", settings, Mode(), 64, 64, 2)
+        >>> halved = estimate_peak(pipe.bundle, "cpu", settings, Mode(rows=2), 64, 64, 2)
+        >>> halved.peak <= whole.peak
+        True
     """
     settings = replace(
         settings,
@@ -178,7 +216,7 @@ def peak(
     )
     planned = stages(bundle, mode, height, width, images, conditions, tokens, edited)
     needs = tuple(_need(bundle, backend, settings, stage) for stage in planned)
-    totals = _course([need.total for need in needs], one_at_a_time=mode.offloaded)
+    totals = _cumulated([need.total for need in needs], one_at_a_time=mode.offloaded)
     costs = costs_of(backend, settings)
     if totals is None:
         return Estimate(needs=needs, peak=None, at=None, measured=costs.measured)
@@ -192,13 +230,16 @@ def _need(bundle: Bundle, backend: str, settings: Settings, stage: Stage) -> Nee
     run = activations(bundle.components[stage.component], stage.sizes, costs)
     return Need(
         component=stage.component,
-        weights=held(bundle, stage.component, backend, settings),
-        run=None if run is None else int(costs.run * run) + stage.beside,
+        weights=resident_bytes(bundle, stage.component, backend, settings),
+        run=None if run is None else int(costs.run * run) + stage.extra_bytes,
     )
 
 
-def _course(totals: list[int | None], *, one_at_a_time: bool) -> list[int] | None:
-    """What is held while each stage runs; what is open keeps the memory of its runs."""
+def _cumulated(totals: list[int | None], *, one_at_a_time: bool) -> list[int] | None:
+    """Returns the bytes in memory while each stage runs, or None if any of them is unknown.
+
+    Components that stay open keep the memory of their runs.
+    """
     known = [total for total in totals if total is not None]
     if len(known) < len(totals):
         return None
@@ -206,12 +247,13 @@ def _course(totals: list[int | None], *, one_at_a_time: bool) -> list[int] | Non
 
 
 def _private(spec: ComponentSpec, weights: int, costs: Costs) -> int:
+    """Returns the private memory of a component with this many bytes of weights."""
     widened = 2 if costs.wide and spec.precision != "fp32" else 1
     return int(costs.private * widened * weights)
 
 
 def _weights(bundle: Bundle, name: str, settings: Settings) -> int:
-    """Bytes of a component's weights file that are in memory at once."""
+    """Returns the bytes of a component's weights file that are in memory at a time."""
     spec = bundle.components[name]
     if not (settings.streamed and name == DENOISER and spec.segments):
         return bundle.files[spec.weights].size

@@ -1,64 +1,88 @@
-"""Looks before a component is run whether there is memory for it, where its lack would kill.
+"""Checks that a component's run fits in memory, where running out would kill the process.
 
-`ulimit` refuses memory, which an engine says and a pipeline backs off from. A control group or a
-machine without memory kills the process instead, so what a run will take is estimated first.
+`ulimit` makes an allocation fail; the engine reports that, and the pipeline backs off. A control
+group or a machine without memory kills the process instead, so a run is estimated before it starts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from numpy.typing import NDArray
 
+from eri_runtime.bundle import TensorSpec
 from eri_runtime.errors import OutOfMemoryError
-from eri_runtime.memory.left import Left, memory_left
-from eri_runtime.spec import TensorSpec
+from eri_runtime.memory.available import AvailableMemory, available_memory
 
-REFUSES = "ulimit"  # limits whose names begin so
-MARGIN = 1.3  # estimates are within a quarter of what is measured, and mostly above it
-BESIDE = 24 * 10**6  # bytes that no estimate knows: stacks of threads, pictures, what malloc keeps
+ULIMIT = "ulimit"  # prefix of limits that make an allocation fail and kill nothing
+MARGIN = 1.3  # estimates are within a quarter of measurements, and mostly above them
+OVERHEAD = 24 * 10**6  # bytes that no estimate covers: thread stacks, images, what malloc keeps
 Need = Callable[[str, Mapping[str, int]], int | None]
 
 
 class Guard:
-    """Asks once for each component and its sizes, as long as it stays open."""
+    """Checks the memory for each component and its input sizes, once while it stays open."""
 
-    def __init__(self, need: Need, left: Callable[[], Left | None] = memory_left) -> None:
-        """`need` is the bytes that a run of a component takes beyond what is held, if known."""
+    def __init__(
+        self, need: Need, left: Callable[[], AvailableMemory | None] = available_memory
+    ) -> None:
+        """Creates a guard.
+
+        Args:
+            need: Returns the bytes that a run of a component at these sizes takes in addition to
+                what is in memory already, or None if unknown.
+            left: Returns how much memory is left, or None if unknown.
+        """
         self._need, self._left = need, left
         self._passed: set[tuple[str, frozenset[tuple[str, int]]]] = set()
 
     def check(self, component: str, sizes: Mapping[str, int]) -> None:
-        """Raise `OutOfMemoryError` where a run of these sizes would end the process."""
+        """Checks a run before it starts.
+
+        Args:
+            component: The component's name.
+            sizes: The size of each dynamic dimension of its inputs, by name.
+
+        Raises:
+            OutOfMemoryError: If the run would probably exceed a limit that kills the process.
+        """
         key = component, frozenset(sizes.items())
         if key in self._passed:
             return
         need, left = self._need(component, sizes), self._left()
-        kills = left if left is not None and not left.limit.startswith(REFUSES) else None
-        if kills is not None and need is not None and at_most(need) > kills.bytes:
-            raise _too_little(component, need, kills)
+        lethal = left if left is not None and not left.limit.startswith(ULIMIT) else None
+        if lethal is not None and need is not None and allowed_bytes(need) > lethal.bytes:
+            raise _guard_error(component, need, lethal)
         self._passed.add(key)
 
     def holds(self, needs: Iterable[int | None]) -> bool:
-        """Whether there is memory for all of these together, or nobody can say what is left."""
+        """Returns whether several runs fit in memory together.
+
+        Args:
+            needs: Bytes of each run, or None if unknown, which counts as infinite.
+
+        Returns:
+            True if they fit, or if it is unknown how much memory is left.
+        """
         left = self._left()
         if left is None:
             return True
         known = [math.inf if need is None else need for need in needs]
-        return at_most(sum(known)) < left.bytes
+        return allowed_bytes(sum(known)) < left.bytes
 
     def forget(self) -> None:
-        """Ask anew: components were closed, or others opened."""
+        """Forgets which runs passed. Call it after components were closed or opened."""
         self._passed.clear()
 
 
-def at_most(estimate: float) -> float:
-    """The bytes that something of this estimate may take."""
-    return estimate * MARGIN + BESIDE
+def allowed_bytes(estimate: float) -> float:
+    """Returns the bytes that must be left for a run of this estimate to start."""
+    return estimate * MARGIN + OVERHEAD
 
 
-def _too_little(component: str, need: int, left: Left) -> OutOfMemoryError:
+def _guard_error(component: str, need: int, left: AvailableMemory) -> OutOfMemoryError:
     error = OutOfMemoryError(
         component,
         got=f"{left.bytes / 1e6:,.0f} MB left ({left.limit})",
@@ -68,8 +92,13 @@ def _too_little(component: str, need: int, left: Left) -> OutOfMemoryError:
     return error
 
 
-def sizes_of(inputs: Mapping[str, NDArray], specs: Iterable[TensorSpec]) -> dict[str, int]:
-    """The size of every dynamic dimension, by its name, of a component's inputs."""
+def sizes_of(inputs: Mapping[str, NDArray[Any]], specs: Iterable[TensorSpec]) -> dict[str, int]:
+    """Returns the size of each dynamic dimension of a component's inputs, by name.
+
+    Args:
+        inputs: Arrays by input name; missing inputs are skipped.
+        specs: The component's inputs.
+    """
     return {
         str(name): size
         for spec in specs

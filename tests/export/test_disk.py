@@ -8,9 +8,10 @@ import resource
 import pytest
 from tokenizers import Tokenizer, models
 
-from eri_export import bundle, disk, export
+from eri_export import disk, export
 from eri_export.disk import disk_faults, require_space
-from eri_export.publish import staging
+from eri_export.publishing import export_bundle
+from eri_export.publishing.atomic_publish import staging
 from eri_runtime.errors import DamagedWeightsError, DiskError
 
 
@@ -64,7 +65,7 @@ def test_an_export_without_room_ends_before_anything_is_traced(
 ):
     usage = disk.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage._replace(free=10**5))
-    monkeypatch.setattr(bundle, "trace", lambda _: pytest.fail("traced"))
+    monkeypatch.setattr(export_bundle, "trace", lambda _: pytest.fail("traced"))
     with pytest.raises(DiskError, match="for the weights alone"):
         export(sd35_checkpoint, tmp_path / "demo")
     assert not list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ def test_importing_the_runtime_loads_numpy_and_nothing_heavy():
 
 
 def test_the_command_line_parses_without_anything_heavy():
-    code = "from eri_runtime.cli import make_parser; make_parser()"
+    code = "from eri_runtime.commands.main import make_parser; make_parser()"
     assert not HEAVY & loaded_by(code)
 
 
@@ -35,7 +35,7 @@ def test_a_bundle_runs_where_nothing_of_the_exporter_is_installed(sd35_bundle, t
     target = tmp_path / "x.png"
     arguments = ["generate", str(sd35_bundle), "a red heart", "--steps", "1", "-o", str(target)]
     code = f"import sys; sys.modules |= dict.fromkeys({BLOCKED!r})\n"
-    code += f"from eri_runtime.cli import main; assert main({arguments!r}) == 0"
+    code += f"from eri_runtime.commands.main import main; assert main({arguments!r}) == 0"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert target.stat().st_size > 100
 

@@ -1,9 +1,9 @@
-"""The page: what a record says, as the words and drawings of `page.html`."""
+"""Renders a record with the template `page.html`."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,14 @@ from eri_runtime.bench.record import STAGES, Distance, Kind, Picture, Record, Ro
 from eri_runtime.bench.report import charts
 from eri_runtime.bench.report.charts import Bar
 from eri_runtime.bench.statistics import STEP, WHOLE, spread, values
-from eri_runtime.bench.summary import COLD, Best, Size, beside_reference, bests, busy
+from eri_runtime.bench.summary import (
+    COLD,
+    Best,
+    Size,
+    best_comparisons,
+    busy_machine,
+    ratio_to_reference,
+)
 from eri_runtime.bench.table import MISSING, mark, psnr_text, ratio_text, spread_text
 from eri_runtime.errors import BackendError
 
@@ -29,16 +36,33 @@ COLUMNS = ("Subject", "Precision", "Step, ms", "Ratio", "Encode, ms", "Decode, m
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A size: its charts, its pictures, its table."""
+    """The part of the page about one size.
+
+    Attributes:
+        title: Heading.
+        charts: Heading, SVG and caption of each chart.
+        pictures: What the template needs for each picture.
+        table: The cells of each row.
+    """
 
     title: str
-    charts: tuple[tuple[str, str, str], ...]  # heading, drawing, what is seen
+    charts: tuple[tuple[str, str, str], ...]
     pictures: tuple[dict[str, Any], ...]
     table: tuple[tuple[str, ...], ...]
 
 
 def page(record: Record) -> str:
-    """The whole HTML; raises `BackendError` where Jinja2 is not installed."""
+    """Renders a record as HTML.
+
+    Args:
+        record: The record.
+
+    Returns:
+        The whole page, which needs no other file.
+
+    Raises:
+        BackendError: If Jinja2 is not installed.
+    """
     if importlib.util.find_spec("jinja2") is None:
         fix = "pip install 'eri-diffusion[bench]', then `eri bench --render FILE.json`"
         raise BackendError("--report", got="no Jinja2", expected="the bench extra", fix=fix)
@@ -57,8 +81,8 @@ def page(record: Record) -> str:
         start=starts(record),
         memory=tuple(memories(record)),
         facts=list(facts(record)),
-        busy=busy(record),
-        unwell=[each for each in record.subjects if each.status != "ok"],
+        busy=busy_machine(record),
+        failed=[each for each in record.subjects if each.status != "ok"],
         columns=COLUMNS,
         kinds={kind: KINDS[kind] for kind in dict.fromkeys(s.kind for s in record.subjects)},
         stages=STAGES,
@@ -66,17 +90,18 @@ def page(record: Record) -> str:
 
 
 def claims(record: Record) -> list[tuple[str, list[dict[str, str]]]]:
-    """By figure, at the first size: how many times as fast, than what, and which beside which."""
-    found = [each for each in bests(record) if each.size == record.workload.sizes[0]]
+    """Returns the comparisons at the first size, grouped by the heading of their figure."""
+    first = record.workload.sizes[0]
+    comparisons = [each for each in best_comparisons(record) if each.size == first]
     return [
-        (heading, [claim(each) for each in found if each.figure == figure])
+        (heading, [claim(each) for each in comparisons if each.figure == figure])
         for figure, heading in HEADINGS.items()
-        if any(each.figure == figure for each in found)
+        if any(each.figure == figure for each in comparisons)
     ]
 
 
 def claim(best: Best) -> dict[str, str]:
-    """One of them."""
+    """Returns a comparison as text: how many times as fast, compared with what."""
     times = 1 / best.ratio.median
     return {
         "times": f"{times:.0f}"
@@ -85,50 +110,50 @@ def claim(best: Best) -> dict[str, str]:
         if times >= 2
         else f"{times:.2f}",
         "than": best.claim,
-        "pair": f"{best.ours} beside {best.theirs}",
+        "pair": f"{best.ours} against {best.theirs}",
         "ratio": ratio_text(best.ratio),
     }
 
 
 def section(record: Record, number: int) -> Section:
-    """Everything of one size."""
+    """Returns the section of one size."""
     size = record.workload.sizes[number]
     rows = [row for row in record.rows if (row.width, row.height) == size]
-    drawn = []
+    drawings = []
     for name in (STEP, WHOLE):
         heading = HEADINGS[name]
-        made = charts.bars(
+        drawing = charts.bars(
             f"{name}-{number}", f"{heading}, ms", "ms", [bar(record, row, name) for row in rows]
         )
-        seen = "Bar: median. Whisker: 10th to 90th percentile. Dots: every sample."
-        drawn.append((heading, made, seen))
+        caption = "Bar: median. Whisker: 10th to 90th percentile. Dots: every sample."
+        drawings.append((heading, drawing, caption))
     stages = [(bar(record, row, WHOLE), medians(row)) for row in rows]
-    made = charts.stacked(f"stages-{number}", "Stages of a picture, ms", stages)
-    seen = "Medians of each stage; their sum need not be that of the whole."
-    drawn.append(("Where the time goes", made, seen))
+    drawing = charts.stacked(f"stages-{number}", "Stages of a picture, ms", stages)
+    caption = "Median of each stage. Their sum may differ from the median of the whole call."
+    drawings.append(("Where the time goes", drawing, caption))
     return Section(
         title=f"{size[0]} × {size[1]} pixels",
-        charts=tuple(drawn),
+        charts=tuple(drawings),
         pictures=tuple(shown(record, size)),
         table=tuple(cells(record, row) for row in rows),
     )
 
 
 def bar(record: Record, row: Row, name: str) -> Bar:
-    """A row's figure; of one that failed, why."""
-    found = values(row, name)
+    """Returns a row's figure as a bar."""
+    samples = values(row, name)
     return Bar(
         label=row.subject,
         kind=record.subject(row.subject).kind,
-        found=spread(found),
-        samples=found,
+        times=spread(samples),
+        samples=samples,
         counts=row.counts,
-        note=noted(record, row),
+        note=note(record, row),
     )
 
 
-def noted(record: Record, row: Row) -> str:
-    """What is said beside a row's name; why it failed is told once, above."""
+def note(record: Record, row: Row) -> str:
+    """Returns the remark next to a row's name; the page's header says why a subject failed."""
     if row.status != "ok":
         return f"({row.status})"
     if row.subject == record.reference:
@@ -137,16 +162,16 @@ def noted(record: Record, row: Row) -> str:
 
 
 def medians(row: Row) -> list[float]:
-    """Of each stage, or none."""
-    found = [values(row, name) for name in STAGES]
-    return [float(np.median(each)) for each in found] if all(found) else []
+    """Returns the median of each stage, or an empty list if there are no samples."""
+    samples = [values(row, name) for name in STAGES]
+    return [float(np.median(each)) for each in samples] if all(samples) else []
 
 
 def starts(record: Record) -> str:
-    """Cold starts, as a chart."""
+    """Draws the cold starts."""
     rows = [
         Bar(
-            label=each.name, kind=each.kind, found=spread(each.cold_s), samples=each.cold_s,
+            label=each.name, kind=each.kind, times=spread(each.cold_s), samples=each.cold_s,
             note="" if each.cold_s else absent(each),
         )
         for each in record.subjects
@@ -155,35 +180,35 @@ def starts(record: Record) -> str:
 
 
 def absent(subject: Subject) -> str:
-    """Why a subject has no figure."""
+    """Returns why a subject has no figure."""
     return f"({'not measured' if subject.status == 'ok' else subject.status})"
 
 
 def memories(record: Record) -> Iterator[tuple[str, str]]:
-    """Peaks, then each process over time."""
+    """Draws the peaks (`peak`), then the memory of each process over time (`plot`)."""
     rows = []
     for each in record.subjects:
         peak = each.memory.peak if each.memory else None
-        found = None if peak is None else spread([peak / MEGABYTE])
-        note = "" if found else absent(each)
-        rows.append(Bar(label=each.name, kind=each.kind, found=found, note=note))
+        value = None if peak is None else spread([peak / MEGABYTE])
+        remark = "" if value else absent(each)
+        rows.append(Bar(label=each.name, kind=each.kind, times=value, note=remark))
     yield "peak", charts.bars("peak", "Peak memory of one picture, MB", "MB", rows)
-    told = [each for each in record.subjects if each.memory and each.memory.timeline]
-    most = max((m.rss for s in told if s.memory for m in s.memory.timeline), default=1)
-    for number, each in enumerate(told):
+    watched = [each for each in record.subjects if each.memory and each.memory.timeline]
+    most = max((m.rss for s in watched if s.memory for m in s.memory.timeline), default=1)
+    for number, each in enumerate(watched):
         assert each.memory is not None  # noqa: S101 chosen above
         yield "plot", charts.memory(f"memory-{number}", each.name, each.kind, each.memory, most)
 
 
 def shown(record: Record, size: Size) -> Iterator[dict[str, Any]]:
-    """Pictures with what is said of them, the reference's first."""
+    """Yields the pictures of a size with their captions, the reference's first."""
     mine = [each for each in record.pictures if (each.width, each.height) == size]
     for each in sorted(mine, key=lambda picture: picture.subject != record.reference):
-        yield {**asdict(each), "side": _side(each), "said": said_of(record, each)}
+        yield {**asdict(each), "caption": caption_of(record, each)}
 
 
-def said_of(record: Record, picture: Picture) -> str:
-    """How far a picture is off."""
+def caption_of(record: Record, picture: Picture) -> str:
+    """Returns a picture's distance from the reference as text."""
     row = record.row(picture.subject, (picture.width, picture.height))
     if picture.subject == record.reference:
         return "the reference"
@@ -195,13 +220,8 @@ def said_of(record: Record, picture: Picture) -> str:
     return f"{psnr}, max {found.max} of 255{verdict}"
 
 
-def _side(picture: Picture) -> int:
-    """Pixels to show it at: small pictures twice as large."""
-    return 2 * picture.width if picture.width <= 96 else 192
-
-
 def cells(record: Record, row: Row) -> tuple[str, ...]:
-    """A row of the table."""
+    """Returns the cells of a row of the table."""
     subject = record.subject(row.subject)
     cold, peak = spread(subject.cold_s), subject.memory.peak if subject.memory else None
     worst = row.parity.worst if row.parity else None
@@ -214,12 +234,12 @@ def cells(record: Record, row: Row) -> tuple[str, ...]:
         row.subject,
         subject.precision,
         timed(STEP),
-        ratio_text(beside_reference(record, row, STEP)),
+        ratio_text(ratio_to_reference(record, row, STEP)),
         timed("encode"),
         timed("decode"),
         timed("png"),
         timed(WHOLE),
-        ratio_text(beside_reference(record, row, WHOLE)),
+        ratio_text(ratio_to_reference(record, row, WHOLE)),
         spread_text(cold),
         MISSING if peak is None else f"{peak / MEGABYTE:,.0f}",
         MISSING if worst is None else str(worst.max),
@@ -231,10 +251,10 @@ def cells(record: Record, row: Row) -> tuple[str, ...]:
 
 
 def facts(record: Record) -> Iterator[tuple[str, str]]:
-    """What was measured, on what and with what."""
+    """Yields the facts of a run: workload, machine, software, subjects and builds."""
     work, machine = record.workload, record.machine
     yield "Model", f"{work.bundle} ({work.family}), {_parameters(work.parameters)}"
-    yield "Checkpoint", work.checkpoint or "none: our engines only"
+    yield "Checkpoint", work.checkpoint or "none: only our engines"
     yield (
         "Call",
         (
@@ -246,7 +266,7 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
     yield (
         "Rounds",
         (
-            f"{work.rounds} in turns, {work.warm_steps} warming steps before each; "
+            f"{work.rounds} in turns, {work.warm_steps} warm-up steps before each; "
             f"{work.cold_rounds} cold starts of {work.cold_steps} steps"
         ),
     )
@@ -268,6 +288,7 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
         yield f"Build: {build.name}", f"{build.seconds:.1f} s"
 
 
-def _parameters(counts: Any) -> str:
-    parts: Sequence[str] = [f"{name} {count / 1e6:.1f} M" for name, count in counts.items()]
+def _parameters(counts: Mapping[str, int]) -> str:
+    """Returns the number of parameters of each component as text."""
+    parts = [f"{name} {count / 1e6:.1f} M" for name, count in counts.items()]
     return ", ".join(parts)

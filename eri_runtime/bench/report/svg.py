@@ -1,7 +1,8 @@
-"""SVG as text, by small pure functions.
+"""Builds SVG as text with small pure functions.
 
-Charts are as wide as their place: x is in percent of it, y in pixels, so that letters keep their
-size on a phone and in print. Colours are classes, which the page's style gives its light and dark.
+Charts fill the width of their container: x is in percent of it and y in pixels, so text keeps its
+size on a phone and in print. Colours are CSS classes, which the page's style defines for light and
+dark mode.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ HATCH = "hatch"
 
 
 def element(name: str, inner: str = "", **attributes: object) -> str:
-    """`<name a="b">inner</name>`; `class_` is class, `_` in other names is `-`."""
+    """Returns `<name a="b">inner</name>`; `class_` becomes `class`, other `_` become `-`."""
     named = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
     text = "".join(f' {key}="{escape(str(value))}"' for key, value in named if value is not None)
     return f"<{name}{text}>{inner}</{name}>" if inner else f"<{name}{text}/>"
 
 
 def figure(identity: str, title: str, description: str, height: float, inner: str) -> str:
-    """A whole drawing, which a screen reader tells by its title and description."""
+    """Returns a whole drawing, with a title and a description for screen readers."""
     titles = element("title", escape(title), id=f"{identity}-t")
     titles += element("desc", escape(description), id=f"{identity}-d")
     labelled = f"{identity}-t {identity}-d"
@@ -32,14 +33,14 @@ def figure(identity: str, title: str, description: str, height: float, inner: st
 
 
 def text(x: float, y: float, words: str, class_: str = "", anchor: str = "start") -> str:
-    """Words at x percent, on the line y."""
+    """Returns text at x percent with its baseline at y."""
     return element(
         "text", escape(words), x=percent(x), y=f"{y:g}", class_=class_ or None, text_anchor=anchor
     )
 
 
 def rect(x: float, y: float, width: float, height: float, class_: str, **more: str) -> str:
-    """A rectangle, x and width in percent."""
+    """Returns a rectangle, x and width in percent."""
     return element(
         "rect", x=percent(x), y=f"{y:g}", width=percent(width), height=f"{height:g}",
         class_=class_, **more,
@@ -47,19 +48,19 @@ def rect(x: float, y: float, width: float, height: float, class_: str, **more: s
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
-    """A line, x in percent."""
+    """Returns a line, x in percent."""
     return element(
         "line", x1=percent(x1), y1=f"{y1:g}", x2=percent(x2), y2=f"{y2:g}", class_=class_
     )
 
 
 def dot(x: float, y: float, class_: str, radius: float = 2.5) -> str:
-    """A dot at x percent."""
+    """Returns a dot at x percent."""
     return element("circle", cx=percent(x), cy=f"{y:g}", r=f"{radius:g}", class_=class_)
 
 
 def hatch(identity: str) -> str:
-    """Stripes for what does not count, to fill with `url(#…)`."""
+    """Returns a pattern of stripes for rows that do not count, used as `fill="url(#…)"`."""
     stripe = element("path", d="M0 6 L6 0", class_="stripe")
     pattern = element(
         "pattern", stripe, id=identity, width="6", height="6", patternUnits="userSpaceOnUse"
@@ -68,7 +69,7 @@ def hatch(identity: str) -> str:
 
 
 def stretched(y: float, height: float, inner: str) -> str:
-    """A part whose own units, 0 to 100 by 0 to 100, fill the width and `height` pixels."""
+    """Returns a nested drawing of 100 by 100 units, stretched to the width and `height` pixels."""
     return element(
         "svg", inner, x="0", y=f"{y:g}", width="100%", height=f"{height:g}",
         viewBox="0 0 100 100", preserveAspectRatio="none",
@@ -76,7 +77,7 @@ def stretched(y: float, height: float, inner: str) -> str:
 
 
 def path(points: Sequence[tuple[float, float]], class_: str, *, closed: bool = False) -> str:
-    """A line through points of a stretched part; closed, the area below it."""
+    """Returns a line through points of a stretched drawing; closed, the area below it."""
     steps = [f"{'L' if i else 'M'}{x:.2f} {y:.2f}" for i, (x, y) in enumerate(points)]
     if closed:
         steps += [f"L{points[-1][0]:.2f} 100", f"L{points[0][0]:.2f} 100", "Z"]
@@ -84,12 +85,12 @@ def path(points: Sequence[tuple[float, float]], class_: str, *, closed: bool = F
 
 
 def percent(value: float) -> str:
-    """`12.5%`, short."""
+    """Formats a percentage as `12.5%`, without trailing zeros."""
     return f"{value:.3f}".rstrip("0").rstrip(".") + "%"
 
 
 def ticks(most: float, count: int = 4) -> list[float]:
-    """About `count` round numbers from 0 to at most `most`."""
+    """Returns about `count` round numbers from 0 to at most `most`."""
     if most <= 0:
         return [0.0]
     rough = most / count
@@ -99,5 +100,5 @@ def ticks(most: float, count: int = 4) -> list[float]:
 
 
 def joined(parts: Iterable[str]) -> str:
-    """One after the other."""
+    """Returns the parts one after the other."""
     return "".join(parts)

@@ -1,0 +1,92 @@
+"""The command `eri export`, which the runtime's command finds by its entry point."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from eri_export.choices import make_ranges
+from eri_export.commands.build import add_target, build_after_export, check_target
+from eri_export.commands.export_options import CHOSEN, OPTIONS
+from eri_export.progress import Progress, Stopwatch
+from eri_export.publishing.atomic_publish import terminated_as_interrupt
+from eri_runtime.commands.subcommand import Subparsers, add_command, parse_lora, say
+from eri_runtime.errors import BackendError
+
+NEEDS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+def export_command(commands: Subparsers) -> None:
+    """Registers `eri export`."""
+    parser = add_command(commands, "export", "Export a checkpoint to a bundle.", export)
+    for names, settings in OPTIONS:
+        parser.add_argument(*names, **settings)
+    add_target(parser)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Runs `eri export`: exports and prints a summary, or prints the plan with `--dry-run`."""
+    require_extra()
+    level = logging.INFO if options.verbose else logging.NOTSET
+    logging.getLogger("eri_export").setLevel(level)
+    output = options.output or Path("engines") / default_name(options.checkpoint)
+    ranges = make_ranges(
+        size=options.size, batch=options.batch, tokens=options.tokens, static=options.static
+    )
+    chosen = {name: getattr(options, name) for name in CHOSEN}
+    chosen["loras"] = [parse_lora(each) for each in options.lora]
+    check_target(options)
+    with terminated_as_interrupt():
+        if options.dry_run:
+            dry_run(output, checkpoint=options.checkpoint, ranges=ranges, **chosen)
+            return
+        run_export(output, checkpoint=options.checkpoint, ranges=ranges, **chosen)
+        build_after_export(output, options)
+
+
+def default_name(checkpoint: str) -> str:
+    """Returns NAME of engines/NAME: the name of a folder, a repository, or a file's stem."""
+    path = Path(checkpoint.partition(":")[2] or checkpoint)
+    name = path.resolve().name
+    return name.removesuffix(path.suffix) if path.suffix in (".safetensors", ".gguf") else name
+
+
+def dry_run(output: Path, **arguments: Any) -> None:
+    """Prints the plan of an export; raises the errors of the export."""
+    from eri_export.commands.dry_run import dry_run_lines
+    from eri_export.plan.plan import make_plan
+
+    for line in dry_run_lines(make_plan(**arguments), output):
+        say(line)
+
+
+def require_extra() -> None:
+    """Raises `BackendError` if the export extra is not installed."""
+    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        fix = "pip install 'eri-diffusion[export]'"
+        raise BackendError(
+            "eri export", got=f"no {', '.join(missing)}", expected="the export extra", fix=fix
+        )
+
+
+def run_export(output: Path, **arguments: Any) -> None:
+    """Exports with progress bars and prints the summary."""
+    started = time.perf_counter()
+    from eri_export.commands.export_summary import summary_lines
+    from eri_export.publishing.export_bundle import export as export_checkpoint
+    from eri_runtime.commands.progress_bars import Unit, progress_bars
+
+    def draw(event: Progress) -> None:
+        unit: Unit = "bytes" if event.stage == "write" else "steps"
+        advance(event.component, event.done, event.total, doing=event.stage, unit=unit)
+
+    watch = Stopwatch(draw)
+    with progress_bars() as advance:
+        bundle = export_checkpoint(output=output, progress=watch, **arguments)
+    for line in summary_lines(bundle, watch, time.perf_counter() - started):
+        say(line)

@@ -1,0 +1,1 @@
+"""The plan of an export: what is known before a network is traced or a weight is read."""

@@ -1,0 +1,76 @@
+"""Checks the files of a bundle against the sizes and hashes in its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from eri_runtime.bundle.spec import Bundle, FileRecord
+from eri_runtime.errors import IntegrityError
+
+Listener = Callable[[int], object]  # called with the number of bytes just read
+
+CHUNK = 1 << 22  # bytes
+FIX = "copy the bundle again, or export the checkpoint again"
+
+
+def no_progress(count: int) -> None:
+    """Ignores the number of bytes read."""
+
+
+def sha256(path: Path, on_bytes: Listener = no_progress) -> str:
+    """Returns the sha256 (hex) of a file, read in chunks; reports each chunk to `on_bytes`."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            on_bytes(len(chunk))
+    return digest.hexdigest()
+
+
+def file_record(path: Path) -> FileRecord:
+    """Returns a file's size and sha256, as the manifest records them."""
+    return FileRecord(size=path.stat().st_size, sha256=sha256(path))
+
+
+def verify_sizes(bundle: Bundle) -> None:
+    """Raises `IntegrityError` if a file is missing or its size differs from the manifest."""
+    for name, expected in bundle.files.items():
+        path = bundle.path(name)
+        size = path.stat().st_size if path.is_file() else None
+        if size != expected.size:
+            got = "no file" if size is None else f"{size} bytes"
+            raise IntegrityError(path, got=got, expected=f"{expected.size} bytes", fix=FIX)
+
+
+def verify_hashes(bundle: Bundle, names: Iterable[str], on_bytes: Listener = no_progress) -> None:
+    """Raises `IntegrityError` if the sha256 of a named file differs from the manifest."""
+    for name in names:
+        path = bundle.path(name)
+        actual, expected = sha256(path, on_bytes), bundle.files[name].sha256
+        if actual != expected:
+            expected = f"sha256 {expected[:16]}…"
+            raise IntegrityError(path, got=f"sha256 {actual[:16]}…", expected=expected, fix=FIX)
+
+
+def verify_all(bundle: Bundle, on_bytes: Listener = no_progress) -> None:
+    """Checks the size and sha256 of every file, weights included.
+
+    Raises `IntegrityError` if one differs from the manifest.
+    """
+    verify_sizes(bundle)
+    verify_hashes(bundle, bundle.files, on_bytes)
+
+
+def verify_on_load(bundle: Bundle) -> None:
+    """Checks the size of every file, and the sha256 of all files but weights and plans.
+
+    Hashing the weights of a 12-billion-parameter model takes longer than opening it. The size
+    still catches a truncated file, and `eri inspect` checks all hashes. The TensorRT executor
+    checks the hash of a plan, which is native code, when it reads the plan.
+    Raises `IntegrityError` if a file differs from the manifest.
+    """
+    verify_sizes(bundle)
+    large = {component.weights for component in bundle.components.values()} | bundle.plans.keys()
+    verify_hashes(bundle, [name for name in bundle.files if name not in large])

@@ -1,0 +1,198 @@
+"""Reads and writes `manifest.json`.
+
+Reading is strict, because all later code relies on a valid `Bundle`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path, PurePosixPath
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from eri_runtime.bundle.spec import MANIFEST, SCHEMA, Bundle
+from eri_runtime.errors import ManifestError, NotABundleError
+
+FIX = "export the checkpoint again with `eri export`"
+
+
+def read(root: str | Path) -> Bundle:
+    """Reads the manifest of a bundle.
+
+    Does not open the files that the manifest names; `eri_runtime.load` checks and opens them.
+
+    Args:
+        root: The bundle's folder, which holds `manifest.json`.
+
+    Returns:
+        The bundle that the manifest describes.
+
+    Raises:
+        NotABundleError: If there is no such folder, or no `manifest.json` in it.
+        ManifestError: If the manifest is unreadable, or an entry is missing, unknown or invalid.
+
+    Example:
+        >>> bundle = eri.read_bundle(pipe.bundle.root)
+        >>> bundle.family, bundle.schedule.prediction
+        ('sd35', 'flow')
+    """
+    root = Path(root)
+    path = root / MANIFEST
+    if not path.is_file():
+        got = "no manifest.json" if root.is_dir() else "no such folder"
+        fix = "make a bundle with `eri export CHECKPOINT -o FOLDER`"
+        raise NotABundleError(root, got=got, expected="the folder of a bundle", fix=fix)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ManifestError(path, got=error, expected="readable JSON", fix=FIX) from error
+    return parse(data, root)
+
+
+def parse(data: Any, root: Path) -> Bundle:
+    """Converts the manifest's parsed JSON to a `Bundle` at `root`.
+
+    Raises `ManifestError` if an entry is missing, unknown or invalid.
+    """
+    where = str(root / MANIFEST)
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise ManifestError(f"{where}: schema", got=schema, expected=SCHEMA, fix=FIX)
+    fields = {key: value for key, value in data.items() if key != "schema"}
+    bundle: Bundle = _record(Bundle, {**fields, "root": root}, where)
+    _check_files(bundle, where)
+    _check_parts(bundle, where)
+    return bundle
+
+
+def dump(bundle: Bundle) -> str:
+    """Returns the manifest as JSON text, without `root`, which depends on the machine.
+
+    Fields that were added to the format later are left out at their defaults.
+    """
+    data = _plain(bundle)
+    del data["root"]
+    return json.dumps({"schema": SCHEMA, **data}, indent=2) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Converts dataclasses to dictionaries, as `dataclasses.asdict` does."""
+    if dataclasses.is_dataclass(value):
+        fields = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {
+            field.name: _plain(item)
+            for field, item in fields.items()
+            if not (field.metadata.get("added") and item == _default(field))
+        }
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """Returns the default of a field that has one."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _check_files(bundle: Bundle, where: str) -> None:
+    """Raises `ManifestError` if a path leaves the bundle, or a used file is not in `files`."""
+    for name in bundle.files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name:
+            expected = "a path inside the bundle"
+            raise ManifestError(f"{where}: files", got=name, expected=expected, fix=FIX)
+    named = [tokenizer.file for tokenizer in bundle.tokenizers.values()]
+    for component in bundle.components.values():
+        named += [component.graph, component.weights, *filter(None, [component.step])]
+        named += [segment.graph for segment in component.segments]
+    for name in [*named, *bundle.plans]:
+        if name not in bundle.files:
+            expected = "its size and sha256 under `files`"
+            raise ManifestError(f"{where}: {name}", got="none", expected=expected, fix=FIX)
+
+
+def _check_parts(bundle: Bundle, where: str) -> None:
+    """Raises `ManifestError` if the denoiser or a text encoder's tokenizer is missing.
+
+    Also raises it for a plan whose component is missing.
+    """
+    _check_present("denoiser", bundle.components, f"{where}: components")
+    for name in bundle.components:
+        if name.startswith("text_encoder"):
+            tokenizer = name.replace("text_encoder", "tokenizer")
+            _check_present(tokenizer, bundle.tokenizers, f"{where}: tokenizers")
+    for file, plan in bundle.plans.items():
+        _check_present(plan.component, bundle.components, f"{where}: plans.{file}")
+
+
+def _check_present(name: str, parts: Mapping[str, object], where: str) -> None:
+    """Raises `ManifestError` if `parts` has no entry called `name`."""
+    _expect(name in parts, sorted(parts), where, f"{name} among them")
+
+
+def _value(kind: Any, data: Any, where: str) -> Any:
+    """Converts JSON to the annotated type `kind`; raises `ManifestError` if it does not fit.
+
+    `where` is the entry's position, for the message.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _record(kind, data, where)
+    if origin is Literal:
+        return _expect(data in arguments, data, where, f"one of {', '.join(map(str, arguments))}")
+    if origin is tuple:
+        _expect(isinstance(data, list), data, where, "a list")
+        return tuple(_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+    if origin is Mapping:
+        _expect(isinstance(data, dict), data, where, "an object")
+        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
+    if origin in (Union, UnionType):
+        records = [each for each in arguments if dataclasses.is_dataclass(each)]
+        if records and data is not None:
+            return _record(records[0], data, where)
+        return _expect(type(data) in arguments, data, where, str(kind))
+    if kind is float:
+        _expect(type(data) in (int, float), data, where, "a number")
+        return float(data)
+    # compare types exactly, since True is an int in Python; the one Path, `root`, is not from JSON
+    fits = isinstance(data, kind) if kind is Path else type(data) is kind
+    return _expect(fits, data, where, kind.__name__)
+
+
+def _record(kind: Any, data: Any, where: str) -> Any:
+    """Converts a JSON object to the dataclass `kind`.
+
+    Raises `ManifestError` if a field is missing, unknown or of the wrong type.
+    """
+    _expect(isinstance(data, dict), data, where, "an object")
+    hints = _hints(kind)
+    for key in data:
+        _expect(key in hints, key, where, f"one of {', '.join(hints)}")
+    for field in dataclasses.fields(kind):
+        has_default = (
+            field.default is not dataclasses.MISSING
+            or field.default_factory is not dataclasses.MISSING
+        )
+        _expect(has_default or field.name in data, "nothing", f"{where}.{field.name}", "a value")
+    return kind(**{key: _value(hints[key], item, f"{where}.{key}") for key, item in data.items()})
+
+
+@cache
+def _hints(kind: Any) -> Mapping[str, Any]:
+    """Returns the types of a dataclass's fields.
+
+    Cached, because a graph with LoRA inputs has about a thousand `TensorSpec` entries.
+    """
+    return get_type_hints(kind)
+
+
+def _expect(valid: bool, data: Any, where: str, expected: str) -> Any:
+    """Returns `data` if it is `valid`; else raises `ManifestError`."""
+    if not valid:
+        raise ManifestError(where, got=repr(data), expected=expected, fix=FIX)
+    return data

@@ -1,0 +1,15 @@
+"""Folders of the user in which eri keeps its own files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Returns the folder for files that may be deleted at any time.
+
+    This is `$XDG_CACHE_HOME/eri`, by default `~/.cache/eri`.
+    https://specifications.freedesktop.org/basedir-spec/latest
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eri"

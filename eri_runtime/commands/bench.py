@@ -1,0 +1,205 @@
+"""`eri bench`: measures a bundle, renders a report again, or compares two results."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eri_runtime.commands.bench_options import OPTIONS, TORCH
+from eri_runtime.commands.subcommand import Subparsers, add_command, say
+from eri_runtime.errors import RegressionError, UsageError
+
+if TYPE_CHECKING:
+    from eri_runtime.bench.plan import Candidate, Plan
+    from eri_runtime.bench.record import Build, Record, Workload
+    from eri_runtime.bundle import Bundle
+
+WIDTH = 120  # columns of tables that do not go to a terminal
+
+
+def bench_command(commands: Subparsers) -> None:
+    """Registers `eri bench`."""
+    summary = "Benchmark a bundle's engines against PyTorch: speed, memory, image differences."
+    parser = add_command(commands, "bench", summary, bench)
+    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", type=Path)
+    for name, settings in OPTIONS:
+        names = ("-o", name) if name == "--output" else (name,)
+        parser.add_argument(*names, **settings)
+
+
+def bench(options: argparse.Namespace) -> None:
+    """Measures, renders or compares; raises UsageError unless exactly one is requested."""
+    modes = [options.bundle, options.render, options.compare]
+    if sum(each is not None for each in modes) != 1:
+        expected = "one of BUNDLE, --render FILE.json, --compare A.json B.json"
+        raise UsageError("eri bench", got="none or several", expected=expected)
+    if options.compare:
+        _compare(options)
+    elif options.render:
+        _render(options)
+    else:
+        _measure(options)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    """Prints what changed between two results; raises RegressionError if anything is slower."""
+    from eri_runtime.bench.compare import compare, lines
+    from eri_runtime.bench.record import read
+
+    before, after = map(read, options.compare)
+    comparison = compare(before, after, options.threshold)
+    for line in lines(comparison):
+        say(line)
+    if comparison.regressed:
+        slower = sum(each.regressed for each in comparison.changes) + len(comparison.lost)
+        expected = f"none above {options.threshold:g}"
+        raise RegressionError(options.compare[1], got=f"{slower} regressions", expected=expected)
+
+
+def _render(options: argparse.Namespace) -> None:
+    """Writes the report of existing results."""
+    from eri_runtime.bench.record import read
+
+    if options.report is None:
+        raise UsageError("--render", got="no --report", expected="`--report FILE.html` as well")
+    _report(read(options.render), options.report)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    """Runs the benchmark, writes the requested files and prints the tables."""
+    from rich.console import Console
+
+    from eri_runtime.bench.measure import measure
+    from eri_runtime.bench.record import to_json, write
+    from eri_runtime.bench.table import show
+
+    _check(options)
+    plan = make_plan(options, _command())
+    builds = _timed_export(plan) if options.time_export else ()
+    record = measure(plan, builds, _progress_printer())
+    if options.output is not None:
+        write(options.output, to_json(record))
+    if options.report is not None:
+        _report(record, options.report)
+    console = Console()
+    console.width = console.width if console.is_terminal else WIDTH
+    show(record, console)
+    for path in filter(None, (options.output, options.report)):
+        say(str(path))
+
+
+def _report(record: Record, file: Path) -> None:
+    """Writes the HTML report of a record."""
+    from eri_runtime.bench.record import write
+    from eri_runtime.bench.report.page import page
+
+    write(file, page(record))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises UsageError for an invalid option, before any process starts."""
+    for name in ("rounds", "batch"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name}", got=getattr(options, name), expected="1 or more")
+    for name in ("warm", "cold", "pictures"):
+        if getattr(options, name) < 0:
+            raise UsageError(f"--{name}", got=getattr(options, name), expected="0 or more")
+    if options.against is None and (options.torch or options.peers or options.time_export):
+        got, fix = "no --against", "add `--against CHECKPOINT`, the checkpoint of the bundle"
+        raise UsageError("--torch", got=got, expected="a checkpoint for PyTorch", fix=fix)
+
+
+def make_plan(options: argparse.Namespace, command: str) -> Plan:
+    """Returns the plan for the options, with defaults from the bundle; raises UsageError."""
+    from eri_runtime.bench.picture_distance import LIMITS
+    from eri_runtime.bench.plan import Plan, candidates
+    from eri_runtime.bundle import manifest
+    from eri_runtime.latents import check_count, check_size
+
+    bundle = manifest.read(options.bundle)
+    defaults, against = bundle.defaults, options.against
+    sizes = tuple(options.sizes or ((defaults.width, defaults.height),))
+    check_count(bundle, options.batch)
+    for width, height in sizes:
+        check_size(bundle, height, width)
+    ways = options.torch if options.torch is not None else TORCH if against else ()
+    selected = candidates(bundle, options.backends, ways, options.peers)
+    return Plan(
+        bundle=options.bundle,
+        checkpoint=against,
+        candidates=selected,
+        workload=_workload(options, bundle, sizes, selected),
+        limits=LIMITS,
+        timeout=options.timeout,
+        command=command,
+        pictures=options.pictures,
+    )
+
+
+def _workload(
+    options: argparse.Namespace,
+    bundle: Bundle,
+    sizes: tuple[tuple[int, int], ...],
+    selected: Sequence[Candidate],
+) -> Workload:
+    """Returns the work that every subject gets."""
+    from eri_runtime.bench.environment import cores, gpus
+    from eri_runtime.bench.record import Workload
+    from eri_runtime.sampling import find_sampler
+
+    defaults, against = bundle.defaults, options.against
+    gpu_engine = any(each.variant.startswith(("cuda", "tensorrt")) for each in selected)
+    auto = "cuda" if gpu_engine and gpus() else "cpu"
+    return Workload(
+        bundle=options.bundle.name,
+        family=bundle.family,
+        precision={name: each.precision for name, each in bundle.components.items()},
+        parameters={name: each.parameters for name, each in bundle.components.items()},
+        checkpoint=against.name if against else None,
+        sizes=sizes,
+        steps=options.steps or defaults.num_inference_steps,
+        guidance=defaults.guidance_scale if options.guidance is None else options.guidance,
+        sampler=find_sampler(defaults.sampler, bundle.schedule.kind).label,
+        tokens=defaults.max_sequence_length,
+        images=options.batch,
+        cases=tuple((prompt, seed) for prompt in options.prompt for seed in options.seed),
+        threads=options.threads or cores(),
+        device=auto if options.device == "auto" else options.device,
+        rounds=options.rounds,
+        warm_steps=options.warm,
+        cold_rounds=options.cold,
+        cold_steps=options.cold_steps,
+    )
+
+
+def _timed_export(plan: Plan) -> tuple[Build, ...]:
+    """Exports the checkpoint in a separate process and returns the seconds it took."""
+    import subprocess
+    import tempfile
+    import time
+
+    from eri_runtime.bench.record import Build
+
+    with tempfile.TemporaryDirectory(prefix="eri-bench-export-") as folder:
+        target = str(Path(folder) / "bundle")
+        export = ["-m", "eri_runtime", "export", str(plan.checkpoint), "-o", target]
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *export], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        return (Build(name="eri export", seconds=round(time.perf_counter() - started, 1)),)
+
+
+def _progress_printer() -> Callable[[str], None]:
+    """Returns a function that prints lines of progress to standard error."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return lambda text: console.print(f"eri: {text}", highlight=False, markup=False)
+
+
+def _command() -> str:
+    """Returns the command line that repeats this run."""
+    return shlex.join(["eri", *sys.argv[1:]])

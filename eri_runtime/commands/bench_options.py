@@ -1,0 +1,127 @@
+"""The options of `eri bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from eri_runtime.request import parse_size
+
+PROMPTS = ("a red heart", "a rocket")
+THRESHOLD = 1.10
+TORCH = ("eager", "channels-last", "bf16", "bf16-weights", "compile", "compile+bf16")
+
+# each option and its arguments for argparse
+OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        "--against",
+        {
+            "type": Path,
+            "metavar": "CHECKPOINT",
+            "help": "the bundle's checkpoint, a diffusers folder, for PyTorch",
+        },
+    ),
+    ("--backends", {"nargs": "*", "metavar": "NAME", "help": "default: all that can run here"}),
+    (
+        "--torch",
+        {
+            "nargs": "*",
+            "metavar": "WAY",
+            "help": f"default: {' '.join(TORCH)}; join others with +",
+        },
+    ),
+    (
+        "--peers",
+        {"nargs": "*", "default": [], "metavar": "NAME", "help": "optimum-onnx, optimum-openvino"},
+    ),
+    (
+        "--sizes",
+        {"nargs": "+", "type": parse_size, "metavar": "WxH", "help": "default: the bundle's size"},
+    ),
+    ("--steps", {"type": int, "metavar": "N", "help": "denoising steps; default: the bundle's"}),
+    (
+        "--prompt",
+        {
+            "nargs": "+",
+            "default": list(PROMPTS),
+            "metavar": "TEXT",
+            "help": "prompts of the compared pictures; the first is timed",
+        },
+    ),
+    (
+        "--seed",
+        {
+            "nargs": "+",
+            "type": int,
+            "default": [0],
+            "metavar": "S",
+            "help": "seeds of each prompt's pictures",
+        },
+    ),
+    ("--guidance", {"type": float, "metavar": "G", "help": "CFG scale; default: the bundle's"}),
+    ("--batch", {"type": int, "default": 1, "metavar": "N", "help": "images per call"}),
+    (
+        "--rounds",
+        {"type": int, "default": 10, "metavar": "R", "help": "timed calls of each subject"},
+    ),
+    (
+        "--warm",
+        {"type": int, "default": 1, "metavar": "N", "help": "warm-up steps before each timed call"},
+    ),
+    ("--cold", {"type": int, "default": 3, "metavar": "N", "help": "cold starts of each subject"}),
+    (
+        "--cold-steps",
+        {"type": int, "default": 1, "metavar": "N", "help": "steps of a cold start's picture"},
+    ),
+    (
+        "--threads",
+        {"type": int, "metavar": "N", "help": "CPU threads of every subject; default: all cores"},
+    ),
+    (
+        "--device",
+        {"choices": ["auto", "cpu", "cuda"], "default": "auto", "help": "PyTorch's device"},
+    ),
+    (
+        "--timeout",
+        {
+            "type": float,
+            "default": 900.0,
+            "metavar": "S",
+            "help": "seconds that a subject may take for one answer",
+        },
+    ),
+    (
+        "--pictures",
+        {
+            "type": int,
+            "default": 128,
+            "metavar": "PIXELS",
+            "help": "longer side of the pictures in the results; 0: none",
+        },
+    ),
+    ("--time-export", {"action": "store_true", "help": "export the checkpoint again, and time it"}),
+    ("--output", {"type": Path, "metavar": "FILE.json", "help": "write the results"}),
+    ("--report", {"type": Path, "metavar": "FILE.html", "help": "write a report"}),
+    (
+        "--render",
+        {"type": Path, "metavar": "FILE.json", "help": "only write the report of these results"},
+    ),
+    (
+        "--compare",
+        {
+            "nargs": 2,
+            "type": Path,
+            "metavar": ("A.json", "B.json"),
+            "help": "only show what became slower; exit status 1 if anything did",
+        },
+    ),
+    (
+        "--threshold",
+        {
+            "type": float,
+            "default": THRESHOLD,
+            "metavar": "R",
+            "help": "ratio of medians above which --compare reports a regression",
+        },
+    ),
+)

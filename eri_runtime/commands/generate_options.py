@@ -1,0 +1,236 @@
+"""The options of `eri generate`, and the keywords of a call that they set."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eri_runtime.commands.memory_options import add_memory_options
+from eri_runtime.errors import UsageError
+from eri_runtime.request import (
+    Words,
+    parse_also,
+    parse_interval,
+    parse_limits,
+    parse_option,
+    parse_sigmas,
+    parse_size,
+)
+from eri_runtime.sampling import PERCENTILE
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def add_generate_options(parser: argparse.ArgumentParser) -> None:
+    """Adds all options and arguments of `eri generate`."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder written by eri export")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="text of the image")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="many prompts instead of PROMPT: one per line (.txt), one object per line (.jsonl) or "
+        "one per row (.csv), whose settings override these options; -o is then a folder, and "
+        "finished images in it are kept",
+    )
+    parser.add_argument(
+        "--negative",
+        metavar="TEXT",
+        help="negative prompt (default: zeros for SDXL, empty for SD3.5, no CFG for Flux)",
+    )
+    parser.add_argument(
+        "--size",
+        type=parse_size,
+        metavar="WxH",
+        help="size in pixels, such as 1024x1024 (default: --image's, or the bundle's)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="S",
+        help="seed of the first image; image i has S + i (default: random)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="number of images (default: 1); with --prompts, images per batch (default: as many as "
+        "the bundle allows)",
+    )
+    _add_sampling(parser.add_argument_group("sampling"))
+    _add_guidance(parser.add_argument_group("guidance"))
+    _add_image_to_image(parser.add_argument_group("image to image"))
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        metavar="auto|tensorrt|cuda[:tf32]|openvino[:bf16]|cpu",
+        help="engine to run the bundle (default: auto, the first that can)",
+    )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="LORA[:SCALE]",
+        help="merge a LoRA into the weights: a file, a folder, or OWNER/NAME[:FILE] of the Hub "
+        "(default scale: 1); may be repeated",
+    )
+    parser.add_argument(
+        "--textual-inversion",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="add the tokens of a file for prompts to name; may be repeated",
+    )
+    parser.add_argument(
+        "--lora-partial",
+        action="store_true",
+        help="leave out the keys of a LoRA that match no weight, with a warning that names them",
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads of the engine (default: all cores)"
+    )
+    add_memory_options(parser.add_argument_group("memory"))
+    parser.add_argument(
+        "--preview", type=Path, metavar="FILE.png", help="save a rough image after every step"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE.png",
+        help="file to write (default: eri-SEED.png, or the next free eri-SEED_N.png); with "
+        "--prompts, a folder",
+    )
+
+
+def _add_sampling(group: Any) -> None:
+    """Adds the options for sampler, steps and noise."""
+    group.add_argument(
+        "--steps", type=int, metavar="N", help="denoising steps (default: the bundle's)"
+    )
+    group.add_argument(
+        "--sampler", metavar="NAME", help="name of the sampler (default: the bundle's)"
+    )
+    group.add_argument(
+        "--sigmas",
+        type=parse_sigmas,
+        metavar="NAME|L1,L2,...",
+        help="noise levels: default, karras, exponential, beta, simple, or one number per step",
+    )
+    group.add_argument(
+        "--spacing",
+        metavar="leading|trailing|linspace",
+        help="how timesteps are chosen from those of training (default: the checkpoint's)",
+    )
+    group.add_argument(
+        "--eta", type=float, help="noise of the sampler, 0 to 1 (default: the sampler's)"
+    )
+    group.add_argument(
+        "--option",
+        type=parse_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another option of the sampler, such as s_churn=10; may be repeated",
+    )
+    group.add_argument(
+        "--noise", metavar="torch|philox|brownian", help="noise source (default: torch)"
+    )
+
+
+def _add_guidance(group: Any) -> None:
+    """Adds the options for CFG and other guidance."""
+    group.add_argument(
+        "--guidance", type=float, metavar="G", help="guidance scale (default: the bundle's)"
+    )
+    group.add_argument(
+        "--true-cfg",
+        type=float,
+        metavar="G",
+        help="scale of Flux's CFG, with --negative (default: 1)",
+    )
+    group.add_argument(
+        "--also",
+        type=parse_also,
+        action="append",
+        default=[],
+        metavar="TEXT:WEIGHT",
+        help="another prompt that guides the same image; may be repeated",
+    )
+    group.add_argument(
+        "--guidance-rescale",
+        type=float,
+        metavar="PHI",
+        help="rescale of the guided prediction, 0 to 1 (default: 0)",
+    )
+    group.add_argument(
+        "--guidance-interval",
+        type=parse_interval,
+        metavar="LOW:HIGH",
+        help="noise levels between which CFG acts (default: all)",
+    )
+    group.add_argument(
+        "--bypass-guidance", action="store_true", help="no CFG and no embedded guidance"
+    )
+    group.add_argument(
+        "--dynamic-thresholding",
+        type=parse_limits,
+        metavar="T[:P]",
+        help=f"threshold and percentile (default: {PERCENTILE}) for x_0 in every step",
+    )
+
+
+def _add_image_to_image(group: Any) -> None:
+    """Adds the options for image to image and inpainting."""
+    group.add_argument("--image", type=Path, metavar="FILE", help="image to start from")
+    group.add_argument(
+        "--strength",
+        type=float,
+        metavar="S",
+        help="share of the steps to run on it, up to 1 (default: 0.6)",
+    )
+    group.add_argument(
+        "--mask", type=Path, metavar="FILE", help="mask of the image; white is repainted"
+    )
+
+
+def call_keywords(options: argparse.Namespace) -> Words:
+    """Returns the keywords of a call that the options set."""
+    width, height = options.size or (None, None)
+    return {
+        "height": height,
+        "width": width,
+        "num_inference_steps": options.steps,
+        "num_images_per_prompt": options.batch,
+        "sampler": options.sampler,
+        "sigmas": options.sigmas,
+        "spacing": options.spacing,
+        "sampler_options": dict(options.option),
+        "eta": options.eta,
+        "guidance_scale": options.guidance,
+        "true_cfg_scale": options.true_cfg,
+        "guidance_rescale": options.guidance_rescale,
+        "guidance_interval": options.guidance_interval,
+        "bypass_guidance": options.bypass_guidance,
+        "dynamic_thresholding": options.dynamic_thresholding,
+        "seed": options.seed,
+        "noise": options.noise,
+        "image": _open_image("--image", options.image),
+        "strength": options.strength,
+        "mask": _open_image("--mask", options.mask),
+    }
+
+
+def _open_image(name: str, path: Path | None) -> Image | None:
+    """Reads an image, rotated as its EXIF data says; raises `UsageError` if that fails."""
+    if path is None:
+        return None
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UsageError(name, got=error, expected="a picture that Pillow reads") from error

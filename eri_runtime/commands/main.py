@@ -1,0 +1,65 @@
+"""The `eri` command. Subcommands of other packages register under the entry point `eri.commands`.
+
+Exit status: 0 success, 1 failure, 2 invalid arguments, 130 interrupted. An error is one line on
+standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+
+from eri_runtime.commands.bench import bench_command
+from eri_runtime.commands.generate import generate_command
+from eri_runtime.commands.inspect import inspect_command
+from eri_runtime.commands.subcommand import IntermixedParser, write_line
+from eri_runtime.errors import BundleError, CheckpointError, EriError, UsageError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status.
+
+    Args:
+        arguments: Arguments without the program's name. Default: `sys.argv[1:]`.
+    """
+    logging.basicConfig(level=logging.WARNING, format="eri: %(message)s")
+    options = make_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (UsageError, CheckpointError, BundleError) as error:
+        return _fail(error, 2)
+    except (EriError, OSError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all installed subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="eri", description="Export diffusion models, and run them without torch."
+    )
+    commands = parser.add_subparsers(
+        metavar="COMMAND", required=True, parser_class=IntermixedParser
+    )
+    generate_command(commands)
+    inspect_command(commands)
+    bench_command(commands)
+    for entry in sorted(entry_points(group="eri.commands"), key=lambda entry: entry.name):
+        entry.load()(commands)
+    return parser
+
+
+def _fail(error: object, status: int) -> int:
+    """Prints an error as one line and returns `status`."""
+    text = " ".join(str(error).split())
+    write_line(sys.stderr, f"eri: {text}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

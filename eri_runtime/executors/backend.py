@@ -1,0 +1,86 @@
+"""`Backend`: one engine on one kind of device, before any component is open."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from eri_runtime.bundle import Bundle, ComponentSpec
+from eri_runtime.executors.base import FROM_FILE, Arrays, Executor, Settings
+from eri_runtime.executors.step_graph import Stepper
+
+
+class Backend(ABC):
+    """An engine on one kind of device. It opens components and step graphs.
+
+    Attributes:
+        can_map_weights: Whether `Settings.low_memory` leaves the weights in their files.
+        streams_in_segments: Whether `Settings.streamed` runs a graph's segments one at a time.
+            False for an engine that streams weights by itself.
+    """
+
+    can_map_weights = False
+    streams_in_segments = True
+
+    def streaming_refusal(self, spec: ComponentSpec) -> str | None:
+        """Returns why this component's weights cannot be streamed, in a few words, or None."""
+        return None if spec.segments else "a bundle without segments: export it again"
+
+    def of(self, bundle: Bundle) -> Backend:
+        """Returns this backend bound to `bundle`, for engines that need files the bundle names.
+
+        Args:
+            bundle: The bundle whose components will be opened.
+
+        Returns:
+            This backend itself, unless the engine runs files of the bundle such as TensorRT plans.
+        """
+        del bundle
+        return self
+
+    @abstractmethod
+    def refusal(self, spec: ComponentSpec) -> str | None:
+        """Returns why this component cannot run on this machine, in a few words, or None."""
+
+    @abstractmethod
+    def words(self, settings: Settings) -> str:
+        """Describes the engine and the options it is opened with, in one line."""
+
+    @abstractmethod
+    def executor(
+        self, graph: Path, spec: ComponentSpec, settings: Settings, overrides: Arrays = FROM_FILE
+    ) -> Executor:
+        """Opens a component.
+
+        Args:
+            graph: The component's ONNX file.
+            spec: The component's inputs, outputs and dimension ranges.
+            settings: Options for the engine.
+            overrides: Tensors that replace tensors of the weights file, as in
+                `Refittable.replace`. Default: none.
+
+        Returns:
+            The open component. Close it when done.
+
+        Raises:
+            BackendError: If the engine is missing or refuses the graph.
+        """
+
+    @abstractmethod
+    def stepper(
+        self, graph: Path, spec: ComponentSpec, settings: Settings, overrides: Arrays = FROM_FILE
+    ) -> Stepper | None:
+        """Opens a step graph.
+
+        Args:
+            graph: The step graph's ONNX file.
+            spec: The denoiser the step graph is built around.
+            settings: Options for the engine.
+            overrides: Tensors that replace tensors of the denoiser's weights file. Default: none.
+
+        Returns:
+            The open step graph, or None if this engine does not run step graphs.
+
+        Raises:
+            BackendError: If the engine is missing or refuses the graph.
+        """

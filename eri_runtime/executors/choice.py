@@ -1,0 +1,221 @@
+"""The list of backends, and the choice of one that can run a bundle on this machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from eri_runtime.bundle import Bundle
+from eri_runtime.checks import integer
+from eri_runtime.errors import BackendError, UnknownNameError
+from eri_runtime.executors.backend import Backend
+from eri_runtime.executors.base import DEFAULT_SETTINGS, FROM_FILE, Arrays, Executor, Settings
+from eri_runtime.executors.openvino.backend import OPENVINO, OPENVINO_BF16
+from eri_runtime.executors.ort.backend import CPU, CUDA, CUDA_TF32
+from eri_runtime.executors.step_graph import Stepper
+from eri_runtime.executors.tensorrt.backend import TENSORRT
+
+log = logging.getLogger(__name__)
+MOST_THREADS = 1024
+
+BACKENDS: dict[str, Backend] = {
+    "tensorrt": TENSORRT,
+    "cuda": CUDA,
+    "cuda:tf32": CUDA_TF32,
+    "openvino": OPENVINO,
+    "openvino:bf16": OPENVINO_BF16,
+    "cpu": CPU,
+}
+"""Every backend by the name that `choose` and `eri_runtime.load` accept."""
+
+# Order of preference. One engine runs every component: mixing two would hold both in memory, and no
+# mixture has been measured. A backend that rounds more than the bundle runs only when named.
+AUTO = ("tensorrt", "cuda", "openvino", "cpu")
+COMPARED = ("openvino",)  # backends whose error against PyTorch the export records, if installed
+
+
+def refusals(bundle: Bundle, backend: str) -> list[str]:
+    """Lists why a backend cannot run a bundle on this machine.
+
+    Args:
+        bundle: The bundle to run.
+        backend: A name in `BACKENDS`.
+
+    Returns:
+        One line per reason; empty if the backend can run the bundle.
+
+    Example:
+        >>> from eri_runtime.executors import refusals
+        >>> refusals(pipe.bundle, "cpu")
+        []
+    """
+    refusal = BACKENDS[backend].of(bundle).refusal
+    return _by_reason({name: refusal(spec) for name, spec in bundle.components.items()})
+
+
+def reasons_against_auto(bundle: Bundle, backend: str) -> list[str]:
+    """Returns why `auto` skips a backend that could run this bundle, one line per reason."""
+    if backend not in AUTO:
+        return ["rounds more than the bundle does"]
+    not_compared = (
+        f"not compared with PyTorch at export; `--backend {backend}` runs it all the same"
+    )
+    return _by_reason(
+        {
+            name: not_compared if backend in COMPARED and backend not in spec.compared else None
+            for name, spec in bundle.components.items()
+        }
+    )
+
+
+def _by_reason(reasons: dict[str, str | None]) -> list[str]:
+    """Lists each reason once, after the names of its components unless all components share it."""
+    lines = []
+    for reason in dict.fromkeys(filter(None, reasons.values())):
+        names = [name for name, other in reasons.items() if other == reason]
+        lines.append(reason if len(names) == len(reasons) else f"{', '.join(names)}: {reason}")
+    return lines
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Opens a bundle's components by name on one backend.
+
+    Attributes:
+        bundle: The bundle whose components are opened.
+        backend: The engine and device that run them.
+        settings: Options for the engine.
+    """
+
+    bundle: Bundle
+    backend: Backend
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """The backend's name in `BACKENDS`, or an empty string for any other backend."""
+        names = (name for name, known in BACKENDS.items() if known.of(self.bundle) == self.backend)
+        return next(names, "")
+
+    def __call__(self, name: str, overrides: Arrays = FROM_FILE) -> Executor:
+        """Opens a component.
+
+        Args:
+            name: The component's name in the bundle, such as `denoiser` or `vae_decoder`.
+            overrides: Tensors that replace tensors of its weights file. Default: none.
+
+        Returns:
+            The open component. Close it when done.
+
+        Raises:
+            BackendError: If the engine refuses the component.
+        """
+        spec = self.bundle.components[name]
+        if self.settings.streamed and name == "denoiser" and self.backend.streams_in_segments:
+            from eri_runtime.executors.sequential_offload import open_segmented
+
+            return open_segmented(self.bundle, spec, self.backend, self.settings, overrides)
+        return self.backend.executor(self.bundle.path(spec.graph), spec, self.settings, overrides)
+
+    def stepper(self, overrides: Arrays = FROM_FILE) -> Stepper | None:
+        """Opens the bundle's step graph.
+
+        Args:
+            overrides: Tensors that replace tensors of the denoiser's weights file. Default: none.
+
+        Returns:
+            The open step graph. None if the bundle or the backend has none, or if the settings
+            stream the denoiser in segments.
+
+        Raises:
+            BackendError: If the engine refuses the step graph.
+        """
+        spec = self.bundle.components["denoiser"]
+        if spec.step is None or (self.settings.streamed and self.backend.streams_in_segments):
+            return None
+        return self.backend.stepper(self.bundle.path(spec.step), spec, self.settings, overrides)
+
+
+def engine_description(opener: object) -> str:
+    """Describes the engine and options of an `Engine`; empty for any other opener."""
+    return opener.backend.words(opener.settings) if isinstance(opener, Engine) else ""
+
+
+def choose(
+    bundle: Bundle, backend: str = "auto", *, threads: int | None = None, low_memory: bool = False
+) -> Engine:
+    """Chooses the backend that runs a bundle.
+
+    A named backend is used or refused; it is never replaced by another. `auto` takes the first of
+    TensorRT, CUDA, OpenVINO and ONNX Runtime's CPU provider that runs every component, and logs one
+    line for each backend it skips.
+
+    Args:
+        bundle: The bundle to run.
+        backend: A name in `BACKENDS`, or `auto`.
+        threads: Number of threads, 1 to 1024. Default: all cores.
+        low_memory: Leave the weights as pages of their file. Somewhat slower.
+
+    Returns:
+        An `Engine`, which opens the bundle's components by name.
+
+    Raises:
+        UnknownNameError: If there is no backend of that name.
+        UsageError: If `threads` is out of range.
+        BackendError: If the backend cannot run the bundle on this machine.
+
+    Example:
+        >>> from eri_runtime.executors import choose
+        >>> choose(pipe.bundle, "cpu", threads=1).name
+        'cpu'
+    """
+    if backend not in ("auto", *BACKENDS):
+        expected = f"auto or one of {', '.join(BACKENDS)}"
+        raise UnknownNameError("backend", got=repr(backend), expected=expected)
+    if threads is not None:
+        threads = integer("threads", threads, 1, MOST_THREADS)
+    chosen = _first_usable(bundle) if backend == "auto" else backend
+    if reasons := refusals(bundle, chosen):
+        raise _backend_error(bundle, f"backend {chosen}", reasons)
+    settings = Settings(threads=threads, low_memory=low_memory)
+    return Engine(bundle, BACKENDS[chosen].of(bundle), settings)
+
+
+def _first_usable(bundle: Bundle) -> str:
+    """Returns the first backend of `AUTO` that can be used. Raises `BackendError` if none can."""
+    skipped = []
+    for name in AUTO:
+        reasons = refusals(bundle, name) or reasons_against_auto(bundle, name)
+        if not reasons:
+            log.info("backend %s is used", name)
+            return name
+        skipped.append(f"{name}: {'; '.join(reasons)}")
+        log.info("backend %s", skipped[-1])
+    raise _backend_error(bundle, "backend auto", skipped)
+
+
+def _backend_error(bundle: Bundle, backend: str, reasons: list[str]) -> BackendError:
+    fix = f"`eri inspect {bundle.root}` says what can"
+    return BackendError(
+        backend, got="; ".join(reasons), expected="a backend that can run this bundle here", fix=fix
+    )
+
+
+def describe_backends(bundle: Bundle) -> Iterator[str]:
+    """Describes every backend in one line: how it would run the bundle, or why it cannot.
+
+    Args:
+        bundle: The bundle to run.
+
+    Yields:
+        One line per backend, in the order of `BACKENDS`.
+    """
+    for name, backend in BACKENDS.items():
+        if reasons := refusals(bundle, name):
+            yield f"backend {name}: no; {'; '.join(reasons)}"
+            continue
+        why = reasons_against_auto(bundle, name)
+        not_by_auto = f" (not by auto: {'; '.join(why)})" if why else ""
+        words = backend.of(bundle).words(DEFAULT_SETTINGS)
+        yield f"backend {name}: can run it here{not_by_auto}; {words}"

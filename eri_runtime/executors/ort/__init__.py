@@ -1,0 +1,6 @@
+"""ONNX Runtime on the CPU and on CUDA.
+
+`provider` describes an execution provider, `session` opens a component, `step_graph` runs the loop
+on `buffers`, and `backend` ties them. For CUDA, `cuda_libraries` loads NVIDIA's libraries,
+`captured_step` captures CUDA graphs, and `capture_guard` keeps other threads off meanwhile.
+"""

@@ -1,0 +1,206 @@
+"""A step graph on ONNX Runtime. Every tensor is bound once; states use a pool of buffers.
+
+A state's buffers return to the pool when nothing references the state any more. So a loop whose
+caller keeps no step needs two sets of buffers, and a step that is kept never changes. On the CPU a
+step copies nothing. On CUDA it is a captured graph, see `captured_step`.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from eri_runtime.bundle import ComponentSpec
+from eri_runtime.errors import BackendError
+from eri_runtime.executors.base import FROM_FILE, Arrays, Settings, changed_tensors
+from eri_runtime.executors.ort.buffers import (
+    BoundInputs,
+    Buffer,
+    OrtLatents,
+    Slot,
+    bind_step,
+    new_slot,
+)
+from eri_runtime.executors.ort.capture_guard import device_call
+from eri_runtime.executors.ort.captured_step import (
+    NOT_CAPTURED,
+    CapturingSession,
+    Noises,
+    run_options,
+)
+from eri_runtime.executors.ort.provider import Provider, graph_for
+from eri_runtime.executors.ort.session import open_session
+from eri_runtime.executors.step_graph import Array, HeldLatents, Row, StepLoop, Stepper
+from eri_runtime.sampling import COLUMNS
+
+REFUSES_CAPTURE = "graph capture feature"  # in ONNX Runtime's error for a graph it cannot capture
+
+log = logging.getLogger(__name__)
+
+
+class OpenSession(NamedTuple):
+    """A session, and its captured graphs if it captures any."""
+
+    session: Any
+    capturing: CapturingSession | None
+
+
+@dataclass
+class CurrentSession:
+    """The session that all loops of a stepper use for their next step.
+
+    Captured graphs are forgotten with the session that they were captured in.
+    """
+
+    opened: OpenSession
+
+
+class OrtStepper(Stepper):
+    """One session of a step graph. New weights open a new session, which open loops switch to."""
+
+    def __init__(
+        self,
+        graph: Path,
+        spec: ComponentSpec,
+        provider: Provider,
+        settings: Settings,
+        overrides: Arrays = FROM_FILE,
+    ) -> None:
+        """Opens `graph`; on CUDA its steps are captured. Raises `BackendError`."""
+        self._device = provider.device
+        self._has_cuda_form = graph_for(graph, provider) != graph
+        self._open_session = partial(open_session, graph, spec, provider, settings)
+        self._current: Any = CurrentSession(self._open(overrides))
+        self._overrides = overrides
+
+    def loop(self, shape: tuple[int, ...], width: int) -> StepLoop:
+        return OrtStepLoop(self._current, self._device, shape, width)
+
+    def replace(self, overrides: Arrays) -> None:
+        if changed_tensors(self._overrides, overrides):
+            opened = self._open(overrides)
+            with device_call(self._device):  # frees the old session's memory, if no loop uses it
+                self._current.opened, self._overrides = opened, overrides
+
+    def close(self) -> None:
+        with device_call(self._device):
+            self._current, self._overrides = None, FROM_FILE
+
+    def _open(self, overrides: Arrays) -> OpenSession:
+        """Opens a session; one that captures graphs, if it can.
+
+        Only the CUDA form can be captured: other graphs may read host memory, which replays of a
+        captured graph would read again. And ONNX Runtime may refuse to capture.
+        """
+        if self._has_cuda_form:
+            try:
+                session = self._open_session({"enable_cuda_graph": "1"}, overrides)
+                return OpenSession(session, CapturingSession(session))
+            except BackendError as error:
+                if REFUSES_CAPTURE not in str(error):
+                    raise
+                log.warning("steps are not captured as CUDA graphs: %s", str(error))
+        return OpenSession(self._open_session({}, overrides), None)
+
+
+class OrtStepLoop(StepLoop):
+    """The buffers and bindings of one trajectory."""
+
+    def __init__(
+        self, current: CurrentSession, device: str, shape: tuple[int, ...], width: int
+    ) -> None:
+        self._current, self._session, self._device = current, current.opened.session, device
+        self._shape, self._width = shape, width
+        self._row = Buffer(np.zeros(sum(COLUMNS.values()), np.float32), device)
+        self._noises = Noises(shape)
+        self._noise = Buffer(self._noises.array, device)
+        self._bound: dict[Hashable, BoundInputs] = {}
+        self._bindings: dict[tuple[Hashable, int, int], Any] = {}
+        self._free: list[Slot] = []
+        self._slots = 0
+
+    def bind(self, key: Hashable, mix: Array, conditions: Arrays) -> None:
+        self._bound[key] = BoundInputs({"mix": mix, **conditions}, self._device)
+
+    def begin(self, x: Array, remembered: Sequence[Array]) -> HeldLatents:
+        slot = self._take_slot()
+        np.copyto(slot.x.array, x)
+        slot.history.array.fill(0)
+        for j, memory in enumerate(remembered):
+            slot.history.array[j] = memory
+        for buffer in (slot.x, slot.history):
+            buffer.upload()
+        return self._latents(slot, len(remembered))
+
+    def run(self, rows: Iterable[Row], state: HeldLatents) -> Iterator[HeldLatents]:
+        for row in rows:
+            state = self._step(row, state)
+            yield state
+
+    def _step(self, row: Row, state: HeldLatents) -> HeldLatents:
+        """Runs one row into another slot."""
+        opened = self._current.opened
+        before, after = cast(OrtLatents, state), self._take_slot()
+        if row.noises:
+            self._noises.set(row.noises)
+        if opened.capturing is None:
+            with device_call(self._device):
+                self._run_bound(opened.session, row, before.slot, after, None)
+        else:
+            run = partial(self._run_captured, opened.capturing, row, before.slot, after)
+            opened.capturing.call(run)
+        return self._latents(after, min(before.count + 1, self._width))
+
+    def _run_captured(
+        self, capturing: CapturingSession, row: Row, before: Slot, after: Slot
+    ) -> None:
+        """Runs one row as a CUDA graph, or without one if there are too many already."""
+        inputs = self._bound[row.key]
+        step = capturing.step(self._shape, inputs.arrays)
+        if step is not None:
+            step.run(row.columns, self._noises, inputs, before, after)
+            return
+        with device_call(self._device):
+            options = run_options(NOT_CAPTURED)
+            self._run_bound(capturing.session, row, before, after, options)
+
+    def _run_bound(self, session: Any, row: Row, before: Slot, after: Slot, options: Any) -> None:
+        """Runs one row on the loop's own buffers."""
+        if self._session is not session:
+            self._session = session
+            self._bindings.clear()  # they belong to the old session
+        np.copyto(self._row.array, row.columns)
+        self._row.upload()
+        if row.noises:
+            self._noise.upload()
+        session.run_with_iobinding(self._binding(row.key, before, after), options)
+
+    def _take_slot(self) -> Slot:
+        """Returns a free slot, or a new one."""
+        if self._free:
+            return self._free.pop()
+        self._slots += 1
+        return new_slot(self._slots, self._shape, self._device)
+
+    def _latents(self, slot: Slot, count: int) -> OrtLatents:
+        """Wraps a slot; the slot is free again when the result is garbage collected."""
+        latents = OrtLatents(slot, count)
+        weakref.finalize(latents, self._free.append, slot).atexit = False
+        return latents
+
+    def _binding(self, key: Hashable, before: Slot, after: Slot) -> Any:
+        """Returns the binding of a pair of slots, created on first use."""
+        pair = key, before.number, after.number
+        if pair not in self._bindings:
+            inputs = self._bound[key].buffers
+            self._bindings[pair] = bind_step(
+                self._session, inputs, before, after, self._noise, self._row
+            )
+        return self._bindings[pair]

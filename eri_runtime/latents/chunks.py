@@ -1,0 +1,37 @@
+"""Runs a graph with a limited batch size on any number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eri_runtime.bundle import ShapeRange
+from eri_runtime.executors import Arrays
+
+
+def run_in_chunks(
+    run: Callable[[Arrays], Arrays], rows: ShapeRange, inputs: Arrays, shared: Arrays | None = None
+) -> dict[str, NDArray[Any]]:
+    """Runs a graph on `inputs` (N, …) in chunks of at most `rows.max` rows.
+
+    A chunk of fewer than `rows.min` rows is padded with copies of its last row; their outputs are
+    dropped. `shared` inputs have no batch axis and go to every call. Returns the outputs (N, …).
+    """
+    total = len(next(iter(inputs.values())))
+    results = []
+    for start in range(0, total, rows.max):
+        chunk = {name: value[start : start + rows.max] for name, value in inputs.items()}
+        count = min(rows.max, total - start)
+        chunk = {name: _pad_rows(value, rows.min) for name, value in chunk.items()}
+        outputs = run({**chunk, **(shared or {})})
+        results.append({name: value[:count] for name, value in outputs.items()})
+    return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+
+def _pad_rows(rows: NDArray[Any], minimum: int) -> NDArray[Any]:
+    """Repeats the last row until there are at least `minimum` rows."""
+    missing = minimum - len(rows)
+    return np.concatenate([rows, rows[-1:].repeat(missing, 0)]) if missing > 0 else rows

@@ -1,0 +1,122 @@
+"""Which conditions the denoiser runs on at each noise level, and how predictions are mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eri_runtime.loop.numpy_loop import Array, Network
+from eri_runtime.sampling import Clock, Guidance, Point, cfg_mix, mix_predictions, rescale_guided
+
+Inputs = Mapping[str, Array]
+Denoiser = Callable[[Inputs], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class DenoiserPass:
+    """One run of the denoiser on K conditions.
+
+    Attributes:
+        conditions: The indices of the K conditions; 0 is the negative one.
+        mix: Weights of their predictions in the guided one, (K, B).
+        unguided: Weights of their predictions without CFG, (K, B), if the guided prediction is
+            rescaled by the unguided one; else None.
+    """
+
+    conditions: tuple[int, ...]
+    mix: Array
+    unguided: Array | None = None
+
+    def padded(self, count: int) -> DenoiserPass:
+        """Returns a pass of at least `count` conditions: repeats the last one with weight 0."""
+        missing = max(0, count - len(self.conditions))
+        mix = np.pad(self.mix, ((0, missing), (0, 0)))
+        return replace(self, conditions=self.conditions + self.conditions[-1:] * missing, mix=mix)
+
+
+class GuidancePlan:
+    """Says which of 1 + P conditions the denoiser gets at a point, and how they are mixed.
+
+    Condition 0 is the negative one; the others are the texts of the prompts. A condition whose
+    weight is always 0 is never encoded, and a pass leaves out those whose weight is 0 in it:
+    without CFG the negative prompt costs nothing.
+    """
+
+    def __init__(
+        self,
+        condition: Callable[[int], Inputs],
+        weights: NDArray[np.float64],
+        guidance: Guidance,
+        clock: Clock,
+    ) -> None:
+        """Encodes the conditions that have a weight at any point.
+
+        Args:
+            condition: Returns the denoiser's inputs (B, …) for condition k.
+            weights: Weights of conditions 1 to P, (P, B).
+            guidance: Scale, rescale and interval of CFG.
+            clock: Converts a point to the noise level that the interval is in.
+        """
+        unguided, guided = cfg_mix(1.0, weights), cfg_mix(guidance.scale, weights)
+        same = np.array_equal(unguided, guided)
+        self.rescale = 0.0 if same else guidance.rescale
+        self._unguided = _make_pass(unguided)
+        self._guided = (
+            self._unguided if same else _make_pass(guided, unguided if self.rescale else None)
+        )
+        self._guidance, self._clock = guidance, clock
+        needed = unguided.any(axis=1) | guided.any(axis=1)
+        self._inputs = {k: condition(k) for k in map(int, np.flatnonzero(needed))}
+
+    def with_inputs(self, extra: Inputs) -> GuidancePlan:
+        """Returns a plan whose every condition also has the inputs `extra` (B, …)."""
+        if not extra:
+            return self
+        plan = copy(self)
+        plan._inputs = {k: {**inputs, **extra} for k, inputs in self._inputs.items()}
+        return plan
+
+    def pass_at(self, point: Point) -> DenoiserPass:
+        """Returns the pass to run at `point`: the guided or the unguided one."""
+        acts = self._guidance.acts_at(self._clock.tau(point))
+        return self._guided if acts else self._unguided
+
+    def inputs(self, denoiser_pass: DenoiserPass) -> Inputs:
+        """Returns the inputs of a pass by name, (K·B, …), one condition after the other."""
+        parts = [self._inputs[k] for k in denoiser_pass.conditions]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _make_pass(mix: Array, unguided: Array | None = None) -> DenoiserPass:
+    """Returns a pass of the conditions that have a weight in `mix` or `unguided`, (1 + P, B)."""
+    needed = mix.any(axis=1) if unguided is None else mix.any(axis=1) | unguided.any(axis=1)
+    indices = np.flatnonzero(needed)
+    conditions = tuple(map(int, indices))
+    return DenoiserPass(conditions, mix[indices], None if unguided is None else unguided[indices])
+
+
+def guided_network(denoiser: Denoiser, plan: GuidancePlan) -> Network:
+    """Returns a function x, point -> F, the guided prediction (B, …).
+
+    `denoiser` takes `sample`, `timestep` and the conditions' inputs, with any number of rows.
+    """
+    cache: dict[DenoiserPass, Inputs] = {}
+
+    def network(x: Array, at: Point) -> Array:
+        current = plan.pass_at(at)
+        if current not in cache:
+            cache[current] = plan.inputs(current)
+        sample = np.concatenate([x] * len(current.conditions))
+        timestep = np.full(len(sample), at.t, dtype=np.float32)
+        predictions = denoiser({"sample": sample, "timestep": timestep, **cache[current]})
+        mixed = mix_predictions(current.mix, predictions)
+        if current.unguided is not None:
+            unguided = mix_predictions(current.unguided, predictions)
+            mixed = rescale_guided(mixed, unguided, plan.rescale)
+        return mixed
+
+    return network

@@ -1,0 +1,144 @@
+"""How much memory this process may still take, and which limit is the closest.
+
+Linux only. Reads the machine's available memory, the limits of the process's control groups (v1 and
+v2) and of their ancestors, and the limits of `ulimit`. A control group's file cache counts as free,
+because the kernel reclaims it before it refuses memory.
+https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/")
+UNLIMITED = 1 << 60  # v1 stores a huge number for "no limit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AvailableMemory:
+    """How much memory is left.
+
+    Attributes:
+        bytes: Bytes left under the closest limit.
+        limit: The name of that limit, such as `memory of the machine` or `ulimit -v`.
+    """
+
+    bytes: int
+    limit: str
+
+
+def available_memory(root: Path = ROOT) -> AvailableMemory | None:
+    """Returns how much memory this process may still take.
+
+    Args:
+        root: The folder that contains `proc` and `sys`. Default: `/`.
+
+    Returns:
+        The least of all limits that can be read, or None if none can, as on systems other than
+        Linux.
+    """
+    if root == ROOT and not sys.platform.startswith("linux"):
+        return None
+    limits = [*_machine(root), *_groups(root), *_process(root)]
+    return min(limits, key=lambda limit: limit.bytes, default=None)
+
+
+def _machine(root: Path) -> Iterator[AvailableMemory]:
+    """Yields the machine's available memory."""
+    available = _fields(root / "proc/meminfo").get("MemAvailable")
+    if available is not None:
+        yield AvailableMemory(bytes=available * 1024, limit="memory of the machine")
+
+
+def _process(root: Path) -> Iterator[AvailableMemory]:
+    """Yields what `ulimit -v` and `ulimit -d` leave."""
+    limits, status = _lines(root / "proc/self/limits"), _fields(root / "proc/self/status")
+    for title, used, name in (
+        ("Max address space", "VmSize", "ulimit -v"),
+        ("Max data size", "VmData", "ulimit -d"),
+    ):
+        rows = (line.removeprefix(title).split() for line in limits if line.startswith(title))
+        soft = next(rows, ["unlimited"])[0]
+        if soft.isdigit() and used in status:
+            yield AvailableMemory(bytes=max(0, int(soft) - 1024 * status[used]), limit=name)
+
+
+def _groups(root: Path) -> Iterator[AvailableMemory]:
+    """Yields what is left in every control group of the process that has a limit, and ancestors."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        for mount in _mounts(root, "cgroup" if controllers else "cgroup2"):
+            folder = root / mount.lstrip("/")
+            for group in _with_ancestors(path):
+                yield from (_v1 if controllers else _v2)(folder / group, group)
+
+
+def _mounts(root: Path, kind: str) -> Iterator[str]:
+    """Yields where the tree of memory groups of this kind is mounted."""
+    for line in _lines(root / "proc/self/mounts"):
+        parts = line.split()
+        if len(parts) < 4 or parts[2] != kind:
+            continue
+        if kind == "cgroup2" or "memory" in parts[3].split(","):
+            yield parts[1]
+
+
+def _with_ancestors(path: str) -> Iterator[str]:
+    """Yields a group and its ancestors, relative to the root of the tree.
+
+    In a container the path may be the one outside the container; groups that do not exist there
+    have no readable limit and are skipped.
+    """
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    for count in range(len(parts), -1, -1):
+        yield "/".join(parts[:count])
+
+
+def _v2(folder: Path, group: str) -> Iterator[AvailableMemory]:
+    """Yields what is left under the limits of a cgroup v2."""
+    used, stat = _number(folder / "memory.current"), _fields(folder / "memory.stat")
+    for name in ("memory.max", "memory.high"):
+        limit = _number(folder / name)
+        if limit is not None and used is not None:
+            cache = stat.get("inactive_file", 0) + stat.get("active_file", 0)
+            yield _group(limit, used, cache, f"{name} of cgroup /{group}")
+
+
+def _v1(folder: Path, group: str) -> Iterator[AvailableMemory]:
+    """Yields what is left under the limit of a cgroup v1."""
+    used, stat = _number(folder / "memory.usage_in_bytes"), _fields(folder / "memory.stat")
+    limit = _number(folder / "memory.limit_in_bytes")
+    if limit is not None and limit < UNLIMITED and used is not None:
+        cache = stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0)
+        yield _group(limit, used, cache, f"memory.limit_in_bytes of cgroup /{group}")
+
+
+def _group(limit: int, used: int, cache: int, name: str) -> AvailableMemory:
+    """Returns what a limit leaves, with the file cache counted as free."""
+    return AvailableMemory(bytes=max(0, limit - max(0, used - cache)), limit=name)
+
+
+def _number(file: Path) -> int | None:
+    """Reads a file that contains one number. Returns None for `max` and for an unreadable file."""
+    text = " ".join(_lines(file)).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _fields(file: Path) -> dict[str, int]:
+    """Reads lines such as `name: 12 kB` or `name 12`: numbers by name, in the file's units."""
+    rows = (line.replace(":", " ").split() for line in _lines(file))
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
+
+
+def _lines(file: Path) -> list[str]:
+    """Returns the lines of a file, or none if it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

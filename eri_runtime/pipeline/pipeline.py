@@ -1,0 +1,683 @@
+"""`load` and `Pipeline`: prompts to images, with text encoders, denoising loop and VAE.
+
+This module only puts the parts together; the work is done in the rooms that it imports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from numpy.typing import NDArray
+
+from eri_runtime import executors
+from eri_runtime.bundle import DENOISER, Bundle, manifest, verify_on_load
+from eri_runtime.executors import Closeable, engine_description
+from eri_runtime.images import to_pil, to_unit
+from eri_runtime.latents import enlarge, fit_rgb, to_rgb, vae
+from eri_runtime.loop import Array, Loop, LoopChoice, Step
+from eri_runtime.memory import (
+    DEFAULT_MEMORY,
+    MemoryEfficientSamplingConfig,
+    MemoryManager,
+    Mode,
+    RequestSize,
+    request_size,
+)
+from eri_runtime.pipeline.memory_fallback import denoise_in_fitting_mode, run_in_fitting_mode
+from eri_runtime.pipeline.request_runner import RequestRunner
+from eri_runtime.pipeline.result import Result, parameters_texts
+from eri_runtime.pipeline.textual_inversions import TextualInversions
+from eri_runtime.request import Request, Words, make_request
+from eri_runtime.sampling import SamplerTable, Schedule
+from eri_runtime.text import (
+    Condition,
+    EmbeddingCache,
+    EmbeddingFiles,
+    PromptLike,
+    TextEncoders,
+    embeddings_folder,
+)
+from eri_runtime.weights import (
+    LiveWeights,
+    OpenComponent,
+    OpenStep,
+    Scale,
+    Source,
+    StateDict,
+    WeightOverlays,
+    encoder_state,
+    to_stored_types,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def load(
+    bundle: str | Path,
+    backend: str = "auto",
+    *,
+    threads: int | None = None,
+    low_memory: bool = False,
+    loop: Loop = "auto",
+    memory: MemoryEfficientSamplingConfig = DEFAULT_MEMORY,
+    embeddings: str | Path | bool | None = None,
+) -> Pipeline:
+    """Opens a bundle for generating images.
+
+    Use the pipeline as a context manager, or call `close` at the end. Components (text encoders,
+    denoiser, VAE) are opened on first use. `load` checks the sizes of all files and the sha256 of
+    all but the weights; `eri inspect` checks those too.
+
+    Args:
+        bundle: Folder of the bundle, as `eri export` writes it.
+        backend: Engine to run it: `"tensorrt"`, `"cuda"`, `"cuda:tf32"`, `"openvino"`,
+            `"openvino:bf16"`, `"cpu"` (ONNX Runtime), or `"auto"` for the first of them that can
+            run every component as exactly as it was exported. A backend that you name is used or
+            refused, never replaced by another.
+        threads: Number of CPU threads of the engine, 1 to 1024. Default: all cores.
+        low_memory: Lets ONNX Runtime map the weights from their files instead of copying them.
+            Processes share the mapped pages; inference is somewhat slower.
+        loop: `"step"` to run only the step graph (guidance and solver inside the engine),
+            `"numpy"` to run only the NumPy loop, `"auto"` to run the step graph whenever it can
+            run the request.
+        memory: Memory modes such as offloading or VAE tiling. If memory runs out anyway, the
+            pipeline tries smaller batches, tiling and offloading by itself.
+        embeddings: Folder that keeps the embeddings of prompts, or True for the user's cache
+            folder. For prompts found there no text encoder is opened. Default: memory only.
+
+    Returns:
+        An open pipeline.
+
+    Raises:
+        BundleError: If the folder is no bundle, or a file is missing or damaged.
+        BackendError: If the backend is not installed or cannot run the bundle.
+        UsageError: If an argument is invalid, or bundle or engine do not support a mode of
+            `memory`.
+
+    Example:
+            with eri.load("engines/sdxl", "cpu", threads=4) as pipe:
+                pipe("a red heart", seed=0).save("heart.png")
+    """
+    folder = embeddings_folder(embeddings)
+    contents = manifest.read(bundle)
+    verify_on_load(contents)
+    engine = executors.choose(contents, backend, threads=threads, low_memory=low_memory)
+    return Pipeline(contents, engine, engine.stepper, loop, memory, folder)
+
+
+class Pipeline(Closeable):
+    """Generates images from a bundle; `load` opens one.
+
+    Call it with a prompt for a finished `Result`, or use `request`, `denoise` and `finish` to write
+    the loop yourself. Each component is opened on first use and stays open until `close`, unless a
+    memory mode closes it earlier.
+
+    Threads may share a pipeline: every method may be called from any of them. New weights and
+    `close` wait for the images that are being made, and images that are asked for later wait for
+    them. So a callback must not wait for an image of another thread.
+
+    Attributes:
+        bundle: The bundle's manifest: family, components, schedule and defaults.
+
+    Example:
+        >>> result = pipe("a red heart", num_inference_steps=2, height=32, width=32, seed=0)
+        >>> result.images[0].size
+        (32, 32)
+
+        The same as a loop, which can be watched, stopped and resumed:
+
+        >>> settings = {"num_inference_steps": 2, "height": 32, "width": 32, "seed": 0}
+        >>> request = pipe.request("a red heart", **settings)
+        >>> for step in pipe.denoise(request):
+        ...     preview = pipe.preview(request, step)[0]
+        >>> same = pipe.finish(request, step.x)
+        >>> bool((same.latents == result.latents).all())
+        True
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        open_component: OpenComponent,
+        open_step: OpenStep = lambda _: None,
+        loop: Loop = "auto",
+        memory: MemoryEfficientSamplingConfig = DEFAULT_MEMORY,
+        embeddings: Path | None = None,
+    ) -> None:
+        """Composes a pipeline from a bundle and an engine; most callers use `load` instead.
+
+        Args:
+            bundle: Manifest, as `read_bundle` returns it.
+            open_component: Opens a component by name, on one engine.
+            open_step: Opens the denoiser's step graph, or returns None. Default: no step graph.
+            loop: As in `load`.
+            memory: As in `load`.
+            embeddings: Folder that keeps the embeddings of prompts. Default: memory only.
+
+        Raises:
+            UnknownNameError: If `loop` is unknown.
+            UsageError: If bundle or engine do not support a mode of `memory`.
+        """
+        self.bundle = bundle
+        step = open_step if loop != "numpy" else lambda _: None
+        self._live = LiveWeights(bundle, open_component, step)
+        self._weights = WeightOverlays(bundle, self._live)
+        loops = LoopChoice(self._live.stepper, loop)
+        self._memory = MemoryManager(bundle, self._live, open_component, memory, loop)
+        self._runner = RequestRunner(bundle, self._live, self._weights, loops, self._memory.guard)
+        encoders = TextEncoders(bundle, self.run)
+        self._tokens = TextualInversions(bundle, self._live, self._weights, encoders)
+        self._encode = EmbeddingCache(
+            bundle,
+            encoders,
+            state=partial(encoder_state, bundle, self._live),
+            read_lock=self._live.generating,
+            engine=engine_description(open_component),
+            files=None if embeddings is None else EmbeddingFiles(embeddings),
+        )
+        self._rgb = lru_cache(1)(lambda _: fit_rgb(bundle, self.run))
+
+    def __call__(
+        self,
+        prompt: PromptLike | Sequence[PromptLike] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        on_step: Callable[[Step], object] | None = None,
+        **words: Unpack[Words],
+    ) -> Result:
+        """Generates images.
+
+        Args:
+            prompt: A text; a mapping of texts to weights, which guide one image together; or a
+                list of these, one per image. None with `prompt_embeds`.
+            negative_prompt: A text for all images, or a list of one per prompt. CFG steers away
+                from it. Default: zeros for SDXL, the empty text for SD3.5, no CFG for Flux.
+            on_step: Function that is called with every `Step`, for example to show progress.
+            **words: Keyword arguments with diffusers' names, such as `height`, `seed` or
+                `guidance_scale`. `Words` explains every one of them.
+
+        Returns:
+            The images, their seeds and their settings. Image i belongs to prompt
+            i // num_images_per_prompt.
+
+        Raises:
+            UsageError: If an argument is invalid.
+            NonFiniteError: If the latents or images contain NaN or Inf.
+            OutOfMemoryError: If the request does not fit in memory in any mode.
+
+        Example:
+            >>> pipe(
+            ...     ["a red heart", {"a red heart": 0.7, "a pizza": 0.3}],
+            ...     negative_prompt="blurry",
+            ...     sampler="dpmpp_2m",
+            ...     sigmas="karras",
+            ...     num_inference_steps=2,
+            ...     guidance_scale=[4.0, 6.0],
+            ...     seed=[0, 7],
+            ...     height=32,
+            ...     width=48,
+            ...     output_type="np",
+            ... ).images.shape
+            (2, 32, 48, 3)
+        """
+        request = make_request(self.bundle, prompt, negative_prompt, words)
+        with self._live.generating():
+            self.prepare(request)
+            for step in self.denoise(request):
+                if on_step is not None:
+                    on_step(step)
+            return self.finish(request, step.x)
+
+    def request(
+        self,
+        prompt: PromptLike | Sequence[PromptLike] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        **words: Unpack[Words],
+    ) -> Request:
+        """Checks the arguments of a call and returns them as a request, for your own loop.
+
+        Args:
+            prompt: As in a call of the pipeline.
+            negative_prompt: As in a call of the pipeline.
+            **words: As in a call of the pipeline; see `Words`.
+
+        Returns:
+            The request, completed with the bundle's defaults, for `denoise`, `finish` and so on.
+
+        Raises:
+            UsageError: If an argument is invalid.
+
+        Example:
+            >>> request = pipe.request("a red heart", seed=0)
+            >>> request.steps, request.height, request.seeds
+            (28, 64, (0,))
+        """
+        return make_request(self.bundle, prompt, negative_prompt, words)
+
+    def prepare(self, request: Request) -> None:
+        """Starts to open the components that a request needs, and returns at once.
+
+        Denoiser and VAE are opened and compiled for the request's size in background threads while
+        the text encoders run. A call of the pipeline does this by itself; use it before your own
+        loop, or in a server before the first request. Does nothing on a GPU, with offloading, or if
+        memory may not suffice for all components at once.
+
+        Args:
+            request: A request like those to come.
+        """
+        self._memory.open_ahead(request)
+
+    def denoise(self, request: Request, start: Step | None = None) -> Iterator[Step]:
+        """Runs the denoising loop and yields every step; stop iterating to cancel it.
+
+        Encodes the prompts and validates everything before the first step. If memory runs out, the
+        loop resumes after the last step in the next memory mode.
+
+        Args:
+            request: A request, from `request`.
+            start: A `Step` of the same request to resume after, from this process or another.
+                Default: run from the beginning.
+
+        Returns:
+            An iterator over the remaining steps.
+
+        Raises:
+            UsageError: If `start` is a step of another request.
+            NonFiniteError: If the latents contain NaN or Inf; the message names the step.
+            OutOfMemoryError: If the request does not fit in memory in any mode.
+
+        Example:
+            >>> request = pipe.request("a red heart", num_inference_steps=4, seed=0)
+            >>> for step in pipe.denoise(request):
+            ...     if step.index == 1:
+            ...         break
+            >>> [later.index for later in pipe.denoise(request, start=step)]
+            [2, 3]
+        """
+        attempt = self._memory.attempt(request_size(request))
+        steps_after = partial(self._runner.steps, self._encode, request)
+        return denoise_in_fitting_mode(attempt, steps_after, start)
+
+    def schedule(self, request: Request) -> Schedule:
+        """Returns the noise levels of a request.
+
+        Args:
+            request: A request, from `request`.
+
+        Returns:
+            N + 1 points (t, alpha, sigma) from noise to image. For image to image, the last
+            `strength` of the schedule.
+
+        Raises:
+            UsageError: If the number of steps, `sigmas` or `strength` do not fit the model.
+
+        Example:
+            >>> pipe.schedule(pipe.request("a red heart", num_inference_steps=3)).sigma.round(3)
+            array([1.   , 0.751, 0.009, 0.   ])
+        """
+        return self._runner.schedule(request)
+
+    def table(self, request: Request) -> SamplerTable:
+        """Returns the sampler's coefficients for a request, one row per evaluation of the network.
+
+        Args:
+            request: A request, from `request`.
+
+        Returns:
+            The table that `denoise` runs.
+
+        Raises:
+            UsageError: If the number of steps, `sigmas` or `strength` do not fit the model.
+
+        Example:
+            >>> request = pipe.request("a red heart", sampler="flow_heun", num_inference_steps=3)
+            >>> len(pipe.table(request))  # Heun evaluates twice per step, once in the last
+            5
+        """
+        return self._runner.table(request)
+
+    def finish(self, request: Request, x: Array) -> Result:
+        """Decodes latents of a request into a `Result`.
+
+        Args:
+            request: A request, from `request`.
+            x: The last step's `Step.x`, or any `Step.denoised` for an early image, float32.
+
+        Returns:
+            The images in the request's `output_type`, with seeds and settings.
+
+        Raises:
+            NonFiniteError: If the latents or images contain NaN or Inf.
+            OutOfMemoryError: If the images do not fit in memory in any mode.
+
+        Example:
+            >>> request = pipe.request("a red heart", num_inference_steps=2, output_type="np")
+            >>> *_, last = pipe.denoise(request)
+            >>> pipe.finish(request, last.x).images.shape
+            (1, 64, 64, 3)
+        """
+        parameters = parameters_texts(self.bundle, request, self.loras, self._tokens.tokens)
+        if request.output_type == "latent":
+            return Result(images=x, latents=x, seeds=request.seeds, parameters=parameters)
+        attempt = self._memory.attempt(request_size(request))
+
+        def decode(mode: Mode) -> Array | list[Image]:
+            unit = to_unit(self._decode(mode, x, request.height, request.width))
+            return to_pil(unit) if request.output_type == "pil" else unit
+
+        images = run_in_fitting_mode(attempt, vae.DECODER, decode)
+        self._memory.release(attempt.mode)
+        return Result(images=images, latents=x, seeds=request.seeds, parameters=parameters)
+
+    def preview(self, request: Request, step: Step) -> list[Image]:
+        """Returns rough images of a step, much faster than the VAE's decoder.
+
+        Each is a linear map of `step.denoised` to RGB, enlarged. The first call fits the map to the
+        bundle's VAE.
+
+        Args:
+            request: The request that the step belongs to.
+            step: A step of the loop.
+
+        Returns:
+            One blurred PIL image per image of the request, in its size.
+
+        Raises:
+            UsageError: If the bundle has no VAE encoder.
+            SizeError: If the step's latents have another size than the request.
+
+        Example:
+            >>> request = pipe.request("a red heart", num_inference_steps=2, seed=0)
+            >>> for step in pipe.denoise(request):
+            ...     print(pipe.preview(request, step)[0].size)
+            (64, 64)
+            (64, 64)
+        """
+        factors = self._rgb(self._live.swaps(vae.ENCODER))
+        size = request.height, request.width
+        latents = vae.unpack(self.bundle, step.denoised, *size)
+        return enlarge(to_rgb(factors, latents), self.bundle.latents.factor)
+
+    def encode_prompt(
+        self, prompt: str | Sequence[str], max_sequence_length: int | None = None
+    ) -> Condition:
+        """Encodes prompts with the bundle's text encoders.
+
+        The pipeline caches embeddings until the weights of a text encoder change.
+
+        Args:
+            prompt: A text, or a list of B texts.
+            max_sequence_length: Longest T5 prompt in tokens, for SD3.5 and Flux. Default: the
+                bundle's.
+
+        Returns:
+            `embeds` (B, T, D) and `pooled` (B, P) float32, to pass as `prompt_embeds` and
+            `pooled_prompt_embeds`, or as their negative counterparts.
+
+        Raises:
+            UsageError: If the bundle has no text encoders.
+
+        Example:
+            >>> pair = pipe.encode_prompt(["a red heart", "a pizza"])
+            >>> pair.embeds.shape, pair.pooled.shape
+            ((2, 40, 64), (2, 64))
+            >>> pipe(
+            ...     prompt_embeds=pair.embeds,
+            ...     pooled_prompt_embeds=pair.pooled,
+            ...     num_inference_steps=2,
+            ...     output_type="np",
+            ... ).images.shape
+            (2, 64, 64, 3)
+        """
+        prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+        length = self.bundle.defaults.max_sequence_length
+        return self._encode(prompts, length if max_sequence_length is None else max_sequence_length)
+
+    def decode(self, latents: Array, height: int, width: int) -> Array:
+        """Decodes latents with the VAE.
+
+        Args:
+            latents: Latents float32 in the denoiser's scale, (B, C, h, w), or packed
+                (B, tokens, 4·C) for Flux.
+            height: Height of the images in pixels.
+            width: Width of the images in pixels.
+
+        Returns:
+            Images (B, 3, height, width) float32 in about [−1, 1].
+
+        Raises:
+            SizeError: If the latents do not have that size.
+            NonFiniteError: If the images contain NaN or Inf.
+            OutOfMemoryError: If the images do not fit in memory in any mode.
+
+        Example:
+            >>> pipe.decode(np.zeros((1, 16, 8, 8), np.float32), 32, 32).shape
+            (1, 3, 32, 32)
+        """
+        load = RequestSize(images=len(latents), rows=len(latents), height=height, width=width)
+        attempt = self._memory.attempt(load)
+        return run_in_fitting_mode(
+            attempt, vae.DECODER, lambda mode: self._decode(mode, latents, height, width)
+        )
+
+    def run(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Runs one component, and opens it on first use.
+
+        Args:
+            name: Name of the component, one of `bundle.components`, such as `"denoiser"`.
+            inputs: Arrays by name, in the shapes and dtypes of `bundle.components[name].inputs`.
+
+        Returns:
+            Arrays by name, as in `bundle.components[name].outputs`.
+
+        Raises:
+            SizeError: If an input is missing, unknown, or has a wrong shape or dtype.
+            OutOfMemoryError: If memory runs out.
+
+        Example:
+            >>> latents = np.zeros((1, 16, 8, 8), np.float32)
+            >>> pipe.run("vae_decoder", {"latents": latents})["image"].shape
+            (1, 3, 32, 32)
+        """
+        return self._runner.run(name, inputs)
+
+    def update_weights(self, tensors: StateDict | str | Path, component: str = DENOISER) -> None:
+        """Replaces weights of a component, for example by those of a training run.
+
+        Weights that are not named keep the values of earlier updates; `reset_weights` restores the
+        file's. Either all tensors are replaced or, after an error, none. A call that runs in
+        another thread first finishes with the old weights; a loop of your own uses the new ones
+        from its next step on. LoRAs stay merged.
+
+        Args:
+            tensors: Any part of the component's state dict, as NumPy arrays or torch tensors, or a
+                safetensors file of it. Names and shapes are those of the bundle's weights file,
+                which are the checkpoint's. Floats are rounded to the stored dtype; arrays are
+                copied.
+            component: Name of the component. Default: the denoiser.
+
+        Raises:
+            UnknownNameError: If the bundle has no such component or weight.
+            SizeError: If a tensor has another shape.
+            UsageError: If a tensor has another kind of dtype.
+            NonFiniteError: If a tensor contains NaN or Inf.
+            CheckpointError: If the file is damaged.
+            BackendError: If the engine cannot replace weights.
+
+        Example:
+                pipe.update_weights(ema.state_dict())
+                pipe.update_weights("text_encoder.safetensors", "text_encoder")
+        """
+        arrays = to_stored_types(component, tensors, self._live.stored(component))
+        self._weights.update(component, arrays)
+
+    def reset_weights(self, component: str | None = None) -> None:
+        """Undoes `update_weights`; LoRAs stay merged.
+
+        Args:
+            component: Name of the component. Default: all components.
+
+        Raises:
+            BackendError: If the engine cannot replace weights.
+
+        Example:
+            >>> pipe.reset_weights()  # without updates this does nothing
+        """
+        self._weights.reset(self.bundle.components if component is None else (component,))
+
+    def load_lora(
+        self,
+        source: Source,
+        scale: Scale = 1.0,
+        *,
+        name: str | None = None,
+        partial: bool = False,
+    ) -> str:
+        """Reads a LoRA and merges it into the weights, in addition to those merged already.
+
+        No new export is needed. `unload_loras` restores the weights to the bit. After an error
+        everything is as it was before.
+
+        Args:
+            source: A safetensors file of kohya, peft, diffusers, LyCORIS (LoHa, LoKr, DoRA), xlabs
+                or BFL, a folder that peft or diffusers saved, OWNER/NAME or OWNER/NAME:FILE of the
+                Hugging Face Hub, which is downloaded to its cache, or the tensors by name.
+            scale: Strength of the LoRA, any finite number. 0 only loads it, for `set_loras` or a
+                call's `loras`. A mapping of components to numbers gives each its own; 1 for those
+                it does not name.
+            name: Name for `set_loras` and `unload_loras`. Default: the file's stem, or the folder's
+                or repository's name. Required with tensors.
+            partial: Skips keys that match no weight, with a warning, instead of raising an error.
+
+        Returns:
+            The name of the LoRA.
+
+        Raises:
+            LoraError: If the LoRA is damaged, or made for another model.
+            HubError: If the LoRA cannot be downloaded, or its repository has several files.
+            NonFiniteError: If the merged weights contain NaN or Inf.
+            UsageError: If an argument is invalid, or the name belongs to another LoRA.
+            BackendError: If the engine cannot replace weights.
+
+        Example:
+                pipe.load_lora("style.safetensors", 0.8)  # its name is "style"
+                pipe.load_lora("style.safetensors", {"denoiser": 1.0, "text_encoder": 0.3})
+        """
+        return self._weights.load(source, scale, name, partial=partial)
+
+    def set_loras(self, scales: Mapping[str | Path, Scale], *, partial: bool = False) -> None:
+        """Merges exactly these LoRAs and takes all others out; those stay loaded.
+
+        Args:
+            scales: Scales by the name of a loaded LoRA, or by a file, folder or Hub id to load;
+                each a number, or a mapping as in `load_lora`.
+            partial: For files to load: skips keys that match no weight, with a warning, instead
+                of raising an error.
+
+        Raises:
+            UnknownNameError: If a name is neither a loaded LoRA nor a file.
+            LoraError: If a file is damaged, or made for another model.
+            HubError: If a LoRA cannot be downloaded, or its repository has several files.
+            NonFiniteError: If the merged weights contain NaN or Inf.
+            UsageError: If a scale is not a finite number, or a LoRA is named twice.
+            BackendError: If the engine cannot replace weights.
+
+        Example:
+                pipe.set_loras({"style": 0.5, "detail.safetensors": {"denoiser": 1.0}})
+        """
+        self._weights.set(scales, partial=partial)
+
+    def unload_loras(self, *names: str) -> None:
+        """Takes LoRAs out of the weights and forgets them.
+
+        Args:
+            *names: Names of loaded LoRAs. Default: all.
+
+        Raises:
+            UnknownNameError: If a LoRA is not loaded.
+            BackendError: If the engine cannot replace weights.
+
+        Example:
+            >>> pipe.unload_loras()
+            >>> dict(pipe.loras)
+            {}
+        """
+        self._weights.unload(names)
+
+    @property
+    def loras(self) -> Mapping[str, Scale]:
+        """Scales of the merged LoRAs by name, in the order of merging."""
+        return self._weights.scales
+
+    def load_textual_inversion(
+        self, source: str | Path | Mapping[str, Any], token: str | None = None
+    ) -> tuple[str, ...]:
+        """Adds tokens with embeddings of their own to the CLIPs, for prompts to name.
+
+        A token's embeddings are put into rows of the table that belong to the rarest pieces of
+        words. A prompt with such a piece is refused; all other prompts keep their bits.
+
+        Args:
+            source: A safetensors file of kohya (`emb_params`), for two CLIPs (`clip_l` and
+                `clip_g`) or of diffusers, a LoRA of OneTrainer with `bundle_emb`, or the tensors by
+                key, (n, width) or (width,) of any float type.
+            token: The token. Default: the one in the file, or the file's stem.
+
+        Returns:
+            The tokens that were added.
+
+        Raises:
+            LoraError: If the file has no embeddings, or not for a CLIP of this model.
+            NonFiniteError: If an embedding contains NaN or Inf.
+            UsageError: If the token exists already.
+            BackendError: If the engine cannot replace weights.
+
+        Example:
+                pipe.load_textual_inversion("cat.safetensors", "<cat>")
+                pipe("a red heart beside <cat>")
+        """
+        return self._tokens.load(source, token)
+
+    def unload_textual_inversions(self, *tokens: str) -> None:
+        """Takes tokens out again; the text encoders' own bits are restored.
+
+        Args:
+            *tokens: Added tokens. Default: all.
+
+        Raises:
+            UnknownNameError: If a token is not loaded.
+            BackendError: If the engine cannot replace weights.
+
+        Example:
+            >>> pipe.unload_textual_inversions()
+        """
+        self._tokens.unload(tokens)
+
+    def swaps(self, component: str) -> int:
+        """Returns how often the weights of a component have changed.
+
+        Compare it with an earlier value to find out whether cached outputs are stale.
+
+        Args:
+            component: Name of the component.
+        """
+        return self._live.swaps(component)
+
+    def close(self) -> None:
+        """Closes every open component; a context manager calls this at its end.
+
+        Waits until other threads have finished their images. The pipeline stays usable: a later
+        call opens components again, with updated weights and LoRAs as they were.
+
+        Raises:
+            UsageError: If this thread is within an image while another one is, too.
+        """
+        self._live.close()
+
+    def _decode(self, mode: Mode, latents: Array, height: int, width: int) -> Array:
+        """Decodes latents to images (B, 3, height, width) in one memory mode."""
+        return vae.decode(self.bundle, self.run, latents, height, width, mode.vae)

@@ -1,0 +1,195 @@
+"""Runs one request in one memory mode: first latents, loop and noise; no retries, no caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eri_runtime.bundle import DENOISER, Bundle, ShapeRange
+from eri_runtime.latents import latent_shape, run_in_chunks, token_count, vae
+from eri_runtime.loop import (
+    Array,
+    GuidancePlan,
+    Inputs,
+    LoopChoice,
+    Step,
+    check_start,
+    denoise,
+    denoise_on_step_graph,
+    denoiser_passes,
+    guided_network,
+    identity,
+)
+from eri_runtime.memory import Guard, Mode, is_exhausted, out_of_memory_error, sizes_of
+from eri_runtime.pipeline.prompt_conditions import encode_conditions
+from eri_runtime.request import Request, add_noise, keep_outside_mask, slice_schedule
+from eri_runtime.sampling import (
+    BrownianNoise,
+    NoiseSource,
+    PhiloxNoise,
+    SamplerTable,
+    Schedule,
+    TorchNoise,
+    check_noise,
+    make_table,
+    noise_intervals,
+    with_spacing,
+)
+from eri_runtime.text import Encode
+from eri_runtime.weights import LiveWeights, LoraInputs, WeightOverlays
+
+
+class RequestRunner:
+    """Runs requests on the open components of one pipeline."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        live: LiveWeights,
+        weights: WeightOverlays,
+        loops: LoopChoice,
+        guard: Guard,
+    ) -> None:
+        self._bundle, self._live, self._weights, self._loop_choice = bundle, live, weights, loops
+        self._lora_inputs, self._guard = LoraInputs(bundle.components[DENOISER]), guard
+
+    def run(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Runs one component on NumPy arrays.
+
+        Raises `OutOfMemoryError`, naming the component, if memory runs out or would run out.
+        """
+        self._guard.check(name, sizes_of(inputs, self._bundle.components[name].inputs))
+        try:
+            with self._live.generating(), self._live.using(name):
+                return self._live.executor(name).run(inputs)
+        except Exception as error:
+            if is_exhausted(error):
+                raise out_of_memory_error(name, error) from error
+            raise
+
+    def steps(
+        self, encode: Encode, request: Request, start: Step | None, mode: Mode
+    ) -> Iterator[Step]:
+        """Returns the steps of a request, or those after `start`.
+
+        Encodes the prompts and validates everything before the first step.
+        """
+        table = self.table(request)
+        noise = check_noise(self._noise(request, table), request.batch)
+        plan, shared = encode_conditions(self._bundle, encode, request, table.points.clock)
+        products = self._lora_inputs.products(request.loras, self._weights.loaded)
+        plan, shared = plan.with_inputs(products.rows), {**shared, **products.shared}
+        x, mend = self._initial_latents(request, table, noise, mode)
+        if start is not None:
+            check_start(start, table, x.shape)
+        draw, changed = request.first_draw, request.hook is not identity or mend is not identity
+        rows = self._rows(mode)
+
+        def run_loop() -> Generator[Step]:
+            with self._live.using(DENOISER):
+                self._guard.check(DENOISER, self._input_sizes(plan, shared, rows, table, x))
+                stepper = self._loop_choice.choose(
+                    plan, table, request.batch, rows, changed=changed
+                )
+                begin = start or x
+                if stepper is not None:
+                    yield from denoise_on_step_graph(
+                        stepper, plan, shared, rows, table, begin, noise, draw=draw
+                    )
+                    return
+                network = guided_network(partial(self._run_denoiser, rows, shared), plan)
+                yield from denoise(
+                    network, table, begin, noise, hook=request.hook, mend=mend, draw=draw
+                )
+
+        return self._undisturbed(run_loop())
+
+    def _undisturbed(self, steps: Generator[Step]) -> Iterator[Step]:
+        """Yields the steps; while one is computed, no other thread changes weights or closes."""
+        with closing(steps):
+            while True:
+                with self._live.generating():
+                    step = next(steps, None)
+                if step is None:
+                    return
+                yield step
+
+    def _input_sizes(
+        self, plan: GuidancePlan, shared: Inputs, rows: ShapeRange, table: SamplerTable, x: Array
+    ) -> dict[str, int]:
+        """Returns the largest size of each dimension of the denoiser's inputs in any step."""
+        largest = max(denoiser_passes(plan, table), key=lambda each: len(each.conditions))
+        count = min(len(largest.conditions) * len(x), rows.max)
+        sample = np.broadcast_to(np.float32(0), (count, *x.shape[1:]))
+        inputs = {**plan.inputs(largest), **shared, "sample": sample}
+        sizes = sizes_of(inputs, self._bundle.components[DENOISER].inputs)
+        return {**sizes, "batch": count}
+
+    def schedule(self, request: Request) -> Schedule:
+        """Returns the request's noise levels; for image to image, those after `strength`."""
+        tokens = token_count(self._bundle.latents, request.height, request.width)
+        spec = with_spacing(self._bundle.schedule, request.spacing)
+        whole = request.sampler.schedule(
+            spec, request.steps, tokens, request.sigmas, request.levels
+        )
+        return whole if request.edit is None else slice_schedule(whole, request.edit)
+
+    def table(self, request: Request) -> SamplerTable:
+        """Returns the sampler's coefficients for a request."""
+        schedule, spec = self.schedule(request), self._bundle.schedule
+        return make_table(request.sampler, schedule, spec, options=request.options)
+
+    def _rows(self, mode: Mode) -> ShapeRange:
+        """Returns the range of the denoiser's batch in this mode."""
+        rows = self._bundle.components[DENOISER].ranges["batch"]
+        if mode.rows is None:
+            return rows
+        most = max(rows.min, min(rows.max, mode.rows))
+        return replace(rows, opt=min(rows.opt, most), max=most)
+
+    def _run_denoiser(self, rows: ShapeRange, shared: Inputs, inputs: Inputs) -> Array:
+        """Returns the denoiser's predictions, computed at most `rows.max` rows at a time."""
+        return run_in_chunks(partial(self.run, DENOISER), rows, inputs, shared)["output"]
+
+    def _noise(self, request: Request, table: SamplerTable) -> NoiseSource:
+        """Returns the request's noise source.
+
+        torch's streams begin with draw 1 if the caller passes `latents`, as in diffusers.
+        """
+        if callable(request.noise):
+            return request.noise
+        if request.noise == "philox":
+            return PhiloxNoise(request.seeds)
+        if request.noise == "brownian":
+            span = (0.0, max(float(table.points.clock.training[-1]), table.level(0)))
+            return BrownianNoise(request.seeds, noise_intervals(table), span, request.first_draw)
+        has_latents = request.latents is not None and request.edit is None
+        return TorchNoise(request.seeds, first=int(has_latents))
+
+    def _initial_latents(
+        self, request: Request, table: SamplerTable, noise: NoiseSource, mode: Mode
+    ) -> tuple[Array, Callable[[Array, int], Array]]:
+        """Returns the initial latents (B, …), and the function that keeps what is outside a mask.
+
+        Without a mask that function is `identity`.
+        """
+        shape = latent_shape(self._bundle.latents, request.height, request.width)
+        pack, edit = partial(vae.pack, self._bundle), request.edit
+        if edit is None:
+            unit = pack(noise(0, shape)) if request.latents is None else request.latents
+            return table.scale * unit, identity
+        encoded = vae.encode(self._bundle, self.run, edit.pixels, noise(0, shape), mode.vae)
+        original = pack(encoded)
+        unit = pack(noise(1, shape)) if request.latents is None else request.latents
+        begin = self.schedule(request)[0]
+        x = table.scale * unit if edit.from_noise else add_noise(original, unit, begin)
+        if edit.mask is None:
+            return x, identity
+        mask = pack(np.broadcast_to(edit.mask, (request.batch, *shape)))
+        return x, keep_outside_mask(mask, original, unit, table)

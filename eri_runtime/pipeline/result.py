@@ -1,0 +1,165 @@
+"""The result of a call, and the `parameters` text that its PNGs carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from math import inf
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eri_runtime.bundle import Bundle
+from eri_runtime.errors import UsageError
+from eri_runtime.images import check_output, parameters_text, remove_stale, save_png
+from eri_runtime.request import Request
+from eri_runtime.weights import Scale, describe_loras
+
+NO_LORAS: Mapping[str, Scale] = MappingProxyType({})
+OPTION_LABELS = {
+    "eta": "Eta",
+    "s_churn": "Sigma churn",
+    "s_tmin": "Sigma tmin",
+    "s_tmax": "Sigma tmax",
+    "s_noise": "Sigma noise",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The images of one call, and how each was made.
+
+    Attributes:
+        images: The images, as `output_type` says: a list of PIL images (`"pil"`), an array
+            (B, H, W, 3) float32 in [0, 1] (`"np"`), or the latents (`"latent"`).
+        latents: Final latents, float32 in the denoiser's scale and layout: (B, C, h, w), or packed
+            (B, tokens, 4·C) for Flux.
+        seeds: The seed of each image.
+        parameters: AUTOMATIC1111's `parameters` text of each image: prompt, negative prompt and
+            settings.
+
+    Example:
+        >>> result = pipe("a red heart", num_inference_steps=2, height=32, width=32, seed=7)
+        >>> result.images[0].size
+        (32, 32)
+        >>> result.seeds
+        (7,)
+        >>> print(result.parameters[0])  # doctest: +ELLIPSIS
+        a red heart
+        Steps: 2, Sampler: Euler, CFG scale: 7, Seed: 7, Size: 32x32, Model hash: ...
+    """
+
+    images: Any
+    latents: NDArray[np.float32]
+    seeds: tuple[int, ...]
+    parameters: tuple[str, ...]
+
+    def save(self, path: str | Path, *, overwrite: bool = True) -> list[Path]:
+        """Writes the images as PNG files that carry their `parameters`.
+
+        Each file appears complete or not at all. Missing folders are created. Threads and processes
+        may save at the same time. Unfinished files that a killed process left are removed.
+
+        Args:
+            path: File of a single image. For several images, `-0`, `-1`, … is added to its stem.
+            overwrite: Whether files of the same names are replaced.
+
+        Returns:
+            The paths of the files, one per image.
+
+        Raises:
+            UsageError: If the call's `output_type` was not `"pil"`, or a file cannot be written;
+                nothing is written then.
+            FileExistsError: Without `overwrite`, if a name is taken; no image stays written then.
+
+        Example:
+            pipe(["a fox", "a cat"]).save("out/animal.png")  # out/animal-0.png, out/animal-1.png
+        """
+        if not isinstance(self.images, list):
+            raise UsageError("output_type", got="arrays", expected="pil, to save images")
+        paths = numbered_paths(Path(path), len(self.images))
+        for each in paths:
+            check_output("path", each)
+        remove_stale(paths[0].parent)
+        saved: list[Path] = []
+        try:
+            for image, target, text in zip(self.images, paths, self.parameters, strict=True):
+                saved.append(save_png(image, target, text, overwrite=overwrite))
+        except FileExistsError:
+            for each in saved:
+                each.unlink(missing_ok=True)
+            raise
+        return saved
+
+
+def numbered_paths(path: Path, count: int) -> list[Path]:
+    """Returns the paths of `count` images: `path` itself, or `-0`, `-1`, … added to its stem."""
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(count)]
+
+
+def parameters_texts(
+    bundle: Bundle,
+    request: Request,
+    loras: Mapping[str, Scale] = NO_LORAS,
+    tokens: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """Returns AUTOMATIC1111's `parameters` text for each image of a request.
+
+    `loras` are the scales of the LoRAs that are merged into the weights, `tokens` those of textual
+    inversions.
+    """
+    negatives = request.negative_prompts or ("",) * len(request.prompts)
+    texts = []
+    for image in range(request.batch):
+        prompt = image // request.images_per_prompt
+        settings = dict(_settings(bundle, request, image))
+        if active := [*describe_loras(loras), *describe_loras(request.loras[image])]:
+            settings["Loras"] = "; ".join(active)
+        if tokens:
+            settings["Textual inversions"] = "; ".join(tokens)
+        texts.append(parameters_text(str(request.prompts[prompt]), negatives[prompt], settings))
+    return tuple(texts)
+
+
+def _settings(bundle: Bundle, request: Request, image: int) -> Iterator[tuple[str, object]]:
+    """Yields the settings of one image under AUTOMATIC1111's and Forge's names.
+
+    Leaves out those that have the default value.
+    """
+    guidance = request.guidance
+    yield "Steps", request.steps
+    yield "Sampler", request.sampler.label
+    if request.sigmas != "default":
+        is_name = isinstance(request.sigmas, str)
+        yield "Schedule type", str(request.sigmas).title() if is_name else list(request.sigmas)
+    if request.spacing is not None:
+        yield "Timestep spacing", request.spacing
+    for name, value in request.options.items():
+        if value != request.sampler.options[name].default:
+            yield OPTION_LABELS.get(name, name), f"{value:g}"
+    yield "CFG scale", f"{guidance.scale[image]:g}"
+    if bundle.guidance_embedding and guidance.embedded[image] >= 0:
+        yield "Distilled CFG Scale", f"{guidance.embedded[image]:g}"
+    if guidance.rescale:
+        yield "CFG Rescale", f"{guidance.rescale:g}"
+    if guidance.interval != (0.0, inf):
+        yield "CFG Interval", "{:g} to {:g}".format(*guidance.interval)
+    yield "Seed", request.seeds[image]
+    yield "Size", f"{request.width}x{request.height}"
+    if request.edit is not None:
+        yield "Denoising strength", f"{request.edit.strength:g}"
+    yield "Model hash", bundle.files[bundle.components["denoiser"].weights].sha256[:10]
+    yield "Model", bundle.root.resolve().name
+    yield "Version", f"eri {eri_version()}"
+
+
+def eri_version() -> str:
+    """Returns the installed version of eri, or "unknown" if it is not installed."""
+    try:
+        return version("eri-diffusion")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,181 @@
+"""Validates the arguments of a call once, and completes them with the bundle's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eri_runtime.bundle import Bundle, LevelSpec, Spacing
+from eri_runtime.checks import integer
+from eri_runtime.latents import check_count
+from eri_runtime.request.arguments import (
+    Hook,
+    OutputType,
+    check_call_spacing,
+    check_embeds,
+    check_encodable,
+    check_guidance,
+    check_hook,
+    check_image_size,
+    check_latents,
+    check_negative_prompts,
+    check_noise_source,
+    check_output_type,
+    check_prompts,
+    check_sampler_options,
+    check_sigmas,
+    check_steps,
+    default_levels,
+)
+from eri_runtime.request.image_to_image import Edit, make_edit
+from eri_runtime.request.keywords import Words, merge_configs
+from eri_runtime.sampling import (
+    Guidance,
+    NoiseName,
+    NoiseSource,
+    Sampler,
+    SigmaName,
+    find_sampler,
+    image_seeds,
+)
+from eri_runtime.text import Condition, Prompt, PromptLike
+from eri_runtime.weights import check_loras
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The validated arguments of a call, as `Pipeline.request` returns them.
+
+    Attributes:
+        prompts: The prompts; with `positive`, an empty text for each.
+        negative_prompts: A negative prompt per prompt, or None.
+        positive: Embeddings given instead of prompts, or None.
+        negative: Embeddings given instead of negative prompts, or None.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+        steps: Number of denoising steps.
+        sampler: The sampler.
+        options: All options of the sampler, by name.
+        sigmas: Name of the noise levels, or one level per step.
+        levels: The noise levels of the checkpoint's scheduler instead of `sigmas`, or None.
+        spacing: The spacing of the timesteps instead of the checkpoint's, or None.
+        guidance: Scale of CFG and embedded guidance per image, rescale and interval.
+        hook: Function x_0 -> x_0 that is called in every step.
+        images_per_prompt: Number of images per prompt.
+        seeds: The seed of each image.
+        noise: A noise source, or the name of one.
+        latents: Initial unit noise in the denoiser's layout, or None.
+        edit: Image, mask and strength for image to image, or None.
+        max_sequence_length: Longest T5 prompt in tokens.
+        output_type: `"pil"`, `"np"` or `"latent"`.
+        loras: Scales of the LoRAs that are inputs of the denoiser, by name, for each image.
+
+    Example:
+        >>> request = pipe.request("a red heart", seed=0, num_images_per_prompt=2)
+        >>> request.batch, request.seeds, request.sampler.name
+        (2, (0, 1), 'flow_euler')
+    """
+
+    prompts: tuple[Prompt, ...]
+    negative_prompts: tuple[str, ...] | None
+    positive: Condition | None
+    negative: Condition | None
+    height: int
+    width: int
+    steps: int
+    sampler: Sampler
+    options: Mapping[str, float]
+    sigmas: SigmaName | Sequence[float]
+    levels: LevelSpec | None
+    spacing: Spacing | None
+    guidance: Guidance
+    hook: Hook
+    images_per_prompt: int
+    seeds: tuple[int, ...]
+    noise: NoiseSource | NoiseName
+    latents: NDArray[np.float32] | None
+    edit: Edit | None
+    max_sequence_length: int
+    output_type: OutputType
+    loras: tuple[Mapping[str, float], ...]
+
+    @property
+    def batch(self) -> int:
+        """Number of images."""
+        return len(self.seeds)
+
+    @property
+    def first_draw(self) -> int:
+        """Number of the loop's first draw of noise; earlier draws make the initial latents."""
+        return 1 if self.edit is None else self.edit.first_draw
+
+
+def make_request(
+    bundle: Bundle,
+    prompt: PromptLike | Sequence[PromptLike] | None,
+    negative_prompt: str | Sequence[str] | None,
+    words: Words,
+) -> Request:
+    """Validates the arguments of a call.
+
+    Args:
+        bundle: The bundle's manifest, which has the defaults and limits.
+        prompt: A prompt or a list of prompts; None with `prompt_embeds`.
+        negative_prompt: A negative prompt for all prompts, or a list of one per prompt; or None.
+        words: All other keywords.
+
+    Raises:
+        UsageError: If an argument is invalid.
+    """
+    keywords, defaults = merge_configs(words), bundle.defaults
+    keywords["sigmas"] = check_sigmas(keywords)
+    output_type = check_output_type(bundle, keywords.get("output_type", "pil"))
+    positive = check_embeds(keywords, "prompt_embeds", "pooled_prompt_embeds")
+    negative = check_embeds(keywords, "negative_prompt_embeds", "negative_pooled_prompt_embeds")
+    prompts = check_prompts(bundle, prompt, positive)
+    negatives = check_negative_prompts(negative_prompt, len(prompts), negative)
+    per_prompt = integer("num_images_per_prompt", keywords.get("num_images_per_prompt", 1), 1)
+    count = check_count(bundle, len(prompts) * per_prompt)
+    height, width = check_image_size(bundle, keywords)
+    sampler = find_sampler(keywords.get("sampler", defaults.sampler), bundle.schedule.kind)
+    levels = default_levels(bundle, sampler, keywords)
+    has_negative = negatives is not None or negative is not None
+    return Request(
+        prompts=prompts,
+        negative_prompts=negatives,
+        positive=positive,
+        negative=negative,
+        height=height,
+        width=width,
+        steps=check_steps(bundle, keywords),
+        sampler=sampler,
+        options=check_sampler_options(bundle, sampler, keywords),
+        sigmas=keywords["sigmas"],
+        levels=levels,
+        spacing=check_call_spacing(bundle, sampler, levels, keywords),
+        guidance=check_guidance(bundle, keywords, count, len(prompts), has_negative=has_negative),
+        hook=check_hook(bundle, sampler, keywords),
+        images_per_prompt=per_prompt,
+        seeds=image_seeds(keywords.get("seed"), count),
+        noise=check_noise_source(keywords.get("noise", "torch")),
+        latents=check_latents(bundle, keywords.get("latents"), count, height, width),
+        edit=make_edit(
+            check_encodable(bundle, keywords.get("image")),
+            keywords.get("mask"),
+            keywords.get("strength"),
+            size=(height, width),
+            factor=bundle.latents.factor,
+            prompts=len(prompts),
+            count=count,
+        ),
+        max_sequence_length=integer(
+            "max_sequence_length",
+            keywords.get("max_sequence_length", defaults.max_sequence_length),
+            0,
+        ),
+        output_type=output_type,
+        loras=check_loras(bundle, keywords.get("loras"), count, len(prompts)),
+    )

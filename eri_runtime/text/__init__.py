@@ -1,0 +1,44 @@
+"""Text: from prompts to token ids to the embeddings that the denoiser is conditioned on.
+
+`prompts` checks prompts; `tokenizer` and `conditioning` encode them for each family;
+`borrowed_tokens` adds tokens to a tokenizer;
+`embedding_cache` and `embedding_files` keep embeddings in memory and on disk. Uses `latents` for
+Flux's position ids. Start with `conditioning`.
+"""
+
+from eri_runtime.text.borrowed_tokens import as_read
+from eri_runtime.text.conditioning import (
+    REQUIRED_ENCODERS,
+    Condition,
+    Encode,
+    TextEncoders,
+    check_encoders,
+    condition_from_embeds,
+    condition_inputs,
+    shared_inputs,
+)
+from eri_runtime.text.embedding_cache import EmbeddingCache
+from eri_runtime.text.embedding_files import EmbeddingFiles, embeddings_folder
+from eri_runtime.text.prompts import EMPTY_PROMPT, Prompt, PromptLike, make_prompts, prompt_columns
+from eri_runtime.text.tokenizer import PromptTokenizer
+
+__all__ = [
+    "EMPTY_PROMPT",
+    "REQUIRED_ENCODERS",
+    "Condition",
+    "EmbeddingCache",
+    "EmbeddingFiles",
+    "Encode",
+    "Prompt",
+    "PromptLike",
+    "PromptTokenizer",
+    "TextEncoders",
+    "as_read",
+    "check_encoders",
+    "condition_from_embeds",
+    "condition_inputs",
+    "embeddings_folder",
+    "make_prompts",
+    "prompt_columns",
+    "shared_inputs",
+]

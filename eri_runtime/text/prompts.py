@@ -1,0 +1,95 @@
+"""Prompts: a single text, or several weighted texts that guide one image together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eri_runtime.checks import text as check_text
+from eri_runtime.errors import UsageError, short
+
+PromptLike = str | Mapping[str, float]
+EXPECTED = "a string, a mapping of strings to weights, or a list of these"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The weighted texts that guide one image.
+
+    Guidance composes them as F_neg + g·Σ w·(F − F_neg) (`sampling.guidance.cfg_mix`), where F is
+    the denoiser's output for one text, w its weight, and g the guidance scale.
+
+    Attributes:
+        parts: Each text with its weight.
+
+    Example:
+        >>> from eri_runtime.text import Prompt
+        >>> str(Prompt((("a fox", 0.7), ("a lake", 0.3))))
+        'a fox :0.7 AND a lake :0.3'
+    """
+
+    parts: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        """Returns the text, or `a :0.7 AND b :0.3` for several, as AUTOMATIC1111 writes them."""
+        if len(self.parts) == 1 and self.parts[0][1] == 1:
+            return self.parts[0][0]
+        return " AND ".join(f"{text} :{weight:g}" for text, weight in self.parts)
+
+
+EMPTY_PROMPT = Prompt((("", 1.0),))
+
+
+def make_prompt(prompt: object) -> Prompt:
+    """Converts a string or a mapping of strings to weights; raises `UsageError` for others.
+
+    UTF-8 must be able to encode the strings.
+    """
+    if isinstance(prompt, str):
+        return Prompt(((check_text("prompt", prompt), 1.0),))
+    if not isinstance(prompt, Mapping) or not prompt:
+        raise UsageError("prompt", got=short(prompt), expected=EXPECTED)
+    for text, weight in prompt.items():
+        if not isinstance(text, str) or not isinstance(weight, int | float) or not isfinite(weight):
+            got = f"{short(text)}: {short(weight)}"
+            raise UsageError("prompt", got=got, expected="a string: a finite weight")
+        check_text("prompt", text)
+    return Prompt(tuple((text, float(weight)) for text, weight in prompt.items()))
+
+
+def make_prompts(prompt: PromptLike | Sequence[PromptLike] | None) -> tuple[Prompt, ...]:
+    """Converts one prompt or a list of them.
+
+    Args:
+        prompt: A string, a mapping of strings to weights, or a list of these.
+
+    Returns:
+        One `Prompt` per element of the list, or a single one.
+
+    Raises:
+        UsageError: If it is anything else, None, or an empty list.
+    """
+    if prompt is None or (not isinstance(prompt, str | Mapping) and not list(prompt)):
+        raise UsageError("prompt", got=short(prompt), expected=EXPECTED)
+    prompts = [prompt] if isinstance(prompt, str | Mapping) else prompt
+    return tuple(make_prompt(each) for each in prompts)
+
+
+def prompt_columns(
+    prompts: Sequence[Prompt],
+) -> Iterator[tuple[tuple[str, ...], NDArray[np.float64]]]:
+    """Yields the first text of every prompt with their weights (B,), then the second, and so on.
+
+    A prompt of fewer texts is padded with its first text at weight 0.
+    """
+    for i in range(max(len(prompt.parts) for prompt in prompts)):
+        parts = [
+            prompt.parts[i] if i < len(prompt.parts) else (prompt.parts[0][0], 0.0)
+            for prompt in prompts
+        ]
+        texts, weights = zip(*parts, strict=True)
+        yield texts, np.array(weights)

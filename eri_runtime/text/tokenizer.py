@@ -1,0 +1,93 @@
+"""Tokenizes prompts with the checkpoint's own `tokenizer.json`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eri_runtime.bundle import Bundle, TokenizerSpec
+from eri_runtime.errors import SizeError
+from eri_runtime.text.borrowed_tokens import BorrowedTokens, Rows, spare_rows
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class PromptTokenizer:
+    """A tokenizer that pads or truncates every prompt to one length, as diffusers' pipelines do.
+
+    Attributes:
+        spec: What the manifest says of it.
+        name: Its name in the bundle.
+        rows: The rows of each token that was added to its vocabulary.
+    """
+
+    def __init__(self, bundle: Bundle, name: str) -> None:
+        """Reads the tokenizer `name` of a bundle."""
+        from tokenizers import Tokenizer
+
+        self.spec: TokenizerSpec = bundle.tokenizers[name]
+        self.name = name
+        self._open: Callable[[], Tokenizer] = lambda: _plain(
+            Tokenizer.from_file(str(bundle.path(self.spec.file)))
+        )
+        self._tokenizer = self._open()
+        self._borrowed: BorrowedTokens | None = None
+        self.rows: Rows = {}
+
+    def __call__(self, prompts: Sequence[str], length: int | None = None) -> NDArray[np.int64]:
+        """Returns token ids (B, length) int64.
+
+        A longer prompt is truncated, keeps its closing special token, and is logged. `length`
+        defaults to the encoder's maximum; raises `SizeError` if it is below 2 or above that.
+        """
+        length = self.spec.max_length if length is None else length
+        if not 2 <= length <= self.spec.max_length:
+            expected = f"2 to {self.spec.max_length}"
+            raise SizeError(f"{self.name}: token length", got=length, expected=expected)
+        borrowed = self._borrowed
+        self._tokenizer.enable_truncation(length)
+        ids = np.full((len(prompts), length), self.spec.pad_id, dtype=np.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            if borrowed is None:
+                encoding = self._tokenizer.encode(prompt)
+                own, is_cut = encoding.ids, bool(encoding.overflowing)
+            else:
+                whole = borrowed.encode(prompt)
+                is_cut = len(whole) > length
+                own = [*whole[: length - 1], whole[-1]] if is_cut else whole
+            row[: len(own)] = own
+            if is_cut:
+                log.warning("%s: %r is cut to %d tokens", self.name, prompt, length)
+        return ids
+
+    def has(self, token: str) -> bool:
+        """Returns whether a token is in the tokenizer's own vocabulary."""
+        return self._tokenizer.token_to_id(token) is not None
+
+    def spare_rows(self, count: int, size: int) -> list[int]:
+        """Returns rows of the table of embeddings for a new token, of the rarest pieces of words.
+
+        They are fewer than `count` if the table, of `size` rows, has no more.
+        """
+        used = {row for own in self.rows.values() for row in own} | {self.spec.pad_id}
+        return [*islice(spare_rows(self._tokenizer, used, size), count)]
+
+    def set_tokens(self, rows: Rows) -> None:
+        """Replaces the tokens that were added to the vocabulary, each with its rows."""
+        self._borrowed = BorrowedTokens(self._open(), rows, self.name) if rows else None
+        self.rows = dict(rows)
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    """Returns a tokenizer without padding or truncation of its own."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

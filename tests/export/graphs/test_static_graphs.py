@@ -1,0 +1,74 @@
+"""A static graph has the same fused operators as a dynamic one, and passes the gate in float16."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import onnx_ir as ir
+import pytest
+
+from eri_export.choices import make_ranges
+from eri_export.gate.report import STEP_TOLERANCES
+from eri_export.plan.plan import make_plan
+from eri_export.progress import silent
+from eri_export.publishing import export_bundle as exporter
+from eri_runtime.executors.ort.provider import cuda_form_of
+
+FUSED = {
+    "Attention",
+    "Gelu",
+    "GroupNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+    "RotaryEmbedding",
+}
+
+
+def planned(checkpoint, name, **options):
+    plan = make_plan(checkpoint, precision="fp16", **options)
+    return plan, next(recipe for recipe in plan.recipes if recipe.name == name)
+
+
+def fused(checkpoint, name, **options):
+    _, recipe = planned(checkpoint, name, **options)
+    counts = Counter(node.op_type for node in exporter.trace(recipe).graph)
+    return {op: count for op, count in counts.items() if op in FUSED}
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("sdxl", {"Attention", "Gelu", "GroupNormalization", "LayerNormalization"}),
+        ("sd35", {"Attention", "Gelu", "LayerNormalization", "RMSNormalization"}),
+        (
+            "flux",
+            {"Attention", "Gelu", "LayerNormalization", "RMSNormalization", "RotaryEmbedding"},
+        ),
+    ],
+)
+def test_static_denoisers_have_the_fused_operators_of_dynamic_ones(request, family, expected):
+    checkpoint = request.getfixturevalue(f"{family}_checkpoint")
+    static = fused(checkpoint, "denoiser", ranges=make_ranges(static=True))
+    assert static == fused(checkpoint, "denoiser")
+    assert static.keys() == expected
+
+
+def test_a_static_denoiser_in_float16_passes_the_gate(sdxl_checkpoint, tmp_path):
+    """Its step graph and bare graph fuse differently: 1e-4, which is a few float16 roundings."""
+    plan, recipe = planned(sdxl_checkpoint, "denoiser", ranges=make_ranges(static=True))
+    folder = dataclasses.replace(plan.bundle, root=tmp_path)
+    exported = exporter._component(recipe, recipe, folder, None, silent)
+    report = exported.compared.report
+    steps = {each.subject: each for each in report.metrics if each.case == "step"}
+    assert report.passed
+    assert steps.keys() == {"graph", "float32 twin"}
+    for subject, metric in steps.items():
+        assert metric.tolerance == STEP_TOLERANCES["fp16", subject]
+    assert steps["float32 twin"].tolerance < 1e-4 < steps["graph"].tolerance
+    for graph in (exported.spec.graph, exported.spec.step):
+        form = ir.load(cuda_form_of(tmp_path / graph))
+        assert {node.domain for node in form.graph} >= {"com.microsoft"}
+        assert [value.name for value in form.graph.inputs] == [
+            value.name for value in ir.load(tmp_path / graph).graph.inputs
+        ]

@@ -1,0 +1,182 @@
+"""The manifest is read back as written, and refused by place when it says anything else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eri_runtime.bundle import manifest
+from eri_runtime.bundle.integrity import file_record, verify_all, verify_on_load
+from eri_runtime.bundle.spec import (
+    Bundle,
+    ComponentSpec,
+    Defaults,
+    LatentSpec,
+    ScheduleSpec,
+    ShapeRange,
+    TensorSpec,
+    TokenizerSpec,
+)
+from eri_runtime.errors import (
+    BackendError,
+    IntegrityError,
+    ManifestError,
+    NotABundleError,
+    UnknownNameError,
+)
+from eri_runtime.executors.choice import choose, refusals
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A bundle with one component, whose files are not what they say, but hash right."""
+    files = {"denoiser/model.onnx": b"graph", "denoiser/weights.safetensors": b"weights"}
+    files["tokenizer/tokenizer.json"] = b"{}"
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    denoiser = ComponentSpec(
+        graph="denoiser/model.onnx",
+        weights="denoiser/weights.safetensors",
+        precision="fp32",
+        inputs=(TensorSpec(name="sample", dtype="float32", shape=("batch", 4)),),
+        outputs=(TensorSpec(name="output", dtype="float32", shape=("batch", 4)),),
+        ranges={"batch": ShapeRange(min=1, opt=2, max=8)},
+        parameters=7,
+        parity=1e-6,
+    )
+    bundle = Bundle(
+        root=tmp_path,
+        family="sd35",
+        components={"denoiser": denoiser},
+        tokenizers={
+            "tokenizer": TokenizerSpec(file="tokenizer/tokenizer.json", max_length=77, pad_id=0)
+        },
+        schedule=ScheduleSpec(kind="flow", prediction="flow", shift=3),
+        latents=LatentSpec(channels=16, factor=8, scale=1.5, shift=0.06, patch=2),
+        defaults=Defaults(
+            sampler="flow_euler",
+            num_inference_steps=28,
+            guidance_scale=7.0,
+            height=96,
+            width=96,
+            max_sequence_length=256,
+        ),
+        files={name: file_record(tmp_path / name) for name in files},
+        built_with={"torch": "2.13.0"},
+    )
+    (tmp_path / "manifest.json").write_text(manifest.dump(bundle))
+    return bundle
+
+
+def rewrite(bundle, change):
+    """Apply `change` to the manifest's JSON value and write it back."""
+    path = bundle.root / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_a_manifest_is_read_back_as_written(bundle):
+    assert manifest.read(bundle.root) == bundle
+
+
+def test_a_bundle_may_be_moved(bundle, tmp_path_factory):
+    moved = bundle.root.rename(tmp_path_factory.mktemp("elsewhere") / "moved")
+    verify_all(manifest.read(moved))
+
+
+def test_no_folder_and_no_manifest_are_told_apart(tmp_path):
+    with pytest.raises(NotABundleError, match="no such folder"):
+        manifest.read(tmp_path / "missing")
+    with pytest.raises(NotABundleError, match=r"no manifest.json.*eri export"):
+        manifest.read(tmp_path)
+
+
+def spoil(*path, value=None, delete=False):
+    """A change of the JSON value at `path`."""
+
+    def change(data):
+        *parents, last = path
+        for key in parents:
+            data = data[key]
+        if delete:
+            del data[last]
+        else:
+            data[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (spoil("schema", value=99), "schema: got 99, expected 2"),
+        (spoil("schema", delete=True), "schema: got None"),
+        (spoil("latents", delete=True), "latents: got 'nothing'"),
+        (spoil("surprise", value=1), "got 'surprise'"),
+        (spoil("family", value="sd15"), "family: got 'sd15', expected one of sdxl"),
+        (spoil("latents", "factor", value="8"), "latents.factor: got '8', expected int"),
+        (spoil("latents", "factor", value=True), "latents.factor: got True"),
+        (spoil("latents", "scale", value=None), "latents.scale: got None"),
+        (spoil("latents", value=[]), "latents: got"),
+        (spoil("components", "denoiser", "inputs", value={}), "inputs: got"),
+        (spoil("components", "denoiser", "inputs", 0, "shape", value=[1.5]), "shape"),
+        (spoil("components", "denoiser", "ranges", value=3), "ranges: got 3"),
+        (spoil("components", "denoiser", "graph", value="other.onnx"), "other.onnx: got none"),
+        (spoil("files", "../../x", value={"size": 1, "sha256": ""}), "inside the bundle"),
+        (spoil("files", "/etc/passwd", value={"size": 1, "sha256": ""}), "inside the bundle"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_by_place(bundle, change, where):
+    rewrite(bundle, change)
+    with pytest.raises(ManifestError, match=where):
+        manifest.read(bundle.root)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_what_is_not_a_json_object_is_refused(bundle, text):
+    (bundle.root / "manifest.json").write_text(text)
+    with pytest.raises(ManifestError):
+        manifest.read(bundle.root)
+
+
+def test_a_changed_file_is_named(bundle):
+    (bundle.root / "denoiser/model.onnx").write_bytes(b"grape")
+    with pytest.raises(IntegrityError, match=r"model\.onnx: got sha256"):
+        verify_on_load(bundle)
+
+
+def test_a_truncated_or_missing_file_is_named(bundle):
+    weights = bundle.root / "denoiser/weights.safetensors"
+    weights.write_bytes(b"weight")
+    with pytest.raises(IntegrityError, match="got 6 bytes, expected 7 bytes"):
+        verify_on_load(bundle)
+    weights.unlink()
+    with pytest.raises(IntegrityError, match="got no file"):
+        verify_on_load(bundle)
+
+
+def test_changed_weights_are_left_to_the_full_check(bundle):
+    """Loading checks their size only; `eri inspect` hashes them."""
+    (bundle.root / "denoiser/weights.safetensors").write_bytes(b"weighty")
+    verify_on_load(bundle)
+    with pytest.raises(IntegrityError, match=r"weights\.safetensors: got sha256"):
+        verify_all(bundle)
+
+
+def test_bfloat16_is_refused_on_the_cpu_with_the_way_out(bundle):
+    rewrite(bundle, spoil("components", "denoiser", "precision", value="bf16"))
+    changed = manifest.read(Path(bundle.root))
+    assert refusals(changed, "cpu")[0].startswith("ONNX Runtime's CPU kernels")
+    with pytest.raises(BackendError, match="--precision fp32"):
+        choose(changed, "auto")
+
+
+def test_an_unknown_backend_is_named(bundle):
+    with pytest.raises(
+        UnknownNameError, match="got 'cuba', expected auto or one of tensorrt, cuda"
+    ):
+        choose(bundle, "cuba")
