@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.gpu import pack, record
 from benchmarks.gpu.plan import NAMES
+from tests.support.once import once
 
 SCRIPT = Path(pack.__file__).with_name("ten_minutes.sh")
 
@@ -19,16 +20,22 @@ SCRIPT = Path(pack.__file__).with_name("ten_minutes.sh")
 @pytest.fixture(scope="module")
 def parts(workshop):
     """A tiny SDXL, as it is and in place of the full-size one."""
-    folder = workshop / "parts"
-    words = ["--rehearsal", "--no-wheels", "--models", "tiny-sdxl-fp16", "sdxl"]
-    assert pack.main([str(folder), *words]) == 0
-    return folder
+
+    def make(folder):
+        words = ["--rehearsal", "--no-wheels", "--models", "tiny-sdxl-fp16", "sdxl"]
+        assert pack.main([str(folder), *words]) == 0
+
+    return once(workshop / "parts", make)
 
 
 @pytest.fixture(scope="module")
-def found(parts, tmp_path_factory):
+def found(parts, workshop):
     """What the script wrote, each stage in a process of its own."""
-    out = tmp_path_factory.mktemp("out")
+    out = once(workshop / "ten_minutes", lambda out: rehearse(parts, out))
+    return json.loads((out / "gpu.json").read_text(encoding="utf-8"))
+
+
+def rehearse(parts, out):
     libraries = Path(__file__).parents[2] / "build" / "cuda_stand_in" / "lib"
     environment = {
         **os.environ,
@@ -40,7 +47,6 @@ def found(parts, tmp_path_factory):
         [SCRIPT, parts, out, *words], env=environment, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    return json.loads((out / "gpu.json").read_text(encoding="utf-8"))
 
 
 def test_the_script_reaches_its_end_on_the_real_engine(found):

@@ -44,16 +44,16 @@ def without(checkpoint, root, absent):
 
 
 @pytest.fixture(scope="session")
-def partial(request, workshop):
+def partial(request, tmp_path_factory):
     """What exports a family's tiny checkpoint without some components, each but once."""
     made = {}
 
     def make(family, *absent):
         if (family, absent) not in made:
-            name = "-".join([family, "without", *absent])
-            root = workshop / "checkpoints" / name
+            folder = tmp_path_factory.mktemp("-".join([family, "without", *absent]))
+            root = folder / "checkpoint"
             without(request.getfixturevalue(f"{family}_checkpoint"), root, absent)
-            made[family, absent] = root, export(root, workshop / "engines" / name).root
+            made[family, absent] = root, export(root, folder / "bundle").root
         return made[family, absent]
 
     return make

@@ -40,7 +40,7 @@ ONLY = {
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
-def exported(request, workshop):
+def exported(request, tmp_path_factory):
     """A bundle, its precision and its family; components that another family has too are left out.
 
     sd35's VAE is flux's with a block, and flux's T5 is sd35's. In bf16, whose only rule is the
@@ -49,7 +49,7 @@ def exported(request, workshop):
     """
     family, precision = request.param
     checkpoint = request.getfixturevalue(f"{family}_checkpoint")
-    root = workshop / "engines" / f"{family}-{precision}"
+    root = tmp_path_factory.mktemp(family) / precision
     with only(ONLY.get((family, precision))):
         export(checkpoint, root, precision=precision, ranges=STATIC)
     return manifest.read(root), family, precision

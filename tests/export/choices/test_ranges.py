@@ -62,10 +62,11 @@ def test_the_best_alone_stretches_what_is_usual():
 
 
 @pytest.fixture(scope="module")
-def narrow(sd35_checkpoint, workshop, all_cases):
+def narrow(sd35_checkpoint, tmp_path_factory, all_cases):
     ranges = make_ranges(size="64x96:96:96x128", batch="1:2:3", tokens="2:8:20")
+    target = tmp_path_factory.mktemp("narrow") / "bundle"
     with all_cases():
-        return manifest.read(export(sd35_checkpoint, workshop / "narrow", ranges=ranges).root)
+        return manifest.read(export(sd35_checkpoint, target, ranges=ranges).root)
 
 
 def test_every_component_serves_what_was_asked(narrow):
@@ -117,12 +118,12 @@ STATIC = {"sdxl": "64x32", "sd35": "64", "flux": "32x64"}
 
 
 @pytest.fixture(scope="module", params=STATIC)
-def static(request, workshop):
+def static(request, tmp_path_factory):
     """A static bundle for two images, and the dynamic one of the same checkpoint."""
     family = request.param
     checkpoint = request.getfixturevalue(f"{family}_checkpoint")
     ranges = make_ranges(size=STATIC[family], batch="2", static=True)
-    root = export(checkpoint, workshop / f"{family}-static", ranges=ranges).root
+    root = export(checkpoint, tmp_path_factory.mktemp("static") / family, ranges=ranges).root
     return manifest.read(root), manifest.read(request.getfixturevalue(f"{family}_bundle"))
 
 

@@ -46,9 +46,9 @@ def sd35(sd35_bundle):
 
 
 @pytest.fixture(scope="module")
-def thrifty(sd35_checkpoint, workshop):
+def thrifty(sd35_checkpoint, tmp_path_factory):
     """In 16 bits, with inputs for LoRAs, an attention of one head at a time."""
-    target = workshop / "engines" / "sd35_thrifty"
+    target = tmp_path_factory.mktemp("thrifty") / "bundle"
     words = {"precision": "fp16,vae=fp32", "lora_rank": 2, "attention_slice": "max"}
     return export(sd35_checkpoint, target, **words)
 

@@ -172,9 +172,9 @@ def test_image_to_image(pair):
     assert 0 < len(compare(pair, **edit, **cfg(pair[0]))) < WORDS["num_inference_steps"]
 
 
-def test_sixteen_bits(sd35_checkpoint, workshop):
+def test_sixteen_bits(sd35_checkpoint, tmp_path):
     precision = {"*": "fp32", "denoiser": "fp16"}
-    bundle = export(sd35_checkpoint, workshop / "engines/step-fp16", precision=precision)
+    bundle = export(sd35_checkpoint, tmp_path / "bundle", precision=precision)
     with (
         eri.load(bundle.root, "cpu", loop="numpy") as numpy,
         eri.load(bundle.root, "cpu", loop="step") as step,

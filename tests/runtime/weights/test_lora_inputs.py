@@ -35,8 +35,9 @@ WAYS = [("cpu", "step"), ("cpu", "numpy"), ("openvino", "auto")]
 
 
 @pytest.fixture(scope="module")
-def root(sd35_checkpoint, workshop):
-    return export(sd35_checkpoint, workshop / "engines" / "sd35_loras", lora_rank=RANK).root
+def root(sd35_checkpoint, tmp_path_factory):
+    target = tmp_path_factory.mktemp("loras") / "bundle"
+    return export(sd35_checkpoint, target, lora_rank=RANK).root
 
 
 @pytest.fixture(scope="module", params=WAYS, ids=" ".join)
