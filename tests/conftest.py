@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -60,13 +60,14 @@ def _checkpoint(name: str, make: Callable[[Path], Path]):
     return pytest.fixture(scope="session", name=f"{name}_checkpoint")(checkpoint)
 
 
-def _bundle(name: str):
+def _bundle(name: str, *, every_case: bool = True):
     def bundle(request: pytest.FixtureRequest, workshop: Path) -> Path:
         from eri_export import export
 
         checkpoint = request.getfixturevalue(f"{name}_checkpoint")
         path = workshop / "engines" / name
-        with request.getfixturevalue("all_cases")():
+        all_cases = request.getfixturevalue("all_cases")
+        with all_cases() if every_case else nullcontext():
             return once(path, lambda path: export(checkpoint, path))
 
     return pytest.fixture(scope="session", name=f"{name}_bundle")(bundle)
@@ -79,10 +80,10 @@ flux_checkpoint = _checkpoint("flux", tiny_flux)
 flux_schnell_checkpoint = _checkpoint("flux_schnell", lambda root: tiny_flux(root, False))
 
 sdxl_bundle = _bundle("sdxl")
-sdxl_v_bundle = _bundle("sdxl_v")
+sdxl_v_bundle = _bundle("sdxl_v", every_case=False)
 sd35_bundle = _bundle("sd35")
 flux_bundle = _bundle("flux")
-flux_schnell_bundle = _bundle("flux_schnell")
+flux_schnell_bundle = _bundle("flux_schnell", every_case=False)
 
 
 @pytest.fixture(scope="session")
@@ -140,8 +141,8 @@ def all_cases():
     every = cases._ends
 
     def smallest(recipe):
-        ends, _ = every(recipe)
-        return [end for end in ends if end[0] == "smallest"], ()
+        ends = {name: each.min for name, each in recipe.ranges.items()}
+        return ([] if recipe.loose is not None else [("smallest", ends)]), ()
 
     @contextmanager
     def whole():

@@ -28,7 +28,7 @@ from eri_runtime.bundle import manifest
 from eri_runtime.bundle.spec import ShapeRange
 from eri_runtime.errors import ParityError
 from tests.support.checkpoints import randomised
-from tests.support.components import up_to
+from tests.support.components import STATIC, up_to
 
 SIDE = ShapeRange(min=2, opt=128, max=192)
 FRAME = Frame(unit=2, height=SIDE, width=SIDE)
@@ -114,7 +114,7 @@ def tight(monkeypatch):
 
 
 def test_what_does_not_fit_is_compared_as_a_copy_and_the_report_says_so(deep, tmp_path, tight):
-    bundle = manifest.read(export(deep, tmp_path / "bundle").root)
+    bundle = manifest.read(export(deep, tmp_path / "bundle", ranges=STATIC).root)
     metrics = json.loads(bundle.path("parity.json").read_text())["metrics"]
     networks = {each["component"]: each["network"] for each in metrics}
     assert networks["denoiser"] == (
@@ -138,4 +138,4 @@ def test_a_copy_reads_the_bundles_weights(deep, tmp_path, tight, monkeypatch):
 
     monkeypatch.setattr(exporter, "write_weights", corrupting)
     with pytest.raises(ParityError, match=r"denoiser\.output"):
-        export(deep, tmp_path / "bundle")
+        export(deep, tmp_path / "bundle", ranges=STATIC)

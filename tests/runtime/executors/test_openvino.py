@@ -21,6 +21,7 @@ from eri_runtime.executors.openvino import backend as module
 from eri_runtime.executors.openvino.backend import OPENVINO, OPENVINO_BF16
 from eri_runtime.executors.openvino.executor import OpenVinoExecutor
 from eri_runtime.executors.ort.backend import CPU
+from tests.support.components import STATIC
 
 FAMILIES = ["sdxl", "sd35", "flux"]
 TOLERANCE = 1e-5  # float32 in another order of summation
@@ -269,7 +270,8 @@ def sixteen(flux_checkpoint, tmp_path_factory):
     """A bfloat16 bundle from where OpenVINO is installed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(other_engines, "OTHERS", {"openvino": OPENVINO})
-        return export(flux_checkpoint, tmp_path_factory.mktemp("bf16") / "flux", precision="bf16")
+        target = tmp_path_factory.mktemp("bf16") / "flux"
+        return export(flux_checkpoint, target, precision="bf16", ranges=STATIC)
 
 
 def test_an_export_writes_down_what_openvino_is_off_by(sixteen):

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from eri_export.choices import make_ranges
+from eri_export.choices import USUAL
 from eri_export.graphs.passes.cuda import cuda_form
 from eri_export.graphs.passes.lora_inputs import add_lora_inputs
 from eri_export.graphs.passes.slice_attention import slice_attention
@@ -22,6 +22,7 @@ from eri_export.graphs.step_graph import compose
 from eri_export.plan.plan import make_plan
 from eri_export.publishing import export_bundle as exporter
 from eri_export.weights.weights_file import bind, conversions, write_weights
+from tests.support.components import STATIC
 from tests.support.contrib_operators import write_out
 
 # float32: sums of a norm, a bias and a matrix in another order, through a tiny network
@@ -38,7 +39,7 @@ def traced(request, tmp_path):
     def make(family, name, precision="fp32", *, static=False):
         checkpoint = request.getfixturevalue(f"{family}_checkpoint")
         precisions = {"*": precision, "vae": precision}
-        plan = make_plan(checkpoint, precision=precisions, ranges=make_ranges(static=static))
+        plan = make_plan(checkpoint, precision=precisions, ranges=STATIC if static else USUAL)
         recipe = next(recipe for recipe in plan.recipes if recipe.name == name)
         model = exporter.trace(recipe)
         items = conversions(model, recipe.source.tensors)
@@ -90,9 +91,11 @@ def is_weight(value):
     [
         ("sdxl", "fp32", False),
         ("sdxl", "fp16", True),
-        ("sd35", "fp16", False),
-        ("flux", "bf16", False),
+        ("sd35", "fp32", False),
+        ("sd35", "fp16", True),
+        ("flux", "fp32", False),
         ("flux", "fp16", True),
+        ("flux", "bf16", True),
     ],
 )
 def test_a_denoiser_and_its_step_graph_agree(traced, tmp_path, family, precision, static):
@@ -120,7 +123,7 @@ def test_a_denoiser_and_its_step_graph_agree(traced, tmp_path, family, precision
     ],
 )
 def test_a_vae_agrees(traced, tmp_path, family, name, precision):
-    operators = agree(traced(family, name, precision), tmp_path)
+    operators = agree(traced(family, name, precision, static=precision != "fp32"), tmp_path)
     norms = {"sdxl": 14, "sd35": 18, "flux": 14}[family] if name == "vae_decoder" else 10
     assert (
         operators["GroupNorm"] + operators["SkipGroupNorm"] == norms
