@@ -38,15 +38,16 @@ def deis(
         eps = (x - here.alpha * denoised) / here.sigma
         past = [(eps, log(here.sigma / here.alpha)), *past][: int(order)]
         used = past[: min(len(past), left)] if few and left <= 2 else past
-        weights = _exponential_weights([at for _, at in used], log(there.sigma / there.alpha))
+        levels = [at for _, at in used]
+        weights = exponential_weights(levels, levels[0], log(there.sigma / there.alpha))
         x = there.alpha / here.alpha * x
         for weight, (eps, _) in zip(weights, used, strict=True):
             x = x + there.alpha * weight * eps
     return x
 
 
-def _exponential_weights(at: list[float], end: float) -> list[float]:
-    """Returns ∫ l_j(u)·e^u du from at[0] to `end` for each j."""
+def exponential_weights(at: list[float], start: float, end: float) -> list[float]:
+    """Returns ∫ l_j(u)·e^u du from `start` to `end` for each j, l_j Lagrange's basis on `at`."""
     weights = []
     for j, own in enumerate(at):
         basis = np.poly1d([1.0])  # l_j as a polynomial of u
@@ -56,5 +57,5 @@ def _exponential_weights(at: list[float], end: float) -> list[float]:
         total, term, sign = np.poly1d([0.0]), basis, 1.0
         while term.order or term.coeffs.any():
             total, term, sign = total + sign * term, term.deriv(), -sign
-        weights.append(float(total(end) * np.exp(end) - total(at[0]) * np.exp(at[0])))
+        weights.append(float(total(end) * np.exp(end) - total(start) * np.exp(start)))
     return weights
