@@ -291,6 +291,10 @@ UNHELD = {
     "hook": ({"hook": lambda denoised: denoised.clip(-1, 1)}, "changed between steps"),
     "thresholding": ({"dynamic_thresholding": (1.0, 0.9)}, "changed between steps"),
     "rescaling": ({"guidance_rescale": 0.5, "guidance_scale": 4.0}, "guidance is rescaled"),
+    "history": (
+        {"sampler": "sa_solver", "sampler_options": {"order": 4}, "num_inference_steps": 7},
+        "the sampler looks back over 5 evaluations, a step graph over 4",
+    ),
     "rows": ({"prompt": {f"text {i}": 0.1 for i in range(17)}}, "rows, and the denoiser takes 16"),
 }
 
