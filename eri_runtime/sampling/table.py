@@ -33,9 +33,9 @@ class SamplerTable:
         m_k = p·x + q·D                                           history
         x'  = A·x + Σ_{j<W} B_j·m_{k−j} + Σ_{j<V} C_j·n_{k−j}     n: unit normals
 
-    A hook changes D by d; where the noise of the unchanged D is kept, x' gets E·d more. The initial latents are `scale`·noise. Before row 0, the loop sets x = `A0`·x + `C0`·n, which
-    changes x only for samplers that add noise before the first evaluation (churn). `len(table)` is
-    K.
+    With E, x' also gets E_k·d, d the hook's change of D. The initial latents are `scale`·noise.
+    Before row 0, the loop sets x = `A0`·x + `C0`·n, which changes x only for samplers that add
+    noise before the first evaluation (churn). `len(table)` is K.
 
     Attributes:
         scale: Factor of the initial noise.

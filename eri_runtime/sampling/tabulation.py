@@ -108,7 +108,7 @@ def make_table(
     table = tabulate(algorithm, schedule, spec.prediction, scale=scale, memory=sampler.memory)
     if not keep_noise:
         return table
-    # x' = alpha'·(D + d) + (A/…)·(x − alpha·D): the hook's d is not taken out of the noise again
+    # x' = alpha'·(D + d) + A·(x − alpha·D): without E, alpha·A of the hook's d is taken out again
     return replace(table, E=table.points.alpha[:-1] * table.A)
 
 
