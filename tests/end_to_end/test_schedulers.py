@@ -38,6 +38,7 @@ SCHEDULERS = [
     ("sdxl", "PNDMScheduler", {"skip_prk_steps": False}),
     ("sdxl", "SASolverScheduler", {}),
     ("sdxl", "LCMScheduler", {"original_inference_steps": 100}),
+    ("sdxl", "TCDScheduler", {}),
     ("sdxl", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", **SPREAD}),
     ("sdxl", "DPMSolverSinglestepScheduler", {"solver_order": 3}),
     ("sdxl", "DEISMultistepScheduler", {}),
