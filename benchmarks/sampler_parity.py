@@ -170,7 +170,7 @@ def _record(
     }
     lines = [_line(row) for row in rows]
     head = {"about": about, "summary": summary, "differs_by_definition": differences}
-    body = ",\n".join(f"  {json.dumps(line)}" for line in lines)
+    body = ",\n".join(json.dumps(line, separators=(",", ":")) for line in lines)
     output.write_text(
         json.dumps(head, indent=1, ensure_ascii=False)[:-2] + f',\n "cases": [\n{body}\n ]\n}}\n'
     )
@@ -186,7 +186,7 @@ def _line(row: Row) -> dict[str, Any]:
         "steps": list(row.runs),
         "float32": [float(f"{each.float32:.1e}") for each in errors],
         "float64": [float(f"{each.float64:.1e}") for each in errors],
-        "within": not row.outside,
+        **({"outside": row.outside} if row.outside else {}),
         **({"reason": row.reason} if row.excused else {}),
     }
 

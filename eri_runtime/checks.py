@@ -6,10 +6,11 @@ Every check takes the argument's name first, for the message of the error it rai
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from math import isfinite
 from numbers import Real
+from pathlib import Path
 from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
@@ -83,6 +84,20 @@ def text(name: str, value: object) -> str:
         expected = "text in UTF-8, without lone surrogates"
         raise UsageError(name, got=short(checked), expected=expected) from error
     return checked
+
+
+def path(name: str, value: object) -> Path:
+    """Returns a path; raises `UsageError` for anything but a string or a `Path`."""
+    if not isinstance(value, str | Path):
+        raise UsageError(name, got=short(value), expected="a path")
+    return Path(value)
+
+
+def text_keys(name: str, mapping: Mapping[Any, Any]) -> None:
+    """Raises `UsageError` for the first key of a mapping that is not a string."""
+    for key in mapping:
+        if not isinstance(key, str):
+            raise UsageError(name, got=f"the key {short(key)}", expected="strings as keys")
 
 
 def to_numpy(name: str, value: Any) -> NDArray[Any]:

@@ -70,11 +70,12 @@ SCHEDULER = {
         "honoured",
         "the sampler and its options",
         "solver_order algorithm_type solver_type lower_order_final euler_at_final "
-        "timestep_scaling stochastic_sampling variance_type predict_x0 disable_corrector",
+        "timestep_scaling stochastic_sampling variance_type predict_x0 disable_corrector "
+        "skip_prk_steps predictor_order corrector_order",
     ),
     **_all(
         "honoured",
-        "clipping of x_0; refused for DDIM",
+        "clipping of x_0",
         "clip_sample clip_sample_range thresholding dynamic_thresholding_ratio sample_max_value",
     ),
     **_all("honoured", "refused if it takes away timesteps", "lambda_min_clipped"),
@@ -83,6 +84,7 @@ SCHEDULER = {
     **_only("from noise to image", invert_sigmas=False),
     **_only("one size for all steps", scale_factors=(None, [])),
     **_only("another scheduler as predictor", solver_p=None),
+    **_only("a function, which no file holds", tau_func=None),
 }
 
 # of the keys above, those that a class takes and its steps do not read

@@ -17,10 +17,7 @@ from eri_runtime.bundle import Defaults, LevelSpec, Rounding
 from eri_runtime.errors import CheckpointError
 
 ENDS = ("sigma_min", "sigma_max")
-REFUSED = {
-    "PNDMScheduler": "its fourth step looks back over five evaluations, and tables over four",
-    "SASolverScheduler": "its stochastic corrector has no table here",
-}
+STRIDES = LevelSpec(start="unit", stride=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +57,7 @@ def settings_of(checkpoint: Checkpoint) -> Settings:
     if name not in SCHEDULERS:
         raise CheckpointError(
             where,
-            got=f"class {name!r}" + (f": {REFUSED[name]}" if name in REFUSED else ""),
+            got=f"class {name!r}",
             expected=f"one of {', '.join(SCHEDULERS)}",
             fix=FIX,
         )
@@ -122,11 +119,19 @@ def _ends(settings: Settings) -> dict[str, Any]:
 
 
 def _ddim(settings: Settings) -> Own:
-    for key in ("clip_sample", "thresholding"):
-        if settings.get(key):
-            why = "False: diffusers' DDIM clips x_0 and keeps the noise of the unclipped x_0"
-            raise settings.refuse(key, why)
-    return Own(sampler="ddim", levels=LevelSpec(start="unit", stride=True))
+    clipping = _clipping(settings)
+    # the pipelines leave use_clipped_model_output at False
+    options = {"keep_noise": 1.0} if clipping else {}
+    return Own(sampler="ddim", options=options, levels=STRIDES, **clipping)
+
+
+def _pndm(settings: Settings) -> Own:
+    kind = settings.get("prediction_type")
+    if kind not in ("epsilon", "v_prediction"):
+        raise settings.refuse("prediction_type", "epsilon or v_prediction, as diffusers has")
+    options = {} if settings.get("skip_prk_steps") else {"runge_kutta": 1.0}
+    name = "pndm" if kind == "epsilon" else "pndm_v"
+    return Own(sampler=name, options=options, levels=STRIDES)
 
 
 def _ddpm(settings: Settings) -> Own:
@@ -270,6 +275,35 @@ def _unipc(settings: Settings) -> Own:
     )
 
 
+def _sa_solver(settings: Settings) -> Own:
+    if settings.family == "flux":
+        expected = "another class: diffusers' Flux pipeline passes mu, which it does not take"
+        raise settings.refuse("_class_name", expected)
+    if settings.get("variance_type") in ("learned", "learned_range"):
+        raise settings.refuse("variance_type", "None: a network that predicts no variance")
+    algorithm = settings.get("algorithm_type")
+    noise = algorithm == "noise_prediction"
+    if not noise and algorithm != "data_prediction":
+        raise settings.refuse("algorithm_type", "data_prediction or noise_prediction")
+    if noise and settings.flow:
+        raise settings.refuse("algorithm_type", "data_prediction with use_flow_sigmas")
+    if noise and settings.get("thresholding"):
+        raise settings.refuse("thresholding", "False with algorithm_type noise_prediction")
+    orders = {"order": "predictor_order", "corrector_order": "corrector_order"}
+    given = {name: settings.number(key, 2, 1, 4) for name, key in orders.items()}
+    for name, key in orders.items():
+        if given[name] % 1:
+            raise settings.refuse(key, "1, 2, 3 or 4")
+    given["lower_order_final"] = float(bool(settings.get("lower_order_final")))
+    usual = {"order": 2, "corrector_order": 2, "lower_order_final": 1}
+    return Own(
+        sampler="sa_solver_eps" if noise else "sa_solver",
+        options={name: value for name, value in given.items() if value != usual[name]},
+        levels=_intervals(settings),
+        **_clipping(settings),
+    )
+
+
 def _flow(sampler: str) -> Callable[[Settings], Own]:
     """The flow-matching classes: levels over the N chosen ones."""
 
@@ -291,13 +325,17 @@ SCHEDULERS: Mapping[str, Callable[[Settings], Own]] = {
     "LMSDiscreteScheduler": _over_sigma("lms"),
     "DPMSolverSDEScheduler": _over_sigma("dpmpp_sde"),
     "DDIMScheduler": _ddim,
+    "DDIMParallelScheduler": _ddim,
     "DDPMScheduler": _ddpm,
+    "DDPMParallelScheduler": _ddpm,
+    "PNDMScheduler": _pndm,
     "LCMScheduler": _lcm,
     "TCDScheduler": _tcd,
     "DPMSolverMultistepScheduler": _dpm_solver,
     "DPMSolverSinglestepScheduler": _dpm_solver,
     "DEISMultistepScheduler": _deis,
     "UniPCMultistepScheduler": _unipc,
+    "SASolverScheduler": _sa_solver,
     "EDMEulerScheduler": lambda _: Own(sampler="euler"),
     "EDMDPMSolverMultistepScheduler": _dpm_solver,
     "FlowMatchEulerDiscreteScheduler": _flow("flow_euler"),

@@ -23,6 +23,8 @@ PREDICTIONS: Mapping[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", 
 SPACINGS = ("leading", "trailing", "linspace")
 CURVES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 CLASS_SPACINGS = {"DPMSolverSinglestepScheduler": "linspace"}  # it has no such argument
+# their last step leads to alpha-bar of t = 0, unless set_alpha_to_one
+TO_ONE = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler")
 MAX_SHIFT: Mapping[Family, float] = {"sdxl": 1.15, "sd35": 1.16, "flux": 1.15}  # the pipelines'
 
 
@@ -87,13 +89,13 @@ def _final(settings: Settings) -> FinalSigma:
     """
     if settings.get("interpolation_type", "linear") == "log_linear" and settings.spread == "none":
         return "sigma_min"
-    if settings.name == "DDIMScheduler":
+    if settings.name in TO_ONE:
         return "zero" if settings.get("set_alpha_to_one") else "sigma_min"
     if settings.name == "TCDScheduler":  # to alpha-bar of t = 0
         return "sigma_min"
-    deis = settings.name == "DEISMultistepScheduler"
-    if deis or settings.get("final_sigmas_type", "zero") == "sigma_min":
-        repeats = deis or settings.name == "UniPCMultistepScheduler"
+    above_zero = settings.name in ("DEISMultistepScheduler", "SASolverScheduler")
+    if above_zero or settings.get("final_sigmas_type", "zero") == "sigma_min":
+        repeats = above_zero or settings.name == "UniPCMultistepScheduler"
         return "last" if repeats and (settings.flow or settings.spread != "none") else "sigma_min"
     if settings.get("final_sigmas_type", "zero") != "zero":
         raise settings.refuse("final_sigmas_type", "zero or sigma_min")

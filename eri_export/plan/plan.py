@@ -18,7 +18,7 @@ from eri_export.graphs.recipes import recipes_for
 from eri_export.graphs.recipes.base import Recipe
 from eri_export.graphs.weight_names import check_names
 from eri_export.weights.merged_loras import Lora, merge_loras, with_merged_loras
-from eri_runtime.bundle import Bundle, ComponentSpec
+from eri_runtime.bundle import Bundle, ComponentSpec, hub
 from eri_runtime.errors import UsageError
 from eri_runtime.weights import find_lora
 
@@ -131,10 +131,24 @@ def make_plan(
     policy = make_policy(precision)
     opened = open_checkpoint(checkpoint, **sources)
     heads = slice_of(attention_slice, manifest_facts.attention_heads(opened))
-    files = [(find_lora(path), scale) for path, scale in loras]
+    files = _lora_files(loras)
     plan = _plan(merge_loras(opened, files, lora_partial), policy, ranges, lora_rank)
     bundle = with_merged_loras(_with_slices(plan.bundle, heads), files)
     return dataclasses.replace(plan, bundle=bundle)
+
+
+def _lora_files(loras: Sequence[Lora]) -> list[Lora]:
+    """Returns the LoRAs' files with their scales; raises `UsageError` for a file given twice."""
+    found: dict[Path, Lora] = {}
+    for path, scale in loras:
+        file = find_lora(path)
+        place = file.resolve() if hub.path_exists(file) else file
+        if place in found:
+            got = f"{path} twice"
+            fix = "give it once, with the sum of its scales"
+            raise UsageError("loras", got=got, expected="each LoRA once", fix=fix)
+        found[place] = file, scale
+    return list(found.values())
 
 
 def _plan(checkpoint: Checkpoint, policy: Policy, ranges: Ranges, lora_rank: int | None) -> Plan:

@@ -65,8 +65,8 @@ def add_plans(
         IntegrityError: If a file of the bundle is damaged.
         DiskError: If the disk is full or fails.
     """
-    root = Path(root)
     bundle = manifest.read(root)
+    root = Path(root)
     engine = load_engine(options.engine)
     options = replace(options, capabilities=check_options(options, engine))
     jobs = list(_jobs(bundle, engine, options, tuple(components)))

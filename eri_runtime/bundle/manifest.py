@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from eri_runtime import checks
+from eri_runtime.bundle.hub import path_exists
 from eri_runtime.bundle.spec import MANIFEST, SCHEMA, Bundle
 from eri_runtime.errors import ManifestError, NotABundleError
 
@@ -31,6 +33,7 @@ def read(root: str | Path) -> Bundle:
         The bundle that the manifest describes.
 
     Raises:
+        UsageError: If `root` is neither a string nor a `Path`.
         NotABundleError: If there is no such folder, or no `manifest.json` in it.
         ManifestError: If the manifest is unreadable, or an entry is missing, unknown or invalid.
 
@@ -39,10 +42,10 @@ def read(root: str | Path) -> Bundle:
         >>> bundle.family, bundle.schedule.prediction
         ('sd35', 'flow')
     """
-    root = Path(root)
+    root = checks.path("bundle", root)
     path = root / MANIFEST
-    if not path.is_file():
-        got = "no manifest.json" if root.is_dir() else "no such folder"
+    if not (path_exists(path) and path.is_file()):
+        got = "no manifest.json" if path_exists(root) and root.is_dir() else "no such folder"
         fix = "make a bundle with `eri export CHECKPOINT -o FOLDER`"
         raise NotABundleError(root, got=got, expected="the folder of a bundle", fix=fix)
     try:
@@ -65,6 +68,7 @@ def parse(data: Any, root: Path) -> Bundle:
     bundle: Bundle = _record(Bundle, {**fields, "root": root}, where)
     _check_files(bundle, where)
     _check_parts(bundle, where)
+    _check_lengths(bundle, where)
     return bundle
 
 
@@ -128,6 +132,21 @@ def _check_parts(bundle: Bundle, where: str) -> None:
             _check_present(tokenizer, bundle.tokenizers, f"{where}: tokenizers")
     for file, plan in bundle.plans.items():
         _check_present(plan.component, bundle.components, f"{where}: plans.{file}")
+
+
+def _check_lengths(bundle: Bundle, where: str) -> None:
+    """Raises `ManifestError` for a list that is neither empty nor as long as what it belongs to."""
+    latents, schedule, defaults = bundle.latents, bundle.schedule, bundle.defaults
+    channels = f"{latents.channels} numbers, one per channel"
+    steps = f"{schedule.num_train_timesteps} numbers, one per training timestep"
+    for name, values, length, expected in (
+        ("latents.mean", latents.mean, latents.channels, channels),
+        ("latents.std", latents.std, latents.channels, channels),
+        ("schedule.trained_betas", schedule.trained_betas, schedule.num_train_timesteps, steps),
+        ("defaults.thresholding", defaults.thresholding, 2, "a percentile and a largest value"),
+    ):
+        fits = len(values) in (0, length)
+        _expect(fits, f"{len(values)} numbers", f"{where}: {name}", f"{expected}, or none")
 
 
 def _check_present(name: str, parts: Mapping[str, object], where: str) -> None:

@@ -7,6 +7,7 @@ https://huggingface.co/docs/safetensors/index#format
 from __future__ import annotations
 
 import contextlib
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -159,13 +160,21 @@ def open_regular_file(file: Path) -> Iterator[tuple[BufferedReader, int]]:
     checked before opening, because opening a pipe blocks until something writes to it.
     """
     try:
-        status = file.stat()
+        status = _status(file)
         if not stat.S_ISREG(status.st_mode):
             raise damaged_error(file, "something that is not a regular file", "a safetensors file")
         with file.open("rb") as stream:
             yield stream, status.st_size
     except OSError as error:
         raise damaged_error(file, error.strerror or error, "a file that can be read") from error
+
+
+def _status(file: Path) -> os.stat_result:
+    """Returns the status of a path; raises `DamagedWeightsError` for a text that cannot be one."""
+    try:
+        return file.stat()
+    except ValueError as error:  # a NUL byte, or a lone surrogate
+        raise DamagedWeightsError(file, got=error, expected="a path") from error
 
 
 def damaged_error(file: Path, got: object, expected: str) -> DamagedWeightsError:

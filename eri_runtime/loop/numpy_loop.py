@@ -119,7 +119,7 @@ def denoise(
         F    = network(c_in·x, point)
         x_0  = hook(c_skip·x + c_out·F)
         m_k  = p·x + q·x_0
-        x'   = A·x + Σ_j B_j·m_{k−j} + Σ_j C_j·n_{k−j}
+        x'   = A·x + Σ_j B_j·m_{k−j} + Σ_j C_j·n_{k−j}   (+ E·the hook's change of x_0)
 
     `Pipeline.denoise` calls this for you; use it directly for a network that is not in a bundle.
 
@@ -163,12 +163,15 @@ def denoise(
     for k in range(step.index + 1, len(table)):
         at, x = table.points[k], step.x
         predicted = network(float(table.c_in[k]) * x, at)
-        denoised = hook(float(table.c_skip[k]) * x + float(table.c_out[k]) * predicted)
+        estimate = float(table.c_skip[k]) * x + float(table.c_out[k]) * predicted
+        denoised = hook(estimate)
         memory = float(table.p[k]) * x + float(table.q[k]) * denoised
         remembered = _push(memory, step.remembered, table.B.shape[1])
         noises, draw = draw_noises(table, k, step.noises, step.draw, noise, x.shape)
         x = float(table.A[k]) * x
         x = _accumulate(x, table.B[k], remembered)
+        if table.E is not None and denoised is not estimate:
+            x = x + float(table.E[k]) * (denoised - estimate)
         x = mend(_accumulate(x, table.C[k], noises), k)
         check_state(x, k, table)
         latents = HostLatents(x=x, denoised=denoised, remembered=remembered)
@@ -204,7 +207,7 @@ def draw_noises(
 ) -> tuple[tuple[Array, ...], int]:
     """Returns the noises for row k, (B, …) each, newest first, and the number of the next draw.
 
-    `noises` and `draw` are those after row k − 1. Draws only if the table uses noise of row k.
+    `noises` and `draw` are those after row k − 1. Draws only if the table says so.
     """
     if not table.C.shape[1]:
         return noises, draw

@@ -20,7 +20,7 @@ from eri_runtime.loop.numpy_loop import (
     initial_step,
     make_step,
 )
-from eri_runtime.sampling import NoiseSource, SamplerTable
+from eri_runtime.sampling import MAX_W, NoiseSource, SamplerTable
 
 
 def step_graph_refusal(
@@ -32,6 +32,10 @@ def step_graph_refusal(
     """
     if plan.rescale:
         return "guidance is rescaled"
+    if table.B.shape[1] > MAX_W:
+        return (
+            f"the sampler looks back over {table.B.shape[1]} evaluations, a step graph over {MAX_W}"
+        )
     counts = condition_counts(plan, table, batch, rows)
     if any(count * batch not in rows for count in counts):
         return f"{max(counts) * batch} rows, and the denoiser takes {rows.max} at once"

@@ -326,7 +326,7 @@ def spaced_timesteps(spacing: Spacing, steps: int, count: int, offset: int) -> F
     Lin et al. 2023 (arXiv 2305.08891), table 2.
     """
     if spacing == "linspace":
-        return np.linspace(count - 1, 0, steps)
+        return np.linspace(0, count - 1, steps)[::-1]  # from t = 0 if it is one step, as diffusers
     if spacing == "leading":
         return np.arange(steps, dtype=np.float64)[::-1] * (count // steps) + offset
     trailing: Float64 = np.rint(np.arange(steps, 0, -1) * (count / steps)) - 1

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eri_runtime.errors import UsageError
 from eri_runtime.sampling.schedule import Schedule
 from eri_runtime.sampling.sigmas import Float64
 
 Float32 = NDArray[np.float32]
-MAX_W, MAX_V = 4, 2  # longest history of x_0, and of noise
+MAX_W, MAX_V = 4, 2  # history of x_0 and of noise that a step graph's row holds
+MAX_HISTORY = 13  # longest history of a table: PNDM's first steps are of four evaluations each
 # the columns of a step graph's input row, and the width of each
 COLUMNS = {
     **dict.fromkeys(("t", "c_in", "c_skip", "c_out", "p", "q", "A"), 1),
@@ -31,9 +33,9 @@ class SamplerTable:
         m_k = p·x + q·D                                           history
         x'  = A·x + Σ_{j<W} B_j·m_{k−j} + Σ_{j<V} C_j·n_{k−j}     n: unit normals
 
-    The initial latents are `scale`·noise. Before row 0, the loop sets x = `A0`·x + `C0`·n, which
-    changes x only for samplers that add noise before the first evaluation (churn). `len(table)` is
-    K.
+    With E, x' also gets E_k·d, d the hook's change of D. The initial latents are `scale`·noise.
+    Before row 0, the loop sets x = `A0`·x + `C0`·n, which changes x only for samplers that add
+    noise before the first evaluation (churn). `len(table)` is K.
 
     Attributes:
         scale: Factor of the initial noise.
@@ -45,10 +47,13 @@ class SamplerTable:
         p: Factor of x in the history m, (K,).
         q: Factor of D in the history m, (K,).
         A: Factor of x in x', (K,).
-        B: Factors of the history in x', newest first, (K, W) with W ≤ 4.
+        B: Factors of the history in x', newest first, (K, W) with W ≤ 13; step graphs hold 4.
         C: Factors of the noises in x', newest first, (K, V) with V ≤ 2.
         A0: Factor of x before row 0.
         C0: Factor of the noise before row 0.
+        E: Factors of the hook's change of D in x', (K,). None: 0.
+        draws: Whether each row draws noise, (K,) bool; it may for later rows only, or for none.
+            None: where C uses it.
     """
 
     scale: float
@@ -63,6 +68,8 @@ class SamplerTable:
     C: Float64
     A0: float = 1.0
     C0: float = 0.0
+    E: Float64 | None = None
+    draws: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         """Returns the number of rows K, which is the number of network evaluations."""
@@ -74,7 +81,13 @@ class SamplerTable:
         Returns:
             (K, 13) float32: t, c_in, c_skip, c_out, p, q, A, four columns of B and two of C. B and
             C are padded with zeros.
+
+        Raises:
+            UsageError: If the table's history is longer than 4, which no step graph holds.
         """
+        if self.B.shape[1] > MAX_W:
+            expected = f"at most {MAX_W}, as step graphs hold"
+            raise UsageError("a table's history", got=self.B.shape[1], expected=expected)
         single = [self.points.t[:-1], self.c_in, self.c_skip, self.c_out, self.p, self.q, self.A]
         wide = ((self.B, MAX_W), (self.C, MAX_V))
         padded = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part, width in wide]
@@ -92,9 +105,11 @@ class SamplerTable:
         return self.points.clock.tau(self.points[k])
 
     def draws_noise(self, k: int) -> bool:
-        """Returns whether a row draws noise, for itself or for a later row.
+        """Returns whether a row draws noise.
 
         Args:
             k: Index of the row.
         """
+        if self.draws is not None:
+            return bool(self.draws[k])
         return any(self.C[k + j, j] != 0 for j in range(self.C.shape[1]) if k + j < len(self))

@@ -7,6 +7,7 @@ thresholding, stays exact.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -16,11 +17,11 @@ import numpy as np
 from eri_runtime.bundle import Prediction, ScheduleSpec
 from eri_runtime.errors import UsageError
 from eri_runtime.sampling.prediction import Preconditioning, precondition, precondition_edm
-from eri_runtime.sampling.samplers import Memory, Sampler
+from eri_runtime.sampling.samplers import KEEP_NOISE, Memory, Sampler
 from eri_runtime.sampling.schedule import Clock, Point, Schedule
 from eri_runtime.sampling.sigmas import Float64
 from eri_runtime.sampling.symbolic import Linear
-from eri_runtime.sampling.table import MAX_V, MAX_W, SamplerTable
+from eri_runtime.sampling.table import MAX_HISTORY, MAX_V, SamplerTable
 
 # Symbols: the initial x, the noise drawn before the first evaluation, then m0, n0, m1, n1, …
 START, INITIAL_NOISE = "x", "initial noise"
@@ -42,24 +43,20 @@ class _Recorder:
         self.states.append(x)
         self.points.append(point)
         history = Linear.symbol(f"m{len(self.points) - 1}")
-        if self.remembers_x0(point):
-            return history
-        return (x - point.sigma * history) / self.scale(point)
+        p, q = self.factors(point)
+        return (history - p * x) / q if p else history
 
-    def remembers_x0(self, point: Point) -> bool:
-        """Returns whether m is D here; where alpha is 0, the noise does not tell D."""
-        return self.memory == "x0" or (self.memory == "eps" and point.alpha == 0)
+    def factors(self, point: Point) -> tuple[float, float]:
+        """Returns p and q of what is remembered at a point, m = p·x + q·D.
 
-    def scale(self, point: Point) -> float:
-        """Returns the factor of x_0 in what is remembered, (x − scale·x_0)/sigma."""
-        return point.alpha if self.memory == "eps" else self.clock.scale(point)
-
-    def history_factors(self) -> list[tuple[float, float]]:
-        """Returns p and q of every row, with m = p·x + q·D."""
-        return [
-            (0.0, 1.0) if self.remembers_x0(at) else (1 / at.sigma, -self.scale(at) / at.sigma)
-            for at in self.points
-        ]
+        Where alpha is 0, the noise does not tell D: D itself is remembered.
+        """
+        if self.memory == "x0" or (self.memory == "eps" and point.alpha == 0):
+            return 0.0, 1.0
+        if self.memory == "v":
+            return point.alpha / point.sigma, -1 / point.sigma
+        scale = point.alpha if self.memory == "eps" else self.clock.scale(point)
+        return 1 / point.sigma, -scale / point.sigma
 
     def noise(self) -> Linear:
         """Returns the noise symbol of the current row, or the initial noise before row 0.
@@ -102,11 +99,17 @@ def make_table(
         >>> len(table), table.B.shape, table.C.shape  # 2 denoised x_0 in the history, no noise
         (4, (4, 2), (4, 0))
     """
-    algorithm = partial(sampler.algorithm, **sampler.checked(options or {}))
+    given = sampler.checked(options or {})
+    keep_noise = given.pop(KEEP_NOISE, 0.0)
+    algorithm = partial(sampler.algorithm, **given)
     at_sigma = sampler.starts_at_sigma and spec.spacing != "leading"
     scale = schedule[0].sigma if at_sigma else 1.0
     scale = scale if schedule.start is None else schedule.start
-    return tabulate(algorithm, schedule, spec.prediction, scale=scale, memory=sampler.memory)
+    table = tabulate(algorithm, schedule, spec.prediction, scale=scale, memory=sampler.memory)
+    if not keep_noise:
+        return table
+    # x' = alpha'·(D + d) + A·(x − alpha·D): without E, alpha·A of the hook's d is taken out again
+    return replace(table, E=table.points.alpha[:-1] * table.A)
 
 
 def tabulate(
@@ -127,14 +130,15 @@ def tabulate(
         prediction: What the network predicts: `eps`, `v`, `x0` or `flow`.
         scale: Factor of the initial noise.
         memory: What the table's history holds: `x0`, the denoised; `slope`, the ODE's slope
-            (x − scale·x_0)/sigma; or `eps`, the noise (x − alpha·x_0)/sigma.
+            (x − scale·x_0)/sigma; `eps`, the noise (x − alpha·x_0)/sigma; or `v`, the velocity
+            (alpha·x − x_0)/sigma.
 
     Returns:
         The table, one row per call of `denoise`.
 
     Raises:
         UsageError: If the algorithm is not linear, draws noise twice per evaluation, or needs more
-            history than 4 denoised and 2 noises.
+            history than 13 denoised and 2 noises. The step graph takes at most 4 denoised.
 
     Example:
         >>> def euler(denoise, noise, x, schedule):
@@ -152,7 +156,7 @@ def tabulate(
     rows = [_row(k, x, x_next) for k, (x, x_next) in enumerate(pairwise(states))]
     clock = schedule.clock
     conditioning = np.array([_conditioning(prediction, at, clock) for at in recorder.points])
-    history = np.array(recorder.history_factors())
+    history = np.array([recorder.factors(at) for at in recorder.points])
     t, alpha, sigma = np.array([*recorder.points, schedule[len(schedule)]]).T
     return SamplerTable(
         scale=scale,
@@ -163,10 +167,11 @@ def tabulate(
         p=history[:, 0],
         q=history[:, 1],
         A=np.array([row.A for row in rows]),
-        B=_columns([row.B for row in rows], MAX_W, f"history of {memory}"),
+        B=_columns([row.B for row in rows], MAX_HISTORY, f"history of {memory}"),
         C=_columns([row.C for row in rows], MAX_V, "history of noise"),
         A0=states[0][START],
         C0=states[0][INITIAL_NOISE],
+        draws=np.array([k in recorder.rows_with_noise for k in range(len(rows))]),
     )
 
 

@@ -305,7 +305,12 @@ def _name(source: Source) -> str:
 
 def _identity(source: Source) -> object:
     """Returns what identifies a LoRA's source; tensors without a file never compare equal."""
-    return object() if isinstance(source, Mapping) else Path(source).resolve()
+    if isinstance(source, Mapping):
+        return object()
+    try:
+        return Path(source).resolve()
+    except (OSError, ValueError):  # no valid path; reading it says so
+        return str(source)
 
 
 def describe_loras(scales: Mapping[str, Scale]) -> Iterator[str]:

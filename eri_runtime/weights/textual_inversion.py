@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.bundle import Family, read_tensors
+from eri_runtime.checks import path, text_keys
 from eri_runtime.errors import LoraError, short
 from eri_runtime.weights.lora.bundled_tokens import ALONE, BUNDLED
 from eri_runtime.weights.lora.factors import FLOATS, finite_float32
@@ -55,13 +56,18 @@ def read_textual_inversions(
         The tokens with their embeddings.
 
     Raises:
+        UsageError: If the source is neither a path nor a mapping with strings as keys.
         LoraError: If the file has no embeddings of tokens, or they do not fit the text encoders.
         NonFiniteError: If an embedding holds NaN or Inf.
         DamagedWeightsError: If the file is missing or damaged.
         PickleError: If the file is a pickle.
     """
-    tensors = source if isinstance(source, Mapping) else read_tensors(source)
-    stem = None if isinstance(source, Mapping) else Path(source).stem
+    if isinstance(source, Mapping):
+        text_keys("textual inversion", source)
+        tensors, stem = source, None
+    else:
+        file = path("textual inversion", source)
+        tensors, stem = read_tensors(file), file.stem
     found: dict[str, dict[str, Vectors]] = {}
     for key, name, word in _embeddings(tensors, stem):
         component = _component(key, word, tensors[key], family, widths)

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 
 import eri_runtime as eri
-from eri_export.checkpoints.scheduler_facts import own_sampling
-from eri_export.checkpoints.training_schedule import training_schedule
 from eri_runtime.bundle import MANIFEST, manifest
 from tests.support.diffusers_pipelines import (
     CALLS,
@@ -22,7 +20,7 @@ from tests.support.diffusers_pipelines import (
     generators,
     load,
 )
-from tests.support.schedulers.loops import settings
+from tests.support.schedulers.bundles import of_scheduler
 from tests.support.schedulers.stand_ins import scheduler_class
 
 # alpha-bar is float32 in diffusers, and CFG of 5 amplifies it over the steps
@@ -35,7 +33,12 @@ SCHEDULERS = [
     ("sdxl", "EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}),
     ("sdxl", "DDPMScheduler", {"clip_sample": True, "clip_sample_range": 2.0}),
     ("sdxl", "DDIMScheduler", {**UNCLIPPED, "timestep_spacing": "trailing"}),
+    ("sdxl", "DDIMParallelScheduler", {"clip_sample": True, "clip_sample_range": 2.0}),
+    ("sdxl", "PNDMScheduler", {"skip_prk_steps": True}),
+    ("sdxl", "PNDMScheduler", {"skip_prk_steps": False}),
+    ("sdxl", "SASolverScheduler", {}),
     ("sdxl", "LCMScheduler", {"original_inference_steps": 100}),
+    ("sdxl", "TCDScheduler", {}),
     ("sdxl", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", **SPREAD}),
     ("sdxl", "DPMSolverSinglestepScheduler", {"solver_order": 3}),
     ("sdxl", "DEISMultistepScheduler", {}),
@@ -43,26 +46,11 @@ SCHEDULERS = [
     ("sdxl", "EDMDPMSolverMultistepScheduler", EDM),
     ("sdxl", "EDMEulerScheduler", EDM),
     ("sd35", "UniPCMultistepScheduler", {**FLOW_SIGMAS, "flow_shift": 3.0}),
+    ("sd35", "SASolverScheduler", {**FLOW_SIGMAS, "flow_shift": 3.0}),
     ("sd35", "FlowMatchLCMScheduler", {"shift": 3.0}),
     ("flux", "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
     ("flux", "DPMSolverMultistepScheduler", {**FLOW_SIGMAS, "use_dynamic_shifting": True}),
 ]
-
-
-def of_scheduler(bundle, folder, scheduler):
-    """A copy of a bundle as the export of a checkpoint with this scheduler would write it."""
-    shutil.copytree(bundle, folder)
-    old = eri.read_bundle(folder)
-    config = {**scheduler.config, "_class_name": type(scheduler).__name__}
-    read = settings(old.family, config)
-    new = dataclasses.replace(
-        old,
-        schedule=training_schedule(read),
-        defaults=own_sampling(read).into(old.defaults),
-    )
-    (folder / MANIFEST).write_text(manifest.dump(new), encoding="utf-8")
-    assert eri.read_bundle(folder) == dataclasses.replace(new, root=folder)
-    return folder
 
 
 def drawn(theirs, words, output_type):

@@ -16,6 +16,7 @@ from eri_export.checkpoints.sources.folder import INDEX, open_folder
 from eri_export.checkpoints.sources.hub import resolve
 from eri_export.checkpoints.sources.scheduler_presets import with_scheduler
 from eri_export.checkpoints.sources.single_file import open_file
+from eri_runtime import checks
 from eri_runtime.errors import NotACheckpointError, UsageError
 
 
@@ -63,6 +64,12 @@ def open_checkpoint(
             checkpoint = open_checkpoint("./sdxl", variant="fp16")
             print(checkpoint.family, checkpoint.denoiser.parameters)
     """
+    checks.path("checkpoint", path)
+    for name, value in {"vae": vae, "config": config, "scheduler": scheduler}.items():
+        if value is not None:
+            checks.path(name, value)
+    for i, each in enumerate(text_encoders):
+        checks.path(f"text_encoders[{i}]", each)
     if Path(path).suffix.lower() in PICKLES:
         raise pickle_error(Path(path))
     root = resolve(path, revision=revision, variant=variant)

@@ -2,8 +2,8 @@
 
 `denoise(x, point)` returns the denoised x_0 and `noise()` a unit normal. Here x is an array, or a
 `Linear` when `tabulation.tabulate` runs the algorithm on symbols. `euler`, `second_order`,
-`multistep`, `dpm_solver`, `deis`, `unipc` and `distilled` hold the algorithms, `steps` what they
-share; `SAMPLERS` lists them by name.
+`multistep`, `dpm_solver`, `deis`, `unipc`, `pndm`, `sa_solver` and `distilled` hold the algorithms,
+`steps` what they share; `SAMPLERS` lists them by name.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from eri_runtime.sampling.samplers import distilled, multistep, second_order
 from eri_runtime.sampling.samplers.deis import deis
 from eri_runtime.sampling.samplers.dpm_solver import dpm_multistep, dpm_singlestep
 from eri_runtime.sampling.samplers.euler import ddim, ddpm
+from eri_runtime.sampling.samplers.pndm import pndm
+from eri_runtime.sampling.samplers.sa_solver import sa_solver
 from eri_runtime.sampling.samplers.unipc import unipc
 from eri_runtime.sampling.schedule import Schedule, make_schedule
 from eri_runtime.sampling.sigmas import SigmaName
 
 __all__ = ["REFUSED", "SAMPLERS", "Sampler", "ddim", "find_sampler"]
 
-Memory = Literal["x0", "slope", "eps"]
+Memory = Literal["x0", "slope", "eps", "v"]
+KEEP_NOISE = "keep_noise"  # an option that `make_table` reads: see `SamplerTable.E`
 
 
 class Option(NamedTuple):
@@ -59,7 +62,8 @@ class Sampler:
         original_steps: Number of timesteps on which a distilled model was trained. None: the
             sampler is not for distilled models.
         memory: What the table's history holds: `x0`, `slope`, the ODE's slope
-            (x − scale·x_0)/sigma, or `eps`, the noise (x − alpha·x_0)/sigma.
+            (x − scale·x_0)/sigma, `eps`, the noise (x − alpha·x_0)/sigma, or `v`, the velocity
+            (alpha·x − x_0)/sigma.
 
     Example:
         >>> eri.SAMPLERS["ddim"].label, eri.SAMPLERS["ddim"].options["eta"]
@@ -154,6 +158,14 @@ UNIPC = {
     "correct_from": Option(0),
     "lower_order_final": ON,
 }
+SA = {
+    "order": Option(2, 1, 4),
+    "corrector_order": Option(2, 1, 4),
+    "tau": Option(1, 0, 2),
+    "tau_from": Option(200),
+    "tau_to": Option(800),
+    "lower_order_final": ON,
+}
 NOISY = {"eta": ETA, "s_noise": S_NOISE}
 K_DIFFUSION: Any = {"starts_at_sigma": True}
 
@@ -169,7 +181,7 @@ SAMPLERS = {
             algorithm=ddim,
             kinds=VP,
             whole_t=True,
-            options={"eta": NO_ETA},
+            options={"eta": NO_ETA, KEEP_NOISE: SWITCH},
         ),
         Sampler(name="euler", label="Euler", algorithm=ddim, kinds=VP, **K_DIFFUSION),
         Sampler(name="flow_euler", label="Euler", algorithm=ddim, kinds=("flow",)),
@@ -319,6 +331,41 @@ SAMPLERS = {
             algorithm=partial(dpm_singlestep, noise_prediction=1),
             kinds=VP,
             options=DPM,
+            whole_t=True,
+            memory="eps",
+        ),
+        Sampler(
+            name="pndm",
+            label="PLMS",
+            algorithm=pndm,
+            kinds=VP,
+            options={"runge_kutta": SWITCH},
+            whole_t=True,
+            memory="eps",
+        ),
+        Sampler(
+            name="pndm_v",
+            label="PLMS in v",
+            algorithm=partial(pndm, v=1),
+            kinds=VP,
+            options={"runge_kutta": SWITCH},
+            whole_t=True,
+            memory="v",
+        ),
+        Sampler(
+            name="sa_solver",
+            label="SA-Solver",
+            algorithm=sa_solver,
+            kinds=ANY,
+            options=SA,
+            whole_t=True,
+        ),
+        Sampler(
+            name="sa_solver_eps",
+            label="SA-Solver in noise",
+            algorithm=partial(sa_solver, noise_prediction=1),
+            kinds=VP,
+            options=SA,
             whole_t=True,
             memory="eps",
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from eri_runtime import checks
 from eri_runtime.bundle import PICKLE_FIX, PICKLED_WEIGHTS, hub
 from eri_runtime.errors import HubError, PickleError
 
@@ -17,9 +18,10 @@ SHOWN = 8  # files listed in an error
 def repository_of(source: str | Path) -> hub.Repository | None:
     """Returns the repository that a text names, or None for a path.
 
-    A path that exists goes before an id, and NAME.safetensors is always a path.
+    A path that exists goes before an id, and NAME.safetensors is always a path. Raises `UsageError`
+    for anything but a string or a `Path`.
     """
-    path = Path(source)
+    path = checks.path("LoRA", source)
     if hub.path_exists(path) or (path.suffix == SUFFIX and ":" not in str(source)):
         return None
     return hub.repository_of(source)
@@ -77,8 +79,23 @@ def _names(root: Path) -> list[str]:
 
 
 def _is_complete(repository: hub.Repository, root: Path) -> bool:
-    """Returns whether a snapshot in the cache has the LoRA."""
-    try:
-        return bool(lora_files(repository, _names(root)))
-    except HubError:
+    """Returns whether a snapshot in the cache has the LoRA.
+
+    The cache has the files that were downloaded, and the repository may have more. Without a file's
+    name, raises `HubError` unless the LoRA has the name that goes before all others online.
+    """
+    names = _names(root)
+    if repository.file is not None:
+        return repository.file in names
+    weights = sorted(name for name in names if name.endswith(SUFFIX))
+    at_top = [name for name in weights if "/" not in name]
+    if usual(at_top) and usual(at_top)[0] in NAMES:
+        return True
+    if not weights:
         return False
+    raise HubError(
+        repository,
+        got=f"no answer from the Hub, and only {', '.join(weights[:SHOWN])} in its cache",
+        expected="the name of the file, as the repository may have others",
+        fix=f"name it, as {repository.name}:{weights[0]}",
+    )

@@ -48,7 +48,7 @@ def lora_name(path: str | Path) -> str:
     if repository is not None:
         return Path(repository.file).stem if repository.file else Path(repository.name).name
     path = Path(path)
-    return path.resolve().name if path.is_dir() else path.stem
+    return path.resolve().name if hub.path_exists(path) and path.is_dir() else path.stem
 
 
 def is_lora(text: str) -> bool:

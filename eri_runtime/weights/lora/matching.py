@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from eri_runtime.bundle import DENOISER, Family
+from eri_runtime.checks import text_keys
 from eri_runtime.errors import LoraError, UnmatchedKeysError, short
 from eri_runtime.weights.lora.adapter import Adapter, Dora, Floats, Replacement, Sum
 from eri_runtime.weights.lora.bundled_tokens import without_tokens
@@ -57,10 +58,12 @@ def adapters(
         The changes of each weight, by component and weight.
 
     Raises:
+        UsageError: If a key is not a string.
         UnmatchedKeysError: If keys match no weight.
         LoraError: If factors are missing or do not fit.
         NonFiniteError: If a factor holds NaN or Inf.
     """
+    text_keys("LoRA", lora_tensors)
     lora_tensors = without_tokens(without_scales(lora_tensors))
     parsed = parse(lora_tensors)
     names = module_targets(family, shapes)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from eri_runtime.bundle import Family, round_to
+from eri_runtime.checks import text_keys
 from eri_runtime.errors import LoraError, UsageError, short
 from eri_runtime.weights.lora.adapter import Adapter, Floats, Sum
 from eri_runtime.weights.lora.bundled_tokens import without_tokens
@@ -68,7 +69,7 @@ def apply_lora_for_inference(
 
     Raises:
         LoraError: If the network is unknown or the LoRA does not fit it.
-        UsageError: If the scale is not a finite float32.
+        UsageError: If a key is not a string, or the scale not a finite float32.
         NonFiniteError: If the LoRA holds NaN or Inf, or a merged weight overflows.
 
     Example:
@@ -81,6 +82,8 @@ def apply_lora_for_inference(
         array([[1.5, 0.5],
                [0.5, 1.5]])
     """
+    text_keys("base_weights", base_weights)
+    text_keys("lora_weights", lora_weights)
     changes = {
         name: [(adapter, scale) for adapter in adapters_of_weight]
         for name, adapters_of_weight in _find_adapters(base_weights, lora_weights).items()

@@ -19,7 +19,7 @@ from eri_export.checkpoints.scheduler_settings import HIDDEN, arguments_of
 from eri_export.checkpoints.training_schedule import training_schedule
 from eri_runtime.errors import CheckpointError
 from eri_runtime.sampling import SAMPLERS
-from tests.support.schedulers.cases import CASES, DPM, EULER, FLOW, UNIPC, label, sdxl
+from tests.support.schedulers.cases import CASES, DPM, EULER, FLOW, SA, UNIPC, label, sdxl
 from tests.support.schedulers.loops import difference, settings
 from tests.support.schedulers.stand_ins import scheduler_class
 
@@ -27,7 +27,7 @@ STEPS = (1, 2, 5, 20, 30)
 # alpha-bar is float32 there, a thousand products long, and float64 here
 TOLERANCE = 1e-4
 # levels whose timestep is cut to a whole one: an error in the last digit is one timestep of 1000
-CUT_TOLERANCE = 1e-3
+CUT_TOLERANCE = 2e-3
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,8 @@ def tolerance_of(family, config):
 def steps_of(config):
     """Without runs that diffusers cannot do: a division by 0, two steps at one timestep."""
     least = 2 if config.get("shift_terminal") else 1
+    if config["_class_name"] == "PNDMScheduler" and not config.get("skip_prk_steps"):
+        least = 4  # it takes the first three steps with more evaluations
     most = 2 if config.get("beta_schedule") == "squaredcos_cap_v2" else 30
     return [steps for steps in STEPS if least <= steps <= most]
 
@@ -100,15 +102,20 @@ def read(family, config):
     return training_schedule(found), own_sampling(found)
 
 
+FLOWS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 REFUSED = [
-    (sdxl("PNDMScheduler"), "PNDMScheduler.*table"),
-    (sdxl("SASolverScheduler"), "SASolverScheduler.*table"),
+    (sdxl("PNDMScheduler", prediction_type="sample"), "prediction_type.*sample"),
+    (sdxl(SA, algorithm_type="other"), "algorithm_type.*other"),
+    (sdxl(SA, predictor_order=5), "predictor_order.*5"),
+    (sdxl(SA, corrector_order=2.5), "corrector_order.*2.5"),
+    (sdxl(SA, variance_type="learned"), "variance_type.*learned"),
+    (sdxl(SA, algorithm_type="noise_prediction", thresholding=True), "thresholding"),
+    (sdxl(SA, algorithm_type="noise_prediction", **FLOWS), "algorithm_type"),
+    (("flux", {"_class_name": SA, **FLOWS}), "_class_name.*SASolverScheduler.*mu"),
     (sdxl("NoSuchScheduler"), "NoSuchScheduler"),
     (sdxl(FLOW), FLOW),
     (("sd35", {"_class_name": DPM}), DPM),
     (("flux", {"_class_name": EULER}), EULER),
-    (sdxl("DDIMScheduler"), "clip_sample.*True"),
-    (sdxl("DDIMScheduler", clip_sample=False, thresholding=True), "thresholding"),
     (sdxl("DDPMScheduler", variance_type="learned_range"), "variance_type.*learned_range"),
     (sdxl(DPM, algorithm_type="dpmsolver"), "final_sigmas_type.*zero"),
     (sdxl(DPM, algorithm_type="sde-dpmsolver", solver_order=3), "final_sigmas_type"),

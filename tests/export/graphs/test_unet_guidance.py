@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    LCMScheduler,
+    StableDiffusionXLPipeline,
+    TCDScheduler,
+    UNet2DConditionModel,
+)
 
+import eri_runtime as eri
 from eri_export.checkpoints.sources.folder import open_part
 from eri_export.graphs.recipes.base import fixed
 from eri_export.graphs.recipes.sizes import Frame
 from eri_export.graphs.recipes.unet import unet_recipe
 from eri_export.plan.plan import spec_of
-from eri_runtime.bundle import manifest
-from eri_runtime.bundle.spec import ShapeRange
+from eri_runtime.bundle import MANIFEST, manifest
+from eri_runtime.bundle.spec import FileRecord, ShapeRange
 from eri_runtime.executors.ort.session import OrtExecutor
 from eri_runtime.request.arguments import check_guidance
 from eri_runtime.text import Condition, condition_inputs
 from tests.support.checkpoints import randomised
 from tests.support.components import up_to, write_component
+from tests.support.diffusers_pipelines import PIXEL_TOLERANCE, PROMPTS, generators
+from tests.support.schedulers.bundles import of_scheduler
 
 TOLERANCE = 1e-4  # of the largest value: float32 on both sides, but other kernels
 WIDTH = 16  # of the embedding
@@ -47,7 +57,7 @@ def graph(unet, shared_trace, tmp_path_factory) -> tuple[Path, object]:
     folder = tmp_path_factory.mktemp("lcm")
     unet.save_pretrained(folder / "unet")
     source = open_part(folder / "unet", "unet", "UNet2DConditionModel")
-    side = ShapeRange(min=2, opt=8, max=16)
+    side = ShapeRange(min=2, opt=8, max=32)
     frame = Frame(unit=2, height=side, width=side)
     recipe = unet_recipe(source, "fp32", frame, 16, up_to(16, 32))
     recipe = fixed(dataclasses.replace(recipe, ranges={**recipe.ranges, **SIZES}))
@@ -122,3 +132,48 @@ def test_a_calls_guidance_is_embedded_and_cfg_is_off(lcm_bundle):
 def test_without_a_guidance_scale_it_is_left_out(lcm_bundle):
     words = {"guidance_scale": 8.0, "bypass_guidance": True}
     assert (check_guidance(lcm_bundle, words, 1, 1, has_negative=False).embedded < 0).all()
+
+
+@pytest.fixture(scope="module")
+def whole_bundle(sdxl_bundle, graph, tmp_path_factory):
+    """The tiny SDXL's bundle with this UNet, as the export of an LCM would write it."""
+    file, spec = graph
+    folder = shutil.copytree(sdxl_bundle, tmp_path_factory.mktemp("whole") / "lcm")
+    shutil.rmtree(folder / "denoiser")
+    shutil.copytree(file.parent, folder / "denoiser")
+    old = manifest.read(sdxl_bundle)
+    kept = {name: each for name, each in old.files.items() if not name.startswith("denoiser/")}
+    new = {f"denoiser/{each.name}": record(each) for each in (folder / "denoiser").iterdir()}
+    changed = dataclasses.replace(
+        old,
+        components={**old.components, "denoiser": spec},
+        files={**kept, **new},
+        guidance_embedding=True,
+    )
+    (folder / MANIFEST).write_text(manifest.dump(changed), encoding="utf-8")
+    return folder
+
+
+def record(file):
+    content = file.read_bytes()
+    return FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "changes"),
+    [(LCMScheduler, {}), (LCMScheduler, {"clip_sample": True}), (TCDScheduler, {})],
+)
+def test_four_steps_are_diffusers_picture(
+    unet, whole_bundle, sdxl_checkpoint, tmp_path, scheduler, changes
+):
+    theirs = StableDiffusionXLPipeline.from_pretrained(sdxl_checkpoint, unet=unet)
+    theirs.set_progress_bar_config(disable=True)
+    theirs.scheduler = scheduler.from_config(theirs.scheduler.config, **changes)
+    words = {"prompt": PROMPTS, "height": 32, "width": 48, "num_inference_steps": 4}
+    words |= {"guidance_scale": 8.0, "output_type": "np"}
+    pixels = theirs(**words, generator=generators([7, 2])).images
+    weak = theirs(**words | {"guidance_scale": 1.0}, generator=generators([7, 2])).images
+    with eri.load(of_scheduler(whole_bundle, tmp_path / "bundle", theirs.scheduler)) as ours:
+        mine = ours(**words, seed=[7, 2]).images
+    assert np.abs(mine - pixels).max() <= PIXEL_TOLERANCE
+    assert np.abs(weak - pixels).max() > PIXEL_TOLERANCE, "the guidance must matter"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -134,6 +135,27 @@ def test_a_wrong_manifest_is_refused_by_place(bundle, change, where):
     rewrite(bundle, change)
     with pytest.raises(ManifestError, match=where):
         manifest.read(bundle.root)
+
+
+LISTS = [
+    (part, field.name)
+    for part, kind in (("latents", LatentSpec), ("schedule", ScheduleSpec), ("defaults", Defaults))
+    for field in dataclasses.fields(kind)
+    if field.type == "tuple[float, ...]"
+]
+FITTING = {"mean": 16, "std": 16, "trained_betas": 1000, "thresholding": 2}
+
+
+@pytest.mark.parametrize(("part", "name"), LISTS)
+def test_a_list_of_another_length_than_what_it_belongs_to_is_refused(bundle, part, name):
+    """Every list of numbers in the manifest."""
+    for length in (1, FITTING[name] - 1, FITTING[name] + 1):
+        rewrite(bundle, spoil(part, name, value=[0.5] * length))
+        where = rf"{part}\.{name}: got '{length} numbers', expected"
+        with pytest.raises(ManifestError, match=where):
+            manifest.read(bundle.root)
+    rewrite(bundle, spoil(part, name, value=[0.5] * FITTING[name]))
+    assert len(getattr(getattr(manifest.read(bundle.root), part), name)) == FITTING[name]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])

@@ -26,6 +26,10 @@ def test_a_sampler_follows_its_reference(case):
         assert not outside(case, errors), (steps, errors)
 
 
+def test_every_sampler_has_its_cases():
+    assert {case.sampler for case in CASES} == set(SAMPLERS)
+
+
 def test_every_sampler_is_compared_on_every_kind_of_schedule_it_takes():
     compared = {(case.sampler, case.spec.kind) for case in CASES}
     for family, config in SCHEDULER_CASES:  # in tests/export/checkpoints/test_schedulers.py

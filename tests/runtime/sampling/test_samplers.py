@@ -11,10 +11,10 @@ from eri_runtime.errors import UnknownNameError, UsageError
 from eri_runtime.sampling.samplers import find_sampler
 
 
-def test_one_linspace_step_starts_from_noise():
-    """diffusers takes t = 0 for it, where there is nothing to denoise: ours takes the other end."""
+def test_one_linspace_step_is_at_t_0():
+    """As in diffusers, though there is nothing to denoise."""
     spec = ScheduleSpec(kind="vp", prediction="eps", spacing="linspace")
-    assert make_schedule(spec, 1, 64, whole_t=False).t.tolist() == [999.0, 0.0]
+    assert make_schedule(spec, 1, 64, whole_t=False).t.tolist() == [0.0, 0.0]
     scheduler = EulerDiscreteScheduler(timestep_spacing="linspace")
     scheduler.set_timesteps(1)
     assert scheduler.timesteps.tolist() == [0.0]

@@ -98,17 +98,53 @@ def test_the_table_is_as_wide_as_the_algorithm_reaches():
     assert widths == {ddim: (1, 0), ancestral: (1, 1), heun: (2, 0), three_back: (4, 2)}
 
 
-def test_an_algorithm_that_reaches_too_far_back_is_refused():
-    def five_back(denoise, noise, x, schedule):
+def reaching_back(count):
+    """An algorithm with a history of `count` denoised."""
+
+    def algorithm(denoise, noise, x, schedule):
         past = []
         for here, _ in schedule.steps():
-            past = [denoise(x, here), *past][:5]
-            x = x + sum(past[1:], past[0])
+            past = [denoise(x, here), *past][:count]
+            x = x + 0.01 * sum(past[1:], past[0])
         return x
 
+    return algorithm
+
+
+def test_an_algorithm_that_reaches_too_far_back_is_refused():
+    schedule = make_schedule(VP, 15, 64, whole_t=False)
+    assert tabulate(reaching_back(13), schedule, "eps").B.shape == (15, 13)
+    with pytest.raises(UsageError, match="history of x0: got 14, expected at most 13"):
+        tabulate(reaching_back(14), schedule, "eps")
+
+
+def test_a_history_that_no_step_graph_holds_has_no_rows_for_one():
     schedule = make_schedule(VP, 8, 64, whole_t=False)
-    with pytest.raises(UsageError, match="history of x0: got 5, expected at most 4"):
-        tabulate(five_back, schedule, "eps")
+    assert tabulate(reaching_back(4), schedule, "eps").rows().shape == (8, 13)
+    with pytest.raises(UsageError, match="history: got 5, expected at most 4"):
+        tabulate(reaching_back(5), schedule, "eps").rows()
+
+
+def test_noise_that_has_no_weight_is_drawn_all_the_same():
+    """As diffusers' SA-Solver does: the draws after it are another's otherwise."""
+
+    def sampler(denoise, noise, x, schedule):
+        for k, (here, _) in enumerate(schedule.steps()):
+            x = x + denoise(x, here) + (k % 2) * noise()
+        return x
+
+    schedule, drawn = make_schedule(VP, 4, 64, whole_t=False), []
+
+    def recorded(draw, shape):
+        drawn.append(draw)
+        return draws(draw, shape)
+
+    table, x = tabulate(sampler, schedule, "v"), draws(0, SHAPE[1:])
+    assert table.C[:, 0].tolist() == [0, 1, 0, 1]
+    mine = trajectory(table, x, recorded, hook=clip)
+    reference = eager(sampler, schedule, "v", x, clip)
+    assert drawn == [1, 2, 3, 4]
+    np.testing.assert_allclose(mine[-1], reference[-1], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 
 from eri_runtime.bundle.spec import ScheduleSpec
-from tests.support.references.case import Case
+from tests.support.references.case import STEPS, Case
 from tests.support.references.schedulers import Diffusers
 
 SCIPY = importlib.util.find_spec("scipy") is not None  # diffusers' beta sigmas and LMS need it
@@ -63,11 +63,6 @@ def listed(steps):
     return [0.999 - 0.94 * i / steps for i in range(steps)]
 
 
-def steps_of(spec, steps=(1, 2, 7, 20)):
-    """Without one linspace step: diffusers takes t = 0 for it."""
-    return tuple(n for n in steps if n > 1 or spec.spacing != "linspace")
-
-
 def over_sigma(sampler, spec, sigmas="default", **more):
     """diffusers' scheduler that keeps x/alpha."""
     spaced = {} if sigmas == "default" else {f"use_{sigmas}_sigmas": True}
@@ -78,7 +73,7 @@ def over_sigma(sampler, spec, sigmas="default", **more):
         own_start=True,
         rounds="it keeps x/alpha, and a rounding of that is one of sigma/alpha times x_0",
     )
-    case = {"steps": steps_of(spec), **fewer_digits(sampler, spec, sigmas), **more}
+    case = {**fewer_digits(sampler, spec, sigmas), **more}
     return Case(sampler=sampler, spec=spec, reference=reference, sigmas=sigmas, **case)
 
 
@@ -128,7 +123,7 @@ def ddim_cases():
     for curve, spacing, p in product(CURVES, SPACINGS, PREDICTIONS):
         spec = vp(p, beta_curve=curve, spacing=spacing)
         reference = Diffusers(name="DDPMScheduler", config=config(spec, clip_sample=False))
-        yield Case(sampler="ddpm", spec=spec, reference=reference, steps=steps_of(spec))
+        yield Case(sampler="ddpm", spec=spec, reference=reference)
 
 
 def multistep(sampler, spec, sigmas="default", **more):
@@ -165,6 +160,87 @@ def multistep_cases():
         for shift in (1.0, 3.0):  # from 0.999, and with the clock rounded
             spec = ScheduleSpec(kind="flow", prediction="flow", shift=shift)
             yield multistep(sampler, spec, "reference", options=options, timeless=True)
+
+
+EXPONENTIALS = "its coefficients are differences of float32 exponentials"
+ALWAYS_LEAST = ("DEISMultistepScheduler", "SASolverScheduler")  # they have no final_sigmas_type
+# solvers that diffusers ends at the smallest level of training: sampler, class, config and options
+TO_LEAST = [
+    *(("deis", "DEISMultistepScheduler", {"solver_order": n}, {"order": n}) for n in (1, 2, 3)),
+    *(
+        (
+            "unipc_eps",
+            "UniPCMultistepScheduler",
+            {"solver_order": n, "predict_x0": False},
+            {"order": n},
+        )
+        for n in (1, 2, 3)
+    ),
+    *(
+        (f"dpm{pp}_{kind}step", f"DPMSolver{cls}stepScheduler", *given)
+        for (pp, algorithm), (kind, cls) in product(
+            (("pp", "dpmsolver++"), ("", "dpmsolver")),
+            (("multi", "Multi"), ("single", "Single")),
+        )
+        for n in (1, 2, 3)
+        for given in [({"solver_order": n, "algorithm_type": algorithm}, {"order": n})]
+    ),
+    *(
+        (sampler, "SASolverScheduler", {**orders, "algorithm_type": algorithm}, options)
+        for sampler, algorithm in (
+            ("sa_solver", "data_prediction"),
+            ("sa_solver_eps", "noise_prediction"),
+        )
+        for p, c in ((2, 2), (1, 3), (3, 1), (4, 4))
+        for orders, options in [
+            ({"predictor_order": p, "corrector_order": c}, {"order": p, "corrector_order": c})
+        ]
+    ),
+]
+
+
+def solver_cases():
+    for (sampler, name, more, options), p in product(TO_LEAST, ("eps", "v")):
+        single = "single" in sampler  # it has no spacing but `linspace`, of N + 1 points
+        spec = vp(p, final="sigma_min", spacing="linspace" if single else "trailing")
+        final = {} if name in ALWAYS_LEAST else {"final_sigmas_type": "sigma_min"}
+        fields = {**config(spec), **final, **more}
+        if single:
+            del fields["timestep_spacing"], fields["steps_offset"]
+            fields["lower_order_final"] = True
+        reference = Diffusers(name=name, config=fields, rounds=EXPONENTIALS)
+        levels = {"sigmas": "reference", "timeless": True} if single else {}
+        yield Case(sampler=sampler, spec=spec, reference=reference, options=options, **levels)
+
+
+def dpm_flow_cases():
+    flows = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    flows |= {"final_sigmas_type": "zero", "lower_order_final": True}
+    for kind, shift, order in product(("Multi", "Single"), (1.0, 3.0), (1, 2, 3)):
+        fields = {**flows, "flow_shift": shift, "solver_order": order}
+        reference = Diffusers(name=f"DPMSolver{kind}stepScheduler", config=fields)
+        yield Case(
+            sampler=f"dpmpp_{kind.lower()}step",
+            spec=ScheduleSpec(kind="flow", prediction="flow", shift=shift),
+            reference=reference,
+            sigmas="reference",  # from 0.999, and with the clock rounded
+            options={"order": order},
+            timeless=True,
+        )
+
+
+def pndm_cases():
+    samplers = (("pndm", "eps"), ("pndm_v", "v"))
+    for rk, (sampler, p), final in product((0, 1), samplers, ("zero", "sigma_min")):
+        spec = vp(p, spacing="leading", final=final)
+        fields = config(spec, set_alpha_to_one=final == "zero", skip_prk_steps=not rk)
+        yield Case(
+            sampler=sampler,
+            spec=spec,
+            reference=Diffusers(name="PNDMScheduler", config=fields),
+            options={"runge_kutta": rk},
+            steps=(5, 20) if rk else STEPS,  # diffusers' needs four
+        )
 
 
 def distilled_cases():
@@ -257,6 +333,9 @@ CASES = [
     *sigma_cases(),
     *ddim_cases(),
     *multistep_cases(),
+    *solver_cases(),
+    *dpm_flow_cases(),
+    *pndm_cases(),
     *distilled_cases(),
     *flow_cases(),
     *formula_cases(),

@@ -51,12 +51,6 @@ DIFFERENCES = [
         steps=20,
     ),
     Difference(
-        what="one `linspace` step begins at t = 0",
-        why="where there is nothing to denoise. Ours begins at the noisiest step.",
-        case=over_sigma("euler", vp("eps", spacing="linspace")),
-        steps=1,
-    ),
-    Difference(
         what="DDIM steps to t − T/N, on any spacing but `leading`",
         why="which is none of its N points where N does not divide T, and not the end at the last "
         "step. Ours goes from each of the N points to the next.",

@@ -23,10 +23,17 @@ OVER_SIGMA = (
 )
 EULER, HEUN = OVER_SIGMA[0], OVER_SIGMA[2]
 DPM, SINGLE = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
+SA = "SASolverScheduler"
 DEIS, UNIPC = "DEISMultistepScheduler", "UniPCMultistepScheduler"
 EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 FLOW, FLOW_LCM = "FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"
 SPREADS = [{f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta")]
+CLIPPED = (
+    {"clip_sample": False},
+    {"clip_sample": True},
+    {"clip_sample_range": 0.6, "timestep_spacing": "trailing"},
+    {"thresholding": True, "sample_max_value": 1.5},
+)
 TO_SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
 
 
@@ -60,6 +67,12 @@ def whole_timesteps():
         yield sdxl("DDPMScheduler", timestep_spacing=spacing)
         yield sdxl("DDPMScheduler", **unclipped, variance_type="fixed_large")
     yield sdxl("DDPMScheduler", thresholding=True, sample_max_value=1.5)
+    in_v = {"prediction_type": "v_prediction", "set_alpha_to_one": True}
+    for spacing, skip, more in product(SPACINGS, (True, False), ({}, in_v)):
+        yield sdxl("PNDMScheduler", skip_prk_steps=skip, timestep_spacing=spacing, **more)
+    for name, clipping in product(("DDIM", "DDIMParallel", "DDPMParallel"), CLIPPED):
+        for kind in ("epsilon", "v_prediction"):
+            yield sdxl(f"{name}Scheduler", prediction_type=kind, **clipping)
     yield sdxl("LCMScheduler")
     yield sdxl("LCMScheduler", timestep_scaling=5.0, original_inference_steps=100, clip_sample=True)
     yield sdxl("LCMScheduler", thresholding=True, sample_max_value=2.0)
@@ -103,6 +116,20 @@ def multistep():
     yield sdxl(UNIPC, **SPREADS[0], sigma_min=0.05, sigma_max=10.0)
 
 
+def stochastic_adams():
+    noise = {"algorithm_type": "noise_prediction"}
+    for spacing in SPACINGS:
+        yield sdxl(SA, timestep_spacing=spacing)
+    for spread in SPREADS:
+        yield sdxl(SA, **spread)
+    for order, corrector, more in ((1, 3, {}), (4, 4, {}), (2, 2, noise), (3, 1, noise)):
+        yield sdxl(SA, predictor_order=order, corrector_order=corrector, **more)
+    yield sdxl(SA, prediction_type="v_prediction", lower_order_final=False)
+    yield sdxl(SA, thresholding=True, sample_max_value=1.5)
+    flows = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    yield "sd35", {"_class_name": SA, **flows}
+
+
 def edm():
     for name, curve, kind in product(EDM, ("karras", "exponential"), ("epsilon", "v_prediction")):
         yield "sdxl", {"_class_name": name, "sigma_schedule": curve, "prediction_type": kind}
@@ -141,7 +168,7 @@ def flow():
     yield "sd35", {"_class_name": UNIPC, **flows, "shift_terminal": 0.1, **TO_SIGMA_MIN}
 
 
-CASES = [*over_sigma(), *whole_timesteps(), *multistep(), *edm(), *flow()]
+CASES = [*over_sigma(), *whole_timesteps(), *multistep(), *stochastic_adams(), *edm(), *flow()]
 
 
 def label(case):

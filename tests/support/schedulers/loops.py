@@ -15,7 +15,7 @@ from eri_export.checkpoints.scheduler_facts import own_sampling, settings_of
 from eri_export.checkpoints.training_schedule import training_schedule
 from eri_runtime import SAMPLERS, make_table
 from eri_runtime.loop.numpy_loop import identity
-from eri_runtime.sampling import TorchNoise, scheduler_clipping
+from eri_runtime.sampling import TorchNoise, check_spacing, scheduler_clipping, with_spacing
 from tests.support.oracles import network, trajectory
 from tests.support.schedulers.stand_ins import in_place, scheduler_class
 
@@ -81,19 +81,20 @@ def settings(family, config):
     return settings_of(opened)
 
 
-def table_of(family, config, steps):
-    """Our table, and what is done to x_0."""
+def table_of(family, config, steps, spacing=None):
+    """Our table, of a call with this spacing, and what is done to x_0."""
     read = settings(family, config)
-    own, spec = own_sampling(read), training_schedule(read)
+    own, spec = own_sampling(read), with_spacing(training_schedule(read), spacing)
+    assert check_spacing(spacing, spec.kind, own.levels, distilled=False) == spacing
     sampler = SAMPLERS[own.sampler]
     schedule = sampler.schedule(spec, steps, TOKENS, levels=own.levels)
     clipping = scheduler_clipping(own)
     return make_table(sampler, schedule, spec, options=own.options), clipping or identity
 
 
-def run_ours(family, config, steps, seed=SEED):
+def run_ours(family, config, steps, seed=SEED, spacing=None):
     """The final x of our loop, in diffusers' scale."""
-    table, hook = table_of(family, config, steps)
+    table, hook = table_of(family, config, steps, spacing)
     noise = TorchNoise([seed])
     x = np.float32(table.scale) * noise(0, SHAPE)
     final = trajectory(table, x, lambda draw, shape=SHAPE: noise(draw, shape), hook=hook)[-1]

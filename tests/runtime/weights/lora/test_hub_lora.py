@@ -158,6 +158,20 @@ def test_the_cache_serves_if_the_hub_is_out_of_reach(offline, caplog):
             find_lora(text)
 
 
+def test_a_cached_file_of_unknown_others_must_be_named(offline, repositories):
+    """The cache may hold one of several: which the repository's LoRA is, only the Hub knows."""
+    snapshot = offline.parents[2] / "models--eri--many" / "snapshots" / ("b" * 40)
+    snapshot.mkdir(parents=True)
+    shutil.copy(repositories / "eri/many/b.safetensors", snapshot)
+    with pytest.raises(HubError) as caught:
+        find_lora("eri/many")
+    assert "only b.safetensors in its cache" in str(caught.value)
+    assert caught.value.fix == "name it, as eri/many:b.safetensors"
+    assert find_lora("eri/many:b.safetensors") == snapshot / "b.safetensors"
+    shutil.copy(snapshot / "b.safetensors", snapshot / "pytorch_lora_weights.safetensors")
+    assert find_lora("eri/many").name == "pytorch_lora_weights.safetensors"
+
+
 def test_without_the_hubs_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(HubError, match=r"eri/peft: got no such path.*pip install huggingface_hub"):
