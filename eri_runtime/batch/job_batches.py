@@ -179,7 +179,7 @@ def check_shared_words(words: Keywords) -> dict[str, Any]:
     for word, value in words.items():
         if word not in SHARED_JOB_KEYWORDS:
             expected = f"one of {', '.join(sorted(SHARED_JOB_KEYWORDS | JOB_KEYWORDS))}"
-            raise UnknownNameError("keyword", got=repr(word), expected=expected)
+            raise UnknownNameError("keyword", got=short(word), expected=expected)
         if word == "noise" and value is not None and not isinstance(value, str):
             expected = f"one of {', '.join(get_args(NoiseName))}, which know of no batches"
             raise UsageError("noise", got=short(value), expected=expected)

@@ -78,7 +78,7 @@ class TextualInversions:
             for token in removed:
                 if token not in self._rows:
                     expected = ", ".join(self._rows) or "one that is loaded"
-                    raise UnknownNameError("token", got=repr(token), expected=expected)
+                    raise UnknownNameError("token", got=short(token), expected=expected)
             self._set({name: own for name, own in self._rows.items() if name not in removed})
             self._set_tokens(self._rows)
 

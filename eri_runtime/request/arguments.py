@@ -185,7 +185,7 @@ def check_output_type(bundle: Bundle, name: str) -> OutputType:
     """Returns `name`; raises `UsageError` if it is unknown or needs a decoder the bundle lacks."""
     if name not in get_args(OutputType):
         expected = f"one of {', '.join(get_args(OutputType))}"
-        raise UnknownNameError("output_type", got=repr(name), expected=expected)
+        raise UnknownNameError("output_type", got=short(name), expected=expected)
     if name != "latent" and DECODER not in bundle.components:
         got, fix = f"{name!r} of a bundle without {DECODER}", "or export again with `--vae`"
         raise UsageError("output_type", got=got, expected="latent", fix=fix)

@@ -64,7 +64,7 @@ def spaced_levels(name: str, first: float, last: float, count: int, training: Fl
     """Returns N falling levels in a named spacing; raises `UnknownNameError` for other names."""
     if name not in SPACINGS:
         expected = f"one of default, {', '.join(SPACINGS)}, or a list of levels"
-        raise UnknownNameError("sigmas", got=repr(name), expected=expected)
+        raise UnknownNameError("sigmas", got=short(name), expected=expected)
     return SPACINGS[name](first, last, count, training)
 
 

@@ -203,7 +203,7 @@ def _check_arguments(
     for word in words:
         if word not in SHARED_KEYWORDS:
             expected = f"one of {', '.join(sorted(SHARED_KEYWORDS))}"
-            raise UnknownNameError("keyword", got=repr(word), expected=expected)
+            raise UnknownNameError("keyword", got=short(word), expected=expected)
     listed = (prompts,) if isinstance(prompts, str) else prompts
     texts = tuple(listed) if isinstance(listed, Sequence) else ()
     if not texts or not all(isinstance(text, str) for text in texts):

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import numpy as np
 
 from eri_runtime.bundle import DENOISER, Bundle, TensorFile, read_tensors
-from eri_runtime.errors import EriError, UnknownNameError
+from eri_runtime.errors import EriError, UnknownNameError, short
 from eri_runtime.executors import (
     FROM_FILE,
     Arrays,
@@ -174,7 +174,7 @@ class LiveWeights(Closeable):
         components = self._bundle.components
         if component not in components:
             expected = f"one of {', '.join(components)}"
-            raise UnknownNameError("component", got=repr(component), expected=expected)
+            raise UnknownNameError("component", got=short(component), expected=expected)
         if component not in self._files:
             weights = self._bundle.path(components[component].weights)
             self._files[component] = read_tensors(weights)

@@ -252,7 +252,7 @@ class WeightOverlays:
                 if component and component not in self._bundle.components:
                     expected = ", ".join(self._bundle.components)
                     where = f"scale of {name}: component"
-                    raise UnknownNameError(where, got=repr(component), expected=expected)
+                    raise UnknownNameError(where, got=short(component), expected=expected)
                 finite(f"scale of {name}", strength)
 
     def _check_loaded(self, names: Iterable[str], overlays: Overlays) -> None:

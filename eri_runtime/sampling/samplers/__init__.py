@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from eri_runtime.bundle import LevelSpec, ScheduleKind, ScheduleSpec
-from eri_runtime.errors import UnknownNameError, UsageError
+from eri_runtime.errors import UnknownNameError, UsageError, short
 from eri_runtime.sampling.levels import scheduler_schedule
 from eri_runtime.sampling.samplers import distilled, multistep, second_order
 from eri_runtime.sampling.samplers.deis import deis
@@ -133,7 +133,7 @@ class Sampler:
                 raise UsageError(name, got=f"{value} with {self.name}", expected=expected)
             _, low, high = self.options[name]
             if not isinstance(value, int | float) or not low <= value <= high:
-                raise UsageError(name, got=repr(value), expected=f"{low:g} to {high:g}")
+                raise UsageError(name, got=short(value), expected=f"{low:g} to {high:g}")
         return {name: options.get(name, option.default) for name, option in self.options.items()}
 
 
