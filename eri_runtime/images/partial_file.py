@@ -51,15 +51,17 @@ def check_output(offender: str, path: Path) -> None:
 
     `offender` is the argument that the message names.
     """
+    if not path.name:
+        raise UsageError(offender, got=short(str(path)), expected="the path of a file")
     size = len(os.fsencode(path.name))
     if size > LONGEST:
         expected = f"{LONGEST} bytes at most"
         got = f"a name of {size} bytes, {short(path.name)}"
         raise UsageError(offender, got=got, expected=expected, fix="choose a shorter name")
-    if path.is_dir():
-        fix = "add a file's name, such as fox.png"
-        raise UsageError(offender, got=f"the folder {path}", expected="a file", fix=fix)
     try:
+        if path.is_dir():
+            fix = "add a file's name, such as fox.png"
+            raise UsageError(offender, got=f"the folder {path}", expected="a file", fix=fix)
         with partial_file(path):
             pass
     except OSError as error:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from eri_runtime.bundle import Prediction, ScheduleSpec
+from eri_runtime.checks import finite, function, instance, one_of
 from eri_runtime.errors import UsageError
 from eri_runtime.sampling.prediction import Preconditioning, precondition, precondition_edm
 from eri_runtime.sampling.samplers import Memory, Sampler
@@ -102,7 +103,10 @@ def make_table(
         >>> len(table), table.B.shape, table.C.shape  # 2 denoised x_0 in the history, no noise
         (4, (4, 2), (4, 0))
     """
-    algorithm = partial(sampler.algorithm, **sampler.checked(options or {}))
+    instance("sampler", sampler, Sampler, "a value of SAMPLERS")
+    instance("schedule", schedule, Schedule)
+    instance("spec", spec, ScheduleSpec)
+    algorithm = partial(sampler.algorithm, **sampler.checked({} if options is None else options))
     at_sigma = sampler.starts_at_sigma and spec.spacing != "leading"
     scale = schedule[0].sigma if at_sigma else 1.0
     scale = scale if schedule.start is None else schedule.start
@@ -146,9 +150,16 @@ def tabulate(
         >>> eri.tabulate(euler, schedule, "flow").A.round(3)
         array([0.858, 0.702, 0.015, 0.   ])
     """
+    function("algorithm", algorithm, "a function (denoise, noise, x, schedule) -> x")
+    instance("schedule", schedule, Schedule)
+    one_of("prediction", prediction, get_args(Prediction))
+    one_of("memory", memory, get_args(Memory))
+    finite("scale", scale)
     recorder = _Recorder(schedule.clock, memory)
     result = algorithm(recorder.denoise, recorder.noise, Linear.symbol(START), schedule)
-    states = [*recorder.states, result]
+    states = [*recorder.states, instance("algorithm", result, Linear, "one that returns x")]
+    if not recorder.points:
+        raise UsageError("algorithm", got="no call of denoise", expected="one or more")
     rows = [_row(k, x, x_next) for k, (x, x_next) in enumerate(pairwise(states))]
     clock = schedule.clock
     conditioning = np.array([_conditioning(prediction, at, clock) for at in recorder.points])

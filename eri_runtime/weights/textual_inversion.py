@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.bundle import Family, read_tensors
+from eri_runtime.checks import mapping, path, text
 from eri_runtime.errors import LoraError, short
 from eri_runtime.weights.lora.bundled_tokens import ALONE, BUNDLED
 from eri_runtime.weights.lora.factors import FLOATS, finite_float32
@@ -60,7 +61,13 @@ def read_textual_inversions(
         DamagedWeightsError: If the file is missing or damaged.
         PickleError: If the file is a pickle.
     """
-    tensors = source if isinstance(source, Mapping) else read_tensors(source)
+    if token is not None:
+        text("token", token)
+    tensors: Mapping[str, Any]
+    if isinstance(source, Mapping):
+        tensors = mapping("textual inversion", source, "tensors by key")
+    else:
+        tensors = read_tensors(path("textual inversion", source))
     stem = None if isinstance(source, Mapping) else Path(source).stem
     found: dict[str, dict[str, Vectors]] = {}
     for key, name, word in _embeddings(tensors, stem):
