@@ -42,9 +42,18 @@ def check_regular(path: str | Path) -> None:
     try:
         mode = Path(path).stat().st_mode
     except ValueError as error:
-        raise OSError(errno.EINVAL, f"not a path ({error})") from error
+        raise OSError(errno.EINVAL, f"not a path ({error})", str(path)) from error
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, f"{kind_of(mode)}, which is not a regular file")
+        raise OSError(errno.EINVAL, f"{kind_of(mode)}, which is not a regular file", str(path))
+
+
+def check_replaceable(path: str | Path) -> None:
+    """Raises `OSError` if something is at the path that is not a regular file, or a link to one.
+
+    A rename to the path would replace it: as root, even a device such as /dev/null.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        check_regular(path)
 
 
 def is_regular(path: str | Path) -> bool:
@@ -76,7 +85,7 @@ def read_regular_file(path: str | Path, most: int = MOST_TEXT) -> bytes:
     with open_regular_file(path) as (stream, _):
         content = stream.read(most + 1)
     if len(content) > most:
-        raise OSError(errno.EFBIG, f"a file of more than {most} bytes")
+        raise OSError(errno.EFBIG, f"a file of more than {most} bytes", str(path))
     return content
 
 

@@ -32,7 +32,7 @@ from eri_runtime.bench.record_parts import (
     Workload,
 )
 from eri_runtime.errors import UsageError
-from eri_runtime.files import parse_json, read_regular_file
+from eri_runtime.files import check_replaceable, parse_json, read_regular_file
 
 __all__ = [
     "SCHEMA", "STAGES", "VERSION", "Build", "Distance", "Kind", "Limit", "Machine", "Memory",
@@ -90,7 +90,11 @@ def to_json(record: Record) -> str:
 
 
 def write(file: Path, text: str) -> None:
-    """Writes a file atomically: a reader sees the old content or the new one, never a part."""
+    """Writes a file atomically: a reader sees the old content or the new one, never a part.
+
+    Raises `OSError` for a path that is no file, such as a device, or that cannot be written.
+    """
+    check_replaceable(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
     try:
