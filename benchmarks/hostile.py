@@ -4,7 +4,8 @@
 
 Every answer must be a typed error with a short message, or success: no raw exception, no hang, no
 crash, and no wrong picture. A case runs in a child process, which is killed after `--limit`
-seconds. Finished cases are kept in `--work`, and the same command continues there. Writes the
+seconds. Finished cases are kept in `--work`, and the same command continues there; remove that
+folder when the code or the bundle has changed. Writes the
 counts to benchmarks/results/hostile.json; exit status 1 if any answer was wrong.
 
 `load` does not hash weights, so flipped bits in them may change the picture. Such a case counts
@@ -23,7 +24,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,6 +39,7 @@ RESULTS = Path(__file__).parent / "results"
 WORK = Path("build/hostile")
 WRONG = ("raw exception", "long message", "hang", "crash", "wrong picture")
 SMALL = 3  # cases of each campaign
+Serve = Callable[[Connection, Path, Path], None]
 START = 120.0  # seconds until a child process is ready
 
 
@@ -81,10 +83,17 @@ def read_log(file: Path) -> Iterator[dict[str, Any]]:
 
 
 class Child:
-    """A process that runs cases, replaced by a new one when it hangs or dies."""
+    """A process that runs cases, replaced by a new one when it hangs or dies.
 
-    def __init__(self, bundle: Path, work: Path, limit: float) -> None:
-        self._arguments, self._limit = (bundle, work), limit
+    Args:
+        bundle: The bundle of the cases.
+        work: The folder of the cases.
+        limit: Seconds of a case.
+        serve: The main function of the process.
+    """
+
+    def __init__(self, bundle: Path, work: Path, limit: float, serve: Serve | None = None) -> None:
+        self._arguments, self._limit, self._serve = (bundle, work), limit, serve or serve_cases
         self._context = multiprocessing.get_context("spawn")
         self._process: Any = None
 
@@ -112,7 +121,7 @@ class Child:
 
     def _start(self) -> None:
         self._connection, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=serve, args=(theirs, *self._arguments))
+        self._process = self._context.Process(target=self._serve, args=(theirs, *self._arguments))
         self._process.start()
         theirs.close()
         if not self._connection.poll(START) or self._connection.recv() != "ready":
@@ -127,7 +136,7 @@ class Child:
             self._process = None
 
 
-def serve(connection: Connection, bundle: Path, work: Path) -> None:
+def serve_cases(connection: Connection, bundle: Path, work: Path) -> None:
     """Runs the cases that the parent names; the main function of the child process."""
     cases = Cases(bundle, work)
     connection.send("ready")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 import eri_runtime as eri
 from eri_runtime.batch import read_prompts
@@ -48,6 +48,21 @@ LINES = (
 JUNK = (
     b"\0", b"\xff\xfe", b"[" * 5000, b"{" * 3000, b'"' * 9, b"9" * 5000, b"1e999", b"NaN", b"\r",
     b"\xed\xa0\x80", b"\n" * 999, b",", b"-", b"A" * 10**5,
+)  # fmt: skip
+
+LORA_CHANGES: tuple[Any, ...] = (
+    lambda array: array * np.float32(np.nan), lambda array: array * np.float32(3e38),
+    lambda array: array.astype(np.int8), lambda array: array.astype(np.float64),
+    lambda array: array.astype(np.uint8), lambda array: array.astype(bool),
+    lambda array: array.reshape(-1), lambda array: array.T.copy(), lambda array: array[:0],
+    lambda array: array[..., None, None], lambda array: np.tile(array, (2, 1)),
+    "metadata", "alpha", "lora_down.weight", "dora_scale", "lora_magnitude_vector", "hada_w1_a",
+    "lokr_w1", "weight_scale", "comfy_quant", "diff", "lora_mid.weight", "x" * 5000, "..", "\0",
+)  # fmt: skip
+LORA_METADATA = (
+    "", "x", "[" * 10**5, "NaN", "9" * 5000, '{"lora_alpha": 1e400}', '{"lora_alpha": "x"}',
+    '{"alpha_pattern": {"(a*)*": 1}}', '{"alpha_pattern": []}', '{"peft_type": {}}',
+    '{"transformer.lora_alpha": true}', '{"use_dora": 1, "r": 1e9}',
 )  # fmt: skip
 
 Case = Callable[["Cases", random.Random, Path], str]
@@ -217,6 +232,31 @@ def damaged_lora(cases: Cases, draw: random.Random, folder: Path) -> str:
     content, file = cases.lora, folder / "lora.safetensors"
     head = 8 + int.from_bytes(content[:8], "little") if draw.random() < 0.5 else len(content)
     file.write_bytes(damaged(draw, content[:head]) + content[head:])
+    return _with_lora(cases, file)
+
+
+def edited_lora(cases: Cases, draw: random.Random, folder: Path) -> str:
+    """A valid file whose tensors, keys or metadata are not those of a LoRA that fits."""
+    tensors, metadata = dict(load(cases.lora)), {}
+    for _ in range(draw.randint(1, 2)):
+        key = draw.choice(list(tensors))
+        change = draw.choice(LORA_CHANGES)
+        if callable(change):
+            with np.errstate(all="ignore"):
+                tensors[key] = change(tensors[key])
+        elif change == "metadata":
+            metadata["lora_adapter_metadata"] = draw.choice(LORA_METADATA)
+        else:
+            tensors[key.replace("lora_A.weight", change)] = tensors[key]
+            if draw.random() < 0.5:
+                tensors.pop(key, None)
+    file = folder / "lora.safetensors"
+    file.write_bytes(save(tensors, metadata or None))
+    return _with_lora(cases, file)
+
+
+def _with_lora(cases: Cases, file: Path) -> str:
+    """Generates with a LoRA, and takes it out again."""
     try:
         cases.pipe.load_lora(file, name="hostile")
         cases.pipe("a red heart", **WORDS)
@@ -281,6 +321,7 @@ CAMPAIGNS: Mapping[str, Case] = {
     "bundle: edited manifest": edited_manifest,
     "bundle: damaged manifest": damaged_manifest,
     "LoRA: damaged": damaged_lora,
+    "LoRA: edited": edited_lora,
     "picture: damaged": damaged_picture,
     "prompts file: damaged": damaged_prompts,
 }
