@@ -89,18 +89,19 @@ def read_regular_file(path: str | Path, most: int = MOST_TEXT) -> bytes:
     return content
 
 
-def parse_json(text: str | bytes, pairs: Pairs | None = None) -> Any:
+def parse_json(text: str | bytes, pairs: Pairs | None = None, *, infinite: bool = False) -> Any:
     """Parses JSON; raises `ValueError` for anything that is not.
 
     Python's parser takes NaN and Infinity, which are not JSON, and fails in other ways for values
     that are nested too deep and for numbers that no float holds. `pairs` makes an object's value of
-    its names and values; default: a dictionary.
+    its names and values; default: a dictionary. `infinite` lets NaN and Infinity pass, which
+    diffusers writes into the configs of schedulers.
     """
     try:
         return json.loads(
             text,
             object_pairs_hook=pairs,
-            parse_constant=_refuse,
+            parse_constant=float if infinite else _refuse,
             parse_int=_integer,
             parse_float=_float,
         )

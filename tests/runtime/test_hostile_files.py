@@ -243,6 +243,11 @@ def test_what_is_not_json(text):
         parse_json(text)
 
 
+def test_infinity_in_the_configs_of_checkpoints():
+    """diffusers writes `lambda_min_clipped` so."""
+    assert parse_json('{"a": -Infinity}', infinite=True) == {"a": -np.inf}
+
+
 def test_a_file_beyond_its_limit(tmp_path):
     (tmp_path / "file").write_bytes(b"x" * 11)
     assert read_regular_file(tmp_path / "file", 11) == b"x" * 11

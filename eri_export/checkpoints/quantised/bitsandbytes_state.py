@@ -196,7 +196,7 @@ def _json(tensor: StoredTensor) -> Mapping[str, Any]:
     if tensor.nbytes > MOST_JSON:
         raise damaged(tensor, f"{tensor.nbytes} bytes", f"JSON of at most {MOST_JSON}")
     try:
-        value = parse_json(bytes(read_bytes(tensor).tolist()))
+        value = parse_json(bytes(read_bytes(tensor).tolist()), infinite=True)
     except ValueError:
         value = None
     if not isinstance(value, dict):

@@ -19,7 +19,7 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 def read_json(file: Path) -> dict[str, Any]:
     """Reads the JSON object in `file`; raises `NotACheckpointError` for anything else."""
     try:
-        value = parse_json(read_regular_file(file).decode("utf-8"))
+        value = parse_json(read_regular_file(file).decode("utf-8"), infinite=True)
     except (OSError, ValueError) as error:
         raise NotACheckpointError(file, got=error, expected="a JSON file") from error
     if not isinstance(value, dict):
