@@ -44,7 +44,7 @@ def short(value: object) -> str:
     """
     if isinstance(value, str) and len(value) > 2 * SHOWN:
         value = value[:SHOWN] + value[-SHOWN:]  # the middle is cut out anyway
-    return _cut(_text(value, repr), SHOWN)
+    return cut(_text(value, repr), SHOWN)
 
 
 def _text(value: object, convert: Callable[[object], str]) -> str:
@@ -58,7 +58,7 @@ def _text(value: object, convert: Callable[[object], str]) -> str:
         return f"a value of type {type(value).__name__}"
 
 
-def _cut(text: str, longest: int) -> str:
+def cut(text: str, longest: int = LONGEST) -> str:
     """Returns `text`, with the middle cut out if it is longer than `longest` characters."""
     half = longest // 2
     return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
@@ -94,7 +94,7 @@ class EriError(Exception):
         self, offender: object, *, got: object, expected: object, fix: str | None = None
     ) -> None:
         parts = (offender, got, expected)
-        self.offender, self.got, self.expected = (_cut(_text(each, str), LONGEST) for each in parts)
+        self.offender, self.got, self.expected = (cut(_text(each, str), LONGEST) for each in parts)
         self.fix = fix
         sentence = f"{self.offender}: got {self.got}, expected {self.expected}"
         super().__init__(f"{sentence}; {fix}" if fix else sentence)

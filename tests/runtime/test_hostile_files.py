@@ -135,6 +135,16 @@ def test_the_command_waits_for_no_path(sd35_bundle, tmp_path, capsys, option):
     assert len(errors.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "option", ["--steps", "--size", "--sigmas", "--sampler", "--lora", "-o", "--x"]
+)
+def test_no_message_of_the_command_is_long(sd35_bundle, capsys, option):
+    words = ["generate", str(sd35_bundle), "a cat", option, "x" * 10**5]
+    with suppress(SystemExit):  # argparse's own
+        assert main(words) in (1, 2)
+    assert len(capsys.readouterr().err) < 10_000  # with the usage
+
+
 def test_a_bundle_of_other_things(sd35_bundle, tmp_path):
     """Each file of a bundle in turn is a pipe; `load` and `eri inspect` name it."""
     copy = tmp_path / "copy"
