@@ -104,7 +104,7 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _object(line: str) -> list[tuple[str, Any]]:
     """Returns the pairs of a JSON object, repeated keys included, which `json` would drop."""
     try:
-        value = parse_json(line, _Pairs)
+        value = parse_json(line, _Pairs, infinite=True)
     except ValueError as error:
         raise UsageError("JSON", got=short(str(error)), expected="an object a line") from error
     if not isinstance(value, _Pairs):

@@ -62,7 +62,7 @@ def read_textual_inversions(
         PickleError: If the file is a pickle.
     """
     if token is not None:
-        text("token", token)
+        _checked_token(token)
     tensors: Mapping[str, Any]
     if isinstance(source, Mapping):
         tensors = mapping("textual inversion", source, "tensors by key")
@@ -143,8 +143,8 @@ def _vectors(key: str, value: Any, width: int) -> Vectors:
 
 
 def _checked_token(token: str) -> str:
-    """Returns a token; raises `LoraError` if a prompt cannot name it."""
+    """Returns a token; raises `LoraError` or `UsageError` if no prompt can name it."""
     if not isinstance(token, str) or not token or token != token.strip():
         expected, fix = "a name without spaces around it", "pass token=, or rename the file"
         raise LoraError("token", got=short(token), expected=expected, fix=fix)
-    return token
+    return text("token", token)
