@@ -91,7 +91,7 @@ def lora_files(path: str | Path) -> list[Path]:
 def _read_config(file: Path) -> Mapping[str, Any]:
     """Returns peft's config; raises `LoraError` if it is not a JSON object."""
     try:
-        config = parse_json(read_regular_file(file, LARGEST_CONFIG).decode("utf-8"))
+        config = parse_json(read_regular_file(file, LARGEST_CONFIG).decode("utf-8"), infinite=True)
     except (OSError, ValueError) as error:
         raise LoraError(file, got=short(str(error)), expected="a config of peft") from error
     if not isinstance(config, dict):

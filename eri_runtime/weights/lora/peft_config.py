@@ -106,7 +106,7 @@ def read_alphas(metadata: Mapping[str, str]) -> Alphas:
     """
     text = metadata.get(METADATA, "{}")
     try:
-        config = parse_json(text)
+        config = parse_json(text, infinite=True)
     except ValueError as error:
         raise LoraError(METADATA, got=short(text), expected="JSON") from error
     items = config.items() if isinstance(config, dict) else ()
