@@ -13,7 +13,8 @@ Example:
 The package is made of rooms: folders that import only from those below them. From the top:
 `commands`, `bench`, `batch` and `standalone`, `training`, `pipeline`, `memory`, `request`, `loop`,
 `weights`, `text`, `latents`, `executors` and `images`, `sampling`, `bundle`, then the files
-`checks`, `units` and `errors`. Each folder's docstring says what is in it and where to start.
+`checks`, `files`, `units` and `errors`. Each folder's docstring says what is in it and where to
+start.
 """
 
 from eri_runtime.batch import batch_sample

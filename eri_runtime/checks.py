@@ -6,21 +6,25 @@ Every check takes the argument's name first, for the message of the error it rai
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from math import isfinite
 from numbers import Real
+from os import PathLike
 from pathlib import Path
 from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.errors import NonFiniteError, UsageError, short
+from eri_runtime.errors import NonFiniteError, UnknownNameError, UsageError, short
 
 NOT_NEGATIVE = "a finite number, 0 or more"
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+Kind = TypeVar("Kind")
+Called = TypeVar("Called", bound=Callable[..., Any])
 
 
 def real(
@@ -86,11 +90,62 @@ def text(name: str, value: object) -> str:
     return checked
 
 
+def boolean(name: str, value: object) -> bool:
+    """Returns True or False, which 1 and 0 mean too; raises `UsageError` for anything else."""
+    if isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    raise UsageError(name, got=short(value), expected="True or False")
+
+
+def one_of(name: str, value: object, names: Collection[str]) -> str:
+    """Returns one of these names; raises `UnknownNameError` for anything else."""
+    if isinstance(value, str) and value in names:
+        return value
+    raise UnknownNameError(name, got=short(value), expected=f"one of {', '.join(names)}")
+
+
+def instance(name: str, value: object, kind: type[Kind], expected: str | None = None) -> Kind:
+    """Returns an object of a class; raises `UsageError` for anything else."""
+    if isinstance(value, kind):
+        return value
+    expected = expected or f"a {kind.__name__}"
+    raise UsageError(name, got=short(value), expected=expected)
+
+
+def function(name: str, value: Called, expected: str) -> Called:
+    """Returns a function; raises `UsageError` for anything that cannot be called."""
+    if callable(value):
+        return value
+    raise UsageError(name, got=short(value), expected=expected)
+
+
+def items(name: str, value: Any, expected: str) -> list[Any]:
+    """Returns the items of a list, or of anything else that has some, but no text or mapping.
+
+    Raises `UsageError` for anything else.
+    """
+    if not isinstance(value, str | bytes | Mapping):
+        with suppress(TypeError):  # no iterable, or an array of no dimension
+            return list(value)
+    raise UsageError(name, got=short(value), expected=expected)
+
+
+def mapping(name: str, value: object, expected: str) -> Mapping[str, Any]:
+    """Returns a mapping whose keys are texts; raises `UsageError` for anything else."""
+    if not isinstance(value, Mapping):
+        raise UsageError(name, got=short(value), expected=expected)
+    text_keys(name, value)
+    return value
+
+
 def path(name: str, value: object) -> Path:
-    """Returns a path; raises `UsageError` for anything but a string or a `Path`."""
-    if not isinstance(value, str | Path):
-        raise UsageError(name, got=short(value), expected="a path")
-    return Path(value)
+    """Returns a `Path`; raises `UsageError` for anything that no file can have as its path."""
+    if isinstance(value, str | PathLike):
+        with suppress(TypeError, UnicodeEncodeError):  # bytes, lone surrogates
+            given = Path(value)
+            if str(given) and b"\0" not in os.fsencode(given):
+                return given
+    raise UsageError(name, got=short(value), expected="a path")
 
 
 def text_keys(name: str, mapping: Mapping[Any, Any]) -> None:

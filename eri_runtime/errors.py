@@ -31,19 +31,44 @@ the fix. The command line exits with status 2 for a `UsageError`, with 1 for eve
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 SHOWN = 160  # characters of a value that a message repeats
+LONGEST = 1200  # characters of each part of a message
 
 
 def short(value: object) -> str:
-    """Returns `repr(value)`, with the middle cut out if it is longer than `SHOWN` characters."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}...{text[-SHOWN // 2 :]}"
+    """Returns `repr(value)`, with the middle cut out if it is longer than `SHOWN` characters.
+
+    Returns the type's name for a value that Python cannot print.
+    """
+    if isinstance(value, str) and len(value) > 2 * SHOWN:
+        value = value[:SHOWN] + value[-SHOWN:]  # the middle is cut out anyway
+    return cut(_text(value, repr), SHOWN)
+
+
+def _text(value: object, convert: Callable[[object], str]) -> str:
+    """Returns `value` as text, or its type's name if that fails.
+
+    It fails for integers of thousands of digits and for lists that are nested too deep.
+    """
+    try:
+        return convert(value)
+    except Exception:
+        return f"a value of type {type(value).__name__}"
+
+
+def cut(text: str, longest: int = LONGEST) -> str:
+    """Returns `text`, with the middle cut out if it is longer than `longest` characters."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 
 
 class EriError(Exception):
     """Base class of all errors that eri raises on purpose.
 
-    The message is one sentence: `offender: got …, expected …; fix`.
+    The message is one sentence: `offender: got …, expected …; fix`. Long values are shortened, so
+    that it stays readable whatever was given.
 
     Args:
         offender: The argument, file or component at fault.
@@ -68,9 +93,8 @@ class EriError(Exception):
     def __init__(
         self, offender: object, *, got: object, expected: object, fix: str | None = None
     ) -> None:
-        self.offender = str(offender)
-        self.got = str(got)
-        self.expected = str(expected)
+        parts = (offender, got, expected)
+        self.offender, self.got, self.expected = (cut(_text(each, str), LONGEST) for each in parts)
         self.fix = fix
         sentence = f"{self.offender}: got {self.got}, expected {self.expected}"
         super().__init__(f"{sentence}; {fix}" if fix else sentence)

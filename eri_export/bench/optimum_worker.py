@@ -16,7 +16,7 @@ import torch
 
 from eri_export.bench.diffusers_calls import HARNESS_S, DiffusersDrawer
 from eri_runtime.bench.worker_server import Drawer, Opened, Setup, serve
-from eri_runtime.errors import UnknownNameError
+from eri_runtime.errors import UnknownNameError, short
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "onnx": ("optimum-onnx", "onnxruntime"),
@@ -28,7 +28,7 @@ def make(setup: Setup) -> tuple[Drawer, Opened]:
     """Exports and loads a checkpoint; raises ImportError if the peer is not installed."""
     if setup.variant not in PACKAGES:
         expected = " or ".join(f"optimum-{name}" for name in PACKAGES)
-        raise UnknownNameError("--peers", got=repr(setup.variant), expected=expected)
+        raise UnknownNameError("--peers", got=short(setup.variant), expected=expected)
     torch.set_num_threads(setup.threads)
     pipe = {"onnx": _onnx, "openvino": _openvino}[setup.variant](setup)
     pipe.set_progress_bar_config(disable=True)

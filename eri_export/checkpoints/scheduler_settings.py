@@ -12,7 +12,7 @@ from typing import Any
 import diffusers
 
 from eri_runtime.bundle import Family, Spread
-from eri_runtime.errors import CheckpointError
+from eri_runtime.errors import CheckpointError, short
 
 FIX = (
     "change scheduler_config.json, or give another with `--scheduler`; docs/guides/samplers.md "
@@ -99,7 +99,7 @@ class Settings:
     def refuse(self, key: str, expected: str) -> CheckpointError:
         """Returns the error for the value of a key."""
         got = self.config.get(key)
-        return CheckpointError(f"{self.where}: {key}", got=repr(got), expected=expected, fix=FIX)
+        return CheckpointError(f"{self.where}: {key}", got=short(got), expected=expected, fix=FIX)
 
 
 @cache

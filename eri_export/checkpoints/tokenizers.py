@@ -19,11 +19,21 @@ from transformers import AutoTokenizer, CLIPTokenizer, T5Tokenizer
 from eri_export.checkpoints.checkpoint import Checkpoint, Component
 from eri_export.checkpoints.shipped_configs import TOKENIZERS, VOCABULARIES, TokenizerName
 from eri_export.checkpoints.shipped_configs import tokenizer as shipped
-from eri_runtime.bundle import TokenizerSpec
+from eri_runtime.bundle import TokenizerSpec, hub
 from eri_runtime.errors import CheckpointError, short
+from eri_runtime.files import parse_json, read_regular_file
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 VOCABULARY_FILES = (FILE, "vocab.json", "spiece.model")  # any one of them
+PANIC = "PanicException"  # of the package tokenizers, in Rust; it is no Exception
+# everything that transformers may read in a tokenizer's folder
+READ_FILES = (
+    *VOCABULARY_FILES,
+    SETTINGS,
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 CLASSES = {"CLIPTokenizer": CLIPTokenizer, "T5Tokenizer": T5Tokenizer}
 MERGES = "clip-merges.txt"  # of both CLIPs
 END_OF_WORD = "</w>"
@@ -73,7 +83,7 @@ def load_tokenizer(source: Path, which: TokenizerName | None = None) -> Any:
     """
     if source.parent == VOCABULARIES and source.name.startswith("clip"):
         return _shipped_clip(source)
-    _check_vocabulary(source)
+    _check_files(source)
     if which is None or any((source / name).is_file() for name in (FILE, SETTINGS)):
         return AutoTokenizer.from_pretrained(source, local_files_only=True, use_fast=True)
     settings = _settings(which)
@@ -81,8 +91,25 @@ def load_tokenizer(source: Path, which: TokenizerName | None = None) -> Any:
     return kind.from_pretrained(source, local_files_only=True, **settings)
 
 
-def _check_vocabulary(source: Path) -> None:
-    """Raises `CheckpointError` for a folder without a vocabulary, which transformers makes up."""
+def _check_files(source: Path) -> None:
+    """Raises `CheckpointError`, naming the file, for one that cannot be read or parsed.
+
+    Also raises it for a folder without a vocabulary, which transformers makes up.
+    """
+    for name in READ_FILES:
+        file = source / name
+        if not hub.path_exists(file):
+            continue
+        try:
+            content = read_regular_file(file)
+            if not content:
+                raise ValueError("an empty file")
+            if file.suffix == ".txt":
+                content.decode()
+            if file.suffix == ".json" and not isinstance(_parsed(content), dict):
+                raise ValueError("no object")
+        except (OSError, ValueError) as error:
+            raise _damaged(file, error) from error
     if not any((source / name).is_file() for name in VOCABULARY_FILES):
         raise CheckpointError(
             source,
@@ -90,6 +117,18 @@ def _check_vocabulary(source: Path) -> None:
             expected=f"one of {', '.join(VOCABULARY_FILES)}",
             fix="copy or download the folder again",
         )
+
+
+def _parsed(content: bytes) -> Any:
+    """Returns the value of a JSON file of a tokenizer."""
+    return parse_json(content.decode(), infinite=True)
+
+
+def _damaged(file: Path, error: BaseException) -> CheckpointError:
+    """Returns the error for a file of a tokenizer that cannot be read."""
+    got = error.strerror if isinstance(error, OSError) and error.strerror else short(str(error))
+    expected, fix = "a tokenizer that transformers reads", "copy or download it again"
+    return CheckpointError(file, got=got, expected=expected, fix=fix)
 
 
 def _settings(which: TokenizerName) -> dict[str, Any]:
@@ -119,10 +158,11 @@ def _read(source: Path, file: str, encoder: Component, which: TokenizerName) -> 
         tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     except CheckpointError:
         raise
-    except Exception as error:  # each file format's reader raises errors of its own types
-        raise CheckpointError(
-            source, got=error, expected="a tokenizer that transformers reads"
-        ) from error
+    except BaseException as error:  # each file format's reader raises errors of its own types
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        found = [name for name in VOCABULARY_FILES if (source / name).is_file()]
+        raise _damaged(source / found[0] if found else source, error) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     spec = TokenizerSpec(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from eri_runtime.bundle import Family, Precision, spec
-from eri_runtime.errors import UnknownNameError
+from eri_runtime.errors import UnknownNameError, short
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 REST = "*"  # every component that is not named
@@ -108,7 +108,7 @@ def _check(name: str, value: str) -> Precision:
     """Returns `value` as a precision; raises `UnknownNameError` for an unknown name or value."""
     if name not in (REST, *ALIASES, *COMPONENTS):
         expected = ", ".join((*COMPONENTS, *ALIASES))
-        raise UnknownNameError("precision: component", got=repr(name), expected=expected)
+        raise UnknownNameError("precision: component", got=short(name), expected=expected)
     for known in PRECISIONS:
         if value == known:
             return known

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from eri_runtime.bundle import ShapeRange
-from eri_runtime.errors import UsageError
+from eri_runtime.errors import UsageError, short
 
 SIDES = re.compile(r"(\d+)(?:x(\d+))?")  # 1024 or 1024x768, width first
 COUNT = re.compile(r"\d+")
@@ -112,7 +112,9 @@ def _requested(
     items = [item for item in parsed if item is not None and min(item) > 0]
     if len(items) != len(parsed) or len(items) not in (1, 3):
         form = "WxH" if name == "size" else "N"
-        raise UsageError(name, got=repr(text), expected=f"{form} or MIN:OPT:MAX of positive {form}")
+        raise UsageError(
+            name, got=short(text), expected=f"{form} or MIN:OPT:MAX of positive {form}"
+        )
     if len(items) == 1:
         return tuple(RequestedSizes(opt=value) for value in items[0])
     requested = tuple(
@@ -120,5 +122,5 @@ def _requested(
     )
     for each in requested:
         if sorted((each.min or 0, each.opt, each.max or 0)) != [each.min, each.opt, each.max]:
-            raise UsageError(name, got=repr(text), expected="MIN ≤ OPT ≤ MAX")
+            raise UsageError(name, got=short(text), expected="MIN ≤ OPT ≤ MAX")
     return requested

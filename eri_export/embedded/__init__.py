@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pathlib
 
-from eri_runtime.errors import NotACheckpointError, UnknownNameError
+from eri_runtime.errors import NotACheckpointError, UnknownNameError, short
 
 __all__ = ["FAMILIES", "LORAS", "checkpoint", "lora"]
 
@@ -34,7 +34,9 @@ def checkpoint(family: str = "sd35") -> pathlib.Path:
         NotACheckpointError: If the folder is missing from the installation.
     """
     if family not in FAMILIES:
-        raise UnknownNameError("family", got=repr(family), expected=f"one of {', '.join(FAMILIES)}")
+        raise UnknownNameError(
+            "family", got=short(family), expected=f"one of {', '.join(FAMILIES)}"
+        )
     folder = pathlib.Path(__file__).with_name(FAMILIES[family])
     if not (folder / "model_index.json").is_file():
         raise NotACheckpointError(
@@ -56,5 +58,5 @@ def lora(name: str = "blue-ink") -> pathlib.Path:
         UnknownNameError: If there is no such LoRA.
     """
     if name not in LORAS:
-        raise UnknownNameError("lora", got=repr(name), expected=f"one of {', '.join(LORAS)}")
+        raise UnknownNameError("lora", got=short(name), expected=f"one of {', '.join(LORAS)}")
     return pathlib.Path(__file__).with_name("loras") / LORAS[name]

@@ -19,7 +19,7 @@ from eri_export.graphs.recipes.base import Recipe
 from eri_export.graphs.weight_names import check_names
 from eri_export.weights.merged_loras import Lora, merge_loras, with_merged_loras
 from eri_runtime.bundle import Bundle, ComponentSpec, hub
-from eri_runtime.errors import UsageError
+from eri_runtime.errors import UsageError, short
 from eri_runtime.weights import find_lora
 
 # the prefixes of each half's weights in the checkpoint's VAE
@@ -198,7 +198,7 @@ def slice_of(wanted: Slice, heads: Sequence[int]) -> int | None:
     if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number < most:
         named = f"max, auto or a whole number from 1 to {most - 1}, fewer than a layer has heads"
         expected = named if most > 1 else "nothing, as no layer has more than one head"
-        raise UsageError("attention_slice", got=repr(wanted), expected=expected)
+        raise UsageError("attention_slice", got=short(wanted), expected=expected)
     return number
 
 
@@ -218,7 +218,7 @@ def _with_rank(recipe: Recipe, rank: int | None) -> Recipe:
     most = max(min(shape) for shape in lora_targets(recipe).values())
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= most:
         expected = f"a whole number from 1 to {most}, the smaller side of the largest layer"
-        raise UsageError("lora_rank", got=repr(rank), expected=expected)
+        raise UsageError("lora_rank", got=short(rank), expected=expected)
     loose = None if recipe.loose is None else _with_rank(recipe.loose, rank)
     return dataclasses.replace(recipe, lora_rank=rank, loose=loose)
 

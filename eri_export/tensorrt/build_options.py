@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from eri_export.tensorrt.library import Engine
 from eri_runtime.bundle import EngineName, PlanFlag
-from eri_runtime.errors import UsageError
+from eri_runtime.errors import UsageError, short
 from eri_runtime.executors import compute_capability
 
 ProfileKind = Literal["best", "range"]
@@ -57,7 +57,7 @@ def parse_bytes(text: str) -> int:
     """Returns bytes: `4GB` is 4·10⁹ and `4GiB` 4·2³⁰; raises `UsageError` for anything else."""
     match = AMOUNT.fullmatch(text.strip())
     if match is None or match[2].upper() not in UNITS or float(match[1]) == 0:
-        raise UsageError("workspace", got=repr(text), expected="an amount of memory, as 4GB")
+        raise UsageError("workspace", got=short(text), expected="an amount of memory, as 4GB")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
@@ -70,7 +70,7 @@ def check_options(options: BuildOptions, engine: Engine) -> tuple[str, ...]:
         raise UsageError("level", got=options.level, expected=f"0 to {LEVELS[-1]}")
     for flag in options.flags:
         if flag not in get_args(PlanFlag):
-            raise UsageError("flags", got=repr(flag), expected=", ".join(get_args(PlanFlag)))
+            raise UsageError("flags", got=short(flag), expected=", ".join(get_args(PlanFlag)))
     kinds = get_args(ProfileKind)
     if not options.profiles or not set(options.profiles) <= set(kinds):
         raise UsageError("profiles", got=options.profiles, expected=f"some of {', '.join(kinds)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from eri_runtime.bundle import EngineName
-from eri_runtime.errors import UnknownNameError
+from eri_runtime.errors import UnknownNameError, short
 from eri_runtime.executors import Library, load_library
 
 TAGS: Mapping[EngineName, str] = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}
@@ -39,4 +39,4 @@ def load_engine(name: str) -> Engine:
         if name == known:
             return Engine(**vars(load_library(known)))
     expected = " or ".join(get_args(EngineName))
-    raise UnknownNameError("engine", got=repr(name), expected=expected)
+    raise UnknownNameError("engine", got=short(name), expected=expected)

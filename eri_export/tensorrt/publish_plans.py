@@ -24,7 +24,7 @@ from eri_export.tensorrt.build_options import BuildOptions, check_options
 from eri_export.tensorrt.build_plan import Built, build
 from eri_export.tensorrt.library import Engine, load_engine
 from eri_runtime.bundle import Bundle, PlanSpec, manifest, verify_hashes, verify_sizes
-from eri_runtime.errors import ExportError, UnknownNameError
+from eri_runtime.errors import ExportError, UnknownNameError, short
 
 FOLDER = "plans"
 
@@ -99,7 +99,7 @@ def _jobs(
     for name in components:
         if name not in bundle.components:
             expected = ", ".join(bundle.components)
-            raise UnknownNameError("component", got=repr(name), expected=expected)
+            raise UnknownNameError("component", got=short(name), expected=expected)
     targets = "-".join("sm" + each.replace(".", "") for each in options.capabilities)
     tail = "-".join([targets, engine.tag, *options.flags])
     for name, spec in bundle.components.items():

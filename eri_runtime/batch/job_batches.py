@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.bundle import Bundle
-from eri_runtime.checks import integer
+from eri_runtime.checks import function, integer, one_of
 from eri_runtime.errors import (
     EriError,
     NonFiniteError,
@@ -114,6 +114,8 @@ def batch_sample(
     jobs = make_jobs("prompts", prompts)
     if not jobs:
         raise UsageError("prompts", got="none", expected="one string or Job, or more")
+    if on_sample is not None:
+        function("on_sample", on_sample, "a function of a sample")
     keywords = {**config.words(), **words, "seed": config.seed}
     images: list[Any] = [None] * len(jobs)
     for sample in samples(pipe, jobs, batch_size, output_type=output_type, **keywords):
@@ -139,8 +141,7 @@ def samples(
     Raises `UsageError` if an argument is invalid.
     """
     _check_pipe(pipe)
-    if output_type not in get_args(Output):
-        raise UnknownNameError("output_type", got=short(output_type), expected="array or pil")
+    one_of("output_type", output_type, get_args(Output))
     settings = {name: value for name, value in words.items() if name in JOB_KEYWORDS}
     shared = check_shared_words({name: words[name] for name in words if name not in JOB_KEYWORDS})
     size = check_batch_size(pipe.bundle, batch_size)
@@ -179,7 +180,7 @@ def check_shared_words(words: Keywords) -> dict[str, Any]:
     for word, value in words.items():
         if word not in SHARED_JOB_KEYWORDS:
             expected = f"one of {', '.join(sorted(SHARED_JOB_KEYWORDS | JOB_KEYWORDS))}"
-            raise UnknownNameError("keyword", got=repr(word), expected=expected)
+            raise UnknownNameError("keyword", got=short(word), expected=expected)
         if word == "noise" and value is not None and not isinstance(value, str):
             expected = f"one of {', '.join(get_args(NoiseName))}, which know of no batches"
             raise UsageError("noise", got=short(value), expected=expected)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eri_runtime.errors import UnknownNameError, UsageError, short
+from eri_runtime.files import parse_json, read_regular_file
 from eri_runtime.request import Job, error_prefix, parse_size
 
 Line = tuple[str, Job]  # FILE:LINE and its job
@@ -69,7 +69,7 @@ def read_prompts(path: Path) -> list[Line]:
 def _read_text(path: Path) -> str:
     """Reads a file as UTF-8; raises `UsageError` if that fails."""
     try:
-        content = path.read_bytes()
+        content = read_regular_file(path)
     except OSError as error:
         raise UsageError("--prompts", got=error, expected="a file that can be read") from error
     try:
@@ -104,8 +104,8 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _object(line: str) -> list[tuple[str, Any]]:
     """Returns the pairs of a JSON object, repeated keys included, which `json` would drop."""
     try:
-        value = json.loads(line, object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(line, _Pairs, infinite=True)
+    except ValueError as error:
         raise UsageError("JSON", got=short(str(error)), expected="an object a line") from error
     if not isinstance(value, _Pairs):
         raise UsageError("JSON", got=short(value), expected="an object, such as {'prompt': 'a'}")

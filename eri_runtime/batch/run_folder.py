@@ -15,12 +15,14 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eri_runtime.bundle import Bundle, sha256
 from eri_runtime.errors import UsageError, short
 from eri_runtime.executors import Closeable
+from eri_runtime.files import parse_json, read_regular_file
 from eri_runtime.images import write_png
 from eri_runtime.pipeline import eri_version
 from eri_runtime.request import Job, first_seed
@@ -224,7 +226,7 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], list[Line], bool]:
     All are empty if there is no manifest. Raises `UsageError` for a file that is no manifest.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular_file(path)
     except FileNotFoundError:
         return {}, [], False
     except OSError as error:
@@ -242,8 +244,8 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], list[Line], bool]:
 def _object(text: bytes) -> dict[str, Any]:
     """Parses a JSON object; returns an empty one for anything else."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -266,9 +268,10 @@ def _has_digest(path: Path, digest: str) -> bool:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        content = BytesIO(read_regular_file(path))
+        with Image.open(content, formats=("PNG",)) as image:
             image.verify()  # the checksum of every chunk
-        with Image.open(path, formats=("PNG",)) as image:
+        with Image.open(content, formats=("PNG",)) as image:
             image.load()
             return bool(image.info.get(KEY) == digest)
     except Exception:  # Pillow raises many kinds of errors for damaged files

@@ -32,6 +32,7 @@ from eri_runtime.bench.record_parts import (
     Workload,
 )
 from eri_runtime.errors import UsageError
+from eri_runtime.files import check_replaceable, parse_json, read_regular_file
 
 __all__ = [
     "SCHEMA", "STAGES", "VERSION", "Build", "Distance", "Kind", "Limit", "Machine", "Memory",
@@ -89,7 +90,11 @@ def to_json(record: Record) -> str:
 
 
 def write(file: Path, text: str) -> None:
-    """Writes a file atomically: a reader sees the old content or the new one, never a part."""
+    """Writes a file atomically: a reader sees the old content or the new one, never a part.
+
+    Raises `OSError` for a path that is no file, such as a device, or that cannot be written.
+    """
+    check_replaceable(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -112,14 +117,16 @@ def read(file: Path) -> Record:
         UsageError: If the file cannot be read, is no results file, or has another version.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(read_regular_file(file).decode("utf-8"))
         if values["version"] != VERSION:
             got = f"version {values['version']}"
             raise UsageError(file, got=got, expected=f"version {VERSION} of results")
         record: Record = from_plain(Record, values)
     except OSError as error:
         raise UsageError(file, got=error.strerror or error, expected="a results file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except UsageError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         got = f"{type(error).__name__}: {error}"
         raise UsageError(file, got=got, expected="results of `eri bench`") from error
     return record

@@ -3,10 +3,12 @@
 `spec`, `component_spec`, `schedule_spec` and `level_spec` define the dataclasses of the manifest,
 `manifest` reads and writes it, and `integrity` checks files against it. `safetensors_header` and
 `safetensors_file` memory-map weights; `magic_bytes` recognises files that are not safetensors.
-`hub` downloads files of the Hugging Face Hub. Uses `errors` only. Start with `spec`.
+`hub` downloads files of the Hugging Face Hub. `manifest_limits` and `interfaces` say what a
+manifest may hold. Uses `errors` and `files` only. Start with `spec`.
 """
 
 from eri_runtime.bundle import hub
+from eri_runtime.bundle.component_spec import COPIES, SCORES
 from eri_runtime.bundle.integrity import (
     Listener,
     file_record,
@@ -67,6 +69,7 @@ from eri_runtime.bundle.user_folders import cache_folder
 
 __all__ = [
     "COMPONENTS",
+    "COPIES",
     "DENOISER",
     "LORAS",
     "LORA_A",
@@ -75,6 +78,7 @@ __all__ = [
     "PICKLED_WEIGHTS",
     "PICKLE_FIX",
     "RANK",
+    "SCORES",
     "BakedLora",
     "BetaCurve",
     "Bundle",

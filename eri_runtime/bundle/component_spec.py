@@ -16,6 +16,8 @@ Precision = Literal["fp32", "fp16", "bf16"]
 # prefixes of a graph's LoRA inputs; the name of the linear weight follows
 LORA_A, LORA_B = "lora_A.", "lora_B."
 LORAS, RANK = "loras", "rank"  # the dynamic dimensions of these inputs
+# what `activations` may count besides dimensions: attention scores, and copies of convolutions
+SCORES, COPIES = "scores", "copies"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eri_runtime.bundle.spec import Bundle, FileRecord
 from eri_runtime.errors import IntegrityError
+from eri_runtime.files import is_regular, open_regular_file
 
 Listener = Callable[[int], object]  # called with the number of bytes just read
 
@@ -20,9 +21,12 @@ def no_progress(count: int) -> None:
 
 
 def sha256(path: Path, on_bytes: Listener = no_progress) -> str:
-    """Returns the sha256 (hex) of a file, read in chunks; reports each chunk to `on_bytes`."""
+    """Returns the sha256 (hex) of a file, read in chunks; reports each chunk to `on_bytes`.
+
+    Raises `OSError` if it is no regular file or cannot be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular_file(path) as (file, _):
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             on_bytes(len(chunk))
@@ -38,7 +42,7 @@ def verify_sizes(bundle: Bundle) -> None:
     """Raises `IntegrityError` if a file is missing or its size differs from the manifest."""
     for name, expected in bundle.files.items():
         path = bundle.path(name)
-        size = path.stat().st_size if path.is_file() else None
+        size = path.stat().st_size if is_regular(path) else None
         if size != expected.size:
             got = "no file" if size is None else f"{size} bytes"
             raise IntegrityError(path, got=got, expected=f"{expected.size} bytes", fix=FIX)
@@ -48,7 +52,12 @@ def verify_hashes(bundle: Bundle, names: Iterable[str], on_bytes: Listener = no_
     """Raises `IntegrityError` if the sha256 of a named file differs from the manifest."""
     for name in names:
         path = bundle.path(name)
-        actual, expected = sha256(path, on_bytes), bundle.files[name].sha256
+        expected = bundle.files[name].sha256
+        try:
+            actual = sha256(path, on_bytes)
+        except OSError as error:
+            got = error.strerror or error
+            raise IntegrityError(path, got=got, expected="a readable file", fix=FIX) from error
         if actual != expected:
             expected = f"sha256 {expected[:16]}…"
             raise IntegrityError(path, got=f"sha256 {actual[:16]}…", expected=expected, fix=FIX)

@@ -6,6 +6,7 @@ Reading is strict, because all later code relies on a valid `Bundle`.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -14,9 +15,12 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from eri_runtime import checks
-from eri_runtime.bundle.hub import path_exists
-from eri_runtime.bundle.spec import MANIFEST, SCHEMA, Bundle
-from eri_runtime.errors import ManifestError, NotABundleError
+from eri_runtime.bundle.component_spec import ShapeRange
+from eri_runtime.bundle.interfaces import faults
+from eri_runtime.bundle.manifest_limits import number_out_of_limits
+from eri_runtime.bundle.spec import COMPONENTS, MANIFEST, SCHEMA, Bundle
+from eri_runtime.errors import ManifestError, NotABundleError, short
+from eri_runtime.files import parse_json, read_regular_file
 
 FIX = "export the checkpoint again with `eri export`"
 
@@ -44,15 +48,22 @@ def read(root: str | Path) -> Bundle:
     """
     root = checks.path("bundle", root)
     path = root / MANIFEST
-    if not (path_exists(path) and path.is_file()):
-        got = "no manifest.json" if path_exists(root) and root.is_dir() else "no such folder"
-        fix = "make a bundle with `eri export CHECKPOINT -o FOLDER`"
-        raise NotABundleError(root, got=got, expected="the folder of a bundle", fix=fix)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        data = parse_json(read_regular_file(path).decode("utf-8"))
+    except OSError as error:
+        raise _not_a_bundle(root, error) from error
+    except ValueError as error:
         raise ManifestError(path, got=error, expected="readable JSON", fix=FIX) from error
     return parse(data, root)
+
+
+def _not_a_bundle(root: Path, error: OSError) -> NotABundleError:
+    """Returns the error for a folder whose manifest cannot be read."""
+    got = f"{MANIFEST}: {error.strerror or error}"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        got = f"no {MANIFEST}" if root.is_dir() else "no such folder"
+    fix = "make a bundle with `eri export CHECKPOINT -o FOLDER`"
+    return NotABundleError(root, got=got, expected="the folder of a bundle", fix=fix)
 
 
 def parse(data: Any, root: Path) -> Bundle:
@@ -62,7 +73,7 @@ def parse(data: Any, root: Path) -> Bundle:
     """
     where = str(root / MANIFEST)
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        schema = short(data.get("schema")) if isinstance(data, dict) else type(data).__name__
         raise ManifestError(f"{where}: schema", got=schema, expected=SCHEMA, fix=FIX)
     fields = {key: value for key, value in data.items() if key != "schema"}
     bundle: Bundle = _record(Bundle, {**fields, "root": root}, where)
@@ -107,9 +118,9 @@ def _check_files(bundle: Bundle, where: str) -> None:
     """Raises `ManifestError` if a path leaves the bundle, or a used file is not in `files`."""
     for name in bundle.files:
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name:
+        if path.is_absolute() or ".." in path.parts or set(name) & {"\\", "\0"}:
             expected = "a path inside the bundle"
-            raise ManifestError(f"{where}: files", got=name, expected=expected, fix=FIX)
+            raise ManifestError(f"{where}: files", got=short(name), expected=expected, fix=FIX)
     named = [tokenizer.file for tokenizer in bundle.tokenizers.values()]
     for component in bundle.components.values():
         named += [component.graph, component.weights, *filter(None, [component.step])]
@@ -123,10 +134,14 @@ def _check_files(bundle: Bundle, where: str) -> None:
 def _check_parts(bundle: Bundle, where: str) -> None:
     """Raises `ManifestError` if the denoiser or a text encoder's tokenizer is missing.
 
-    Also raises it for a plan whose component is missing.
+    Also raises it for a component whose inputs, outputs and ranges are not those of its name and
+    family, and for a plan whose component is missing.
     """
     _check_present("denoiser", bundle.components, f"{where}: components")
     for name in bundle.components:
+        _expect(name in COMPONENTS[bundle.family], name, f"{where}: components", _names(bundle))
+        for place, got, expected in faults(bundle, name):
+            _expect(False, got, f"{where}: components.{name}.{place}", expected)
         if name.startswith("text_encoder"):
             tokenizer = name.replace("text_encoder", "tokenizer")
             _check_present(tokenizer, bundle.tokenizers, f"{where}: tokenizers")
@@ -147,6 +162,11 @@ def _check_lengths(bundle: Bundle, where: str) -> None:
     ):
         fits = len(values) in (0, length)
         _expect(fits, f"{len(values)} numbers", f"{where}: {name}", f"{expected}, or none")
+
+
+def _names(bundle: Bundle) -> str:
+    """Returns the components of the bundle's family, for a message."""
+    return f"one of {', '.join(COMPONENTS[bundle.family])}"
 
 
 def _check_present(name: str, parts: Mapping[str, object], where: str) -> None:
@@ -177,7 +197,7 @@ def _value(kind: Any, data: Any, where: str) -> Any:
         return _expect(type(data) in arguments, data, where, str(kind))
     if kind is float:
         _expect(type(data) in (int, float), data, where, "a number")
-        return float(data)
+        return float(data)  # `parse_json` takes no number that a float cannot hold
     # compare types exactly, since True is an int in Python; the one Path, `root`, is not from JSON
     fits = isinstance(data, kind) if kind is Path else type(data) is kind
     return _expect(fits, data, where, kind.__name__)
@@ -186,7 +206,7 @@ def _value(kind: Any, data: Any, where: str) -> Any:
 def _record(kind: Any, data: Any, where: str) -> Any:
     """Converts a JSON object to the dataclass `kind`.
 
-    Raises `ManifestError` if a field is missing, unknown or of the wrong type.
+    Raises `ManifestError` if a field is missing, unknown, of the wrong type or out of its limits.
     """
     _expect(isinstance(data, dict), data, where, "an object")
     hints = _hints(kind)
@@ -198,7 +218,15 @@ def _record(kind: Any, data: Any, where: str) -> Any:
             or field.default_factory is not dataclasses.MISSING
         )
         _expect(has_default or field.name in data, "nothing", f"{where}.{field.name}", "a value")
-    return kind(**{key: _value(hints[key], item, f"{where}.{key}") for key, item in data.items()})
+    values = {key: _value(hints[key], item, f"{where}.{key}") for key, item in data.items()}
+    for key, value in values.items():
+        if (bad := number_out_of_limits(kind, key, value)) is not None:
+            raise ManifestError(f"{where}.{key}", got=short(bad[0]), expected=bad[1], fix=FIX)
+    record = kind(**values)
+    if isinstance(record, ShapeRange):
+        ordered = record.min <= record.opt <= record.max
+        _expect(ordered, data, where, "min, opt and max in this order")
+    return record
 
 
 @cache
@@ -213,5 +241,5 @@ def _hints(kind: Any) -> Mapping[str, Any]:
 def _expect(valid: bool, data: Any, where: str, expected: str) -> Any:
     """Returns `data` if it is `valid`; else raises `ManifestError`."""
     if not valid:
-        raise ManifestError(where, got=repr(data), expected=expected, fix=FIX)
+        raise ManifestError(where, got=short(data), expected=expected, fix=FIX)
     return data

@@ -7,8 +7,6 @@ https://huggingface.co/docs/safetensors/index#format
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
@@ -19,6 +17,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from eri_runtime import files
 from eri_runtime.bundle.magic_bytes import LOOKED_AT, other_format_error
 from eri_runtime.bundle.safetensors_header import Entry, parse_header
 from eri_runtime.errors import DamagedWeightsError, NonFiniteError, short
@@ -156,25 +155,13 @@ def read_header(file: Path) -> Header:
 def open_regular_file(file: Path) -> Iterator[tuple[BufferedReader, int]]:
     """Opens a regular file for reading; yields the stream and the size in bytes.
 
-    Raises `DamagedWeightsError` if the path is no regular file or cannot be read. The type is
-    checked before opening, because opening a pipe blocks until something writes to it.
+    Raises `DamagedWeightsError` if the path is no regular file or cannot be read.
     """
     try:
-        status = _status(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise damaged_error(file, "something that is not a regular file", "a safetensors file")
-        with file.open("rb") as stream:
-            yield stream, status.st_size
+        with files.open_regular_file(file) as (stream, size):
+            yield stream, size
     except OSError as error:
         raise damaged_error(file, error.strerror or error, "a file that can be read") from error
-
-
-def _status(file: Path) -> os.stat_result:
-    """Returns the status of a path; raises `DamagedWeightsError` for a text that cannot be one."""
-    try:
-        return file.stat()
-    except ValueError as error:  # a NUL byte, or a lone surrogate
-        raise DamagedWeightsError(file, got=error, expected="a path") from error
 
 
 def damaged_error(file: Path, got: object, expected: str) -> DamagedWeightsError:

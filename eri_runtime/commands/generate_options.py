@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eri_runtime.commands.memory_options import add_memory_options
-from eri_runtime.errors import UsageError
 from eri_runtime.request import (
     Words,
     parse_also,
@@ -217,20 +216,16 @@ def call_keywords(options: argparse.Namespace) -> Words:
         "dynamic_thresholding": options.dynamic_thresholding,
         "seed": options.seed,
         "noise": options.noise,
-        "image": _open_image("--image", options.image),
+        "image": _picture("--image", options.image),
         "strength": options.strength,
-        "mask": _open_image("--mask", options.mask),
+        "mask": _picture("--mask", options.mask),
     }
 
 
-def _open_image(name: str, path: Path | None) -> Image | None:
-    """Reads an image, rotated as its EXIF data says; raises `UsageError` if that fails."""
+def _picture(name: str, path: Path | None) -> Image | None:
+    """Reads the picture of an option, if it is given; raises `UsageError` if that fails."""
     if path is None:
         return None
-    from PIL import Image, ImageOps
+    from eri_runtime.images import read_picture
 
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UsageError(name, got=error, expected="a picture that Pillow reads") from error
+    return read_picture(name, path)

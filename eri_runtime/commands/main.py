@@ -15,8 +15,8 @@ from importlib.metadata import entry_points
 from eri_runtime.commands.bench import bench_command
 from eri_runtime.commands.generate import generate_command
 from eri_runtime.commands.inspect import inspect_command
-from eri_runtime.commands.subcommand import IntermixedParser, write_line
-from eri_runtime.errors import BundleError, CheckpointError, EriError, UsageError
+from eri_runtime.commands.subcommand import IntermixedParser, Parser, write_line
+from eri_runtime.errors import BundleError, CheckpointError, EriError, UsageError, cut
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,9 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of all installed subcommands."""
-    parser = argparse.ArgumentParser(
-        prog="eri", description="Export diffusion models, and run them without torch."
-    )
+    parser = Parser(prog="eri", description="Export diffusion models, and run them without torch.")
     commands = parser.add_subparsers(
         metavar="COMMAND", required=True, parser_class=IntermixedParser
     )
@@ -57,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _fail(error: object, status: int) -> int:
     """Prints an error as one line and returns `status`."""
     text = " ".join(str(error).split())
+    text = text if isinstance(error, EriError) else cut(text)
     write_line(sys.stderr, f"eri: {text}")
     return status
 

@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO, TypeGuard
+from typing import Any, NoReturn, TextIO, TypeGuard
 
-from eri_runtime.errors import UsageError
+from eri_runtime.errors import UsageError, cut
 
 Subparsers = Any  # argparse keeps the type of add_subparsers' result private
 
@@ -23,7 +23,15 @@ def add_command(
     return parser
 
 
-class IntermixedParser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser with short messages: those of argparse repeat an argument of any length."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the usage and a message, and exits with status 2."""
+        super().error(cut(message))
+
+
+class IntermixedParser(Parser):
     """A parser whose options may stand between its positional arguments."""
 
     _within = False

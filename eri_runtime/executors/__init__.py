@@ -15,6 +15,7 @@ from eri_runtime.executors.base import (
     Refittable,
     Settings,
     changed_tensors,
+    check_inputs,
 )
 from eri_runtime.executors.choice import (
     BACKENDS,
@@ -54,6 +55,7 @@ __all__ = [
     "StepLoop",
     "Stepper",
     "changed_tensors",
+    "check_inputs",
     "choose",
     "compute_capability",
     "describe_backends",

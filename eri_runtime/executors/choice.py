@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from eri_runtime.bundle import Bundle
-from eri_runtime.checks import integer
-from eri_runtime.errors import BackendError, UnknownNameError
+from eri_runtime.checks import boolean, integer
+from eri_runtime.errors import BackendError, UnknownNameError, short
 from eri_runtime.executors.backend import Backend
 from eri_runtime.executors.base import DEFAULT_SETTINGS, FROM_FILE, Arrays, Executor, Settings
 from eri_runtime.executors.openvino.backend import OPENVINO, OPENVINO_BF16
@@ -170,9 +170,10 @@ def choose(
         >>> choose(pipe.bundle, "cpu", threads=1).name
         'cpu'
     """
-    if backend not in ("auto", *BACKENDS):
+    if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
         expected = f"auto or one of {', '.join(BACKENDS)}"
-        raise UnknownNameError("backend", got=repr(backend), expected=expected)
+        raise UnknownNameError("backend", got=short(backend), expected=expected)
+    low_memory = boolean("low_memory", low_memory)
     if threads is not None:
         threads = integer("threads", threads, 1, MOST_THREADS)
     chosen = _first_usable(bundle) if backend == "auto" else backend

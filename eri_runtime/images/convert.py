@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.errors import SizeError, UsageError, short
+from eri_runtime.images.read_picture import read_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,20 +77,21 @@ def mask_of(mask: Any, image: Any, height: int, width: int) -> NDArray[np.float3
 def _pil_array(name: str, image: Image, mode: str, height: int, width: int) -> NDArray[np.uint8]:
     """Converts a PIL image to `mode` and resizes it if necessary, with Lanczos as diffusers does.
 
-    Raises `UsageError` for a truncated file and for more than eight bits per channel.
+    Raises `UsageError` for a damaged file and for more than eight bits per channel.
     """
     from PIL.Image import Resampling
 
     if image.mode[0] in "IF":
         got, fix = f"a picture of mode {image.mode}", f"scale it to 0 … 255 and convert to {mode}"
         raise UsageError(name, got=got, expected="eight bits a channel", fix=fix)
-    try:
-        converted = image.convert(mode)
-    except (OSError, ValueError) as error:
-        raise UsageError(name, got=error, expected="a picture that Pillow reads") from error
-    if converted.size != (width, height):
-        converted = converted.resize((width, height), Resampling.LANCZOS)
-    return np.asarray(converted)
+
+    def convert(picture: Image) -> NDArray[np.uint8]:
+        converted = picture.convert(mode)
+        if converted.size != (width, height):
+            converted = converted.resize((width, height), Resampling.LANCZOS)
+        return np.asarray(converted)
+
+    return read_pixels(name, image, convert)
 
 
 def _unit_array(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from eri_runtime.errors import UsageError, short
+from eri_runtime.files import check_replaceable
 
 LONGEST = 255  # bytes of a file's name
 WRITABLE = "a place where a PNG can be written"
@@ -23,7 +24,9 @@ def partial_file(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
 
     Creates missing folders. The file has a name of its own in every process and thread, and is
     locked, so that `remove_stale` leaves it alone. At the end it is removed, unless it was renamed.
+    Raises `OSError` if `path` is not a file but a device, say, which a rename would replace.
     """
+    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(partial_name(path.name))
     try:
@@ -51,15 +54,17 @@ def check_output(offender: str, path: Path) -> None:
 
     `offender` is the argument that the message names.
     """
+    if not path.name:
+        raise UsageError(offender, got=short(str(path)), expected="the path of a file")
     size = len(os.fsencode(path.name))
     if size > LONGEST:
         expected = f"{LONGEST} bytes at most"
         got = f"a name of {size} bytes, {short(path.name)}"
         raise UsageError(offender, got=got, expected=expected, fix="choose a shorter name")
-    if path.is_dir():
-        fix = "add a file's name, such as fox.png"
-        raise UsageError(offender, got=f"the folder {path}", expected="a file", fix=fix)
     try:
+        if path.is_dir():
+            fix = "add a file's name, such as fox.png"
+            raise UsageError(offender, got=f"the folder {path}", expected="a file", fix=fix)
         with partial_file(path):
             pass
     except OSError as error:

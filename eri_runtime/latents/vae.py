@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.bundle import Bundle, ComponentSpec, ShapeRange
-from eri_runtime.checks import check_finite, integer
+from eri_runtime.checks import check_finite, float32, integer, to_numpy
 from eri_runtime.errors import SizeError, UsageError
 from eri_runtime.latents.chunks import run_in_chunks
 from eri_runtime.latents.geometry import from_vae, latent_shape, patchify, to_vae, unpatchify
@@ -80,6 +80,19 @@ def unpack(bundle: Bundle, latents: Array, height: int, width: int) -> Array:
     if bundle.family != "flux":
         return latents
     return unpatchify(latents, *shape[1:], bundle.latents.patch)
+
+
+def check_latents(bundle: Bundle, latents: Any, height: int, width: int) -> Array:
+    """Returns latents in the denoiser's layout as float32, for height × width pixels.
+
+    Raises `SizeError` for latents of another size, `UsageError` for anything but numbers, and
+    `NonFiniteError` for NaN or Inf.
+    """
+    array = float32("latents", to_numpy("latents", latents))
+    if array.ndim == 0:
+        raise SizeError("latents", got=array.shape, expected="(B, …)")
+    unpack(bundle, array, height, width)
+    return array
 
 
 def decode(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from eri_runtime.bundle import ShapeRange
-from eri_runtime.errors import UnknownNameError, UsageError
+from eri_runtime.errors import UnknownNameError, UsageError, short
 from eri_runtime.executors import Stepper
 from eri_runtime.loop.guidance_plan import GuidancePlan
 from eri_runtime.loop.step_graph_loop import condition_counts, step_graph_refusal
@@ -28,7 +28,7 @@ class LoopChoice:
         """
         if loop not in get_args(Loop):
             expected = f"one of {', '.join(get_args(Loop))}"
-            raise UnknownNameError("loop", got=repr(loop), expected=expected)
+            raise UnknownNameError("loop", got=short(loop), expected=expected)
         self._open_step, self._loop = open_step, loop
 
     def choose(

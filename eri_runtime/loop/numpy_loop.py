@@ -13,8 +13,8 @@ from math import isclose
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.checks import check_finite
-from eri_runtime.errors import UsageError
+from eri_runtime.checks import check_finite, floats, function, instance, integer
+from eri_runtime.errors import UsageError, short
 from eri_runtime.executors import Latents
 from eri_runtime.sampling import NoiseSource, Point, SamplerTable
 
@@ -159,12 +159,21 @@ def denoise(
         0.60 -> 0.04
         0.01 -> 0.00
     """
-    step = start if isinstance(start, Step) else initial_step(table, start, noise, draw)
+    instance("table", table, SamplerTable)
+    function("network", network, "a function (x, point) -> prediction")
+    function("noise", noise, "a function (draw, shape) -> array")
+    function("hook", hook, "a function x_0 -> x_0")
+    function("mend", mend, "a function (x, k) -> x")
+    if isinstance(start, Step):
+        step = start
+    else:
+        integer("draw", draw, 0)
+        step = initial_step(table, floats("start", start), noise, draw)
     for k in range(step.index + 1, len(table)):
         at, x = table.points[k], step.x
-        predicted = network(float(table.c_in[k]) * x, at)
+        predicted = _like(x, "network", network(float(table.c_in[k]) * x, at))
         estimate = float(table.c_skip[k]) * x + float(table.c_out[k]) * predicted
-        denoised = hook(estimate)
+        denoised = _like(x, "hook", hook(estimate))
         memory = float(table.p[k]) * x + float(table.q[k]) * denoised
         remembered = _push(memory, step.remembered, table.B.shape[1])
         noises, draw = draw_noises(table, k, step.noises, step.draw, noise, x.shape)
@@ -172,11 +181,22 @@ def denoise(
         x = _accumulate(x, table.B[k], remembered)
         if table.E is not None and denoised is not estimate:
             x = x + float(table.E[k]) * (denoised - estimate)
-        x = mend(_accumulate(x, table.C[k], noises), k)
+        x = _like(x, "mend", mend(_accumulate(x, table.C[k], noises), k))
         check_state(x, k, table)
         latents = HostLatents(x=x, denoised=denoised, remembered=remembered)
         step = make_step(table, k, latents, noises, draw)
         yield step
+
+
+def _like(x: Array, name: str, value: object) -> Array:
+    """Returns what a caller's function returned, an array of the shape of `x`.
+
+    Raises `UsageError` for anything else.
+    """
+    if isinstance(value, np.ndarray) and value.shape == x.shape and value.dtype.kind == "f":
+        return value
+    got = f"{value.dtype} of {value.shape}" if isinstance(value, np.ndarray) else short(value)
+    raise UsageError(f"what {name} returns", got=got, expected=f"an array of floats of {x.shape}")
 
 
 def check_start(step: Step, table: SamplerTable, shape: tuple[int, ...]) -> None:

@@ -7,7 +7,7 @@ that a request runs. Start with `modes`, then `fallbacks`.
 """
 
 from eri_runtime.memory.available import AvailableMemory, available_memory
-from eri_runtime.memory.estimate import COPIES, SCORES, Estimate, estimate_peak
+from eri_runtime.memory.estimate import Estimate, estimate_peak
 from eri_runtime.memory.fallbacks import Attempt, RequestSize
 from eri_runtime.memory.guard import Guard, sizes_of
 from eri_runtime.memory.manager import MemoryManager
@@ -16,9 +16,7 @@ from eri_runtime.memory.out_of_memory import is_exhausted, out_of_memory_error
 from eri_runtime.memory.request_stages import request_size
 
 __all__ = [
-    "COPIES",
     "DEFAULT_MEMORY",
-    "SCORES",
     "TILE",
     "Attempt",
     "AvailableMemory",

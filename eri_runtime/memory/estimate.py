@@ -13,12 +13,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from eri_runtime.bundle import DENOISER, Bundle, ComponentSpec, read_header
+from eri_runtime.bundle import COPIES, DENOISER, SCORES, Bundle, ComponentSpec, read_header
 from eri_runtime.executors import Settings
 from eri_runtime.memory.modes import Mode
 from eri_runtime.memory.stages import Stage, stages
 
-SCORES, COPIES = "scores", "copies"
 MB = 10**6
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from eri_runtime.bundle import DENOISER, Bundle
+from eri_runtime.checks import instance
 from eri_runtime.errors import UsageError
 from eri_runtime.executors import Engine, Settings
 from eri_runtime.latents import DECODER, ENCODER
@@ -152,6 +153,7 @@ def check_config(
     bundle: Bundle, engine: Engine | None, memory: MemoryEfficientSamplingConfig, loop: Loop
 ) -> None:
     """Raises `UsageError` if bundle, engine or loop do not support what `memory` requires."""
+    instance("memory", memory, MemoryEfficientSamplingConfig)
     if memory.enable_sequential_cpu_offload and (reason := streaming_refusal(engine, loop)):
         expected = "a bundle and an engine that read the denoiser's weights in parts"
         raise UsageError("enable_sequential_cpu_offload", got=reason, expected=expected)

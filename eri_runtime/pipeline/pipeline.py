@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 from numpy.typing import NDArray
 
 from eri_runtime import executors
 from eri_runtime.bundle import DENOISER, Bundle, manifest, verify_on_load
+from eri_runtime.checks import function, instance, integer, items, mapping, one_of, to_numpy
+from eri_runtime.checks import text as check_text
+from eri_runtime.errors import UsageError
 from eri_runtime.executors import Closeable, engine_description
 from eri_runtime.images import to_pil, to_unit
-from eri_runtime.latents import enlarge, fit_rgb, to_rgb, vae
+from eri_runtime.latents import check_size, enlarge, fit_rgb, to_rgb, vae
 from eri_runtime.loop import Array, Loop, LoopChoice, Step
 from eri_runtime.memory import (
     DEFAULT_MEMORY,
@@ -109,6 +112,11 @@ def load(
     return Pipeline(contents, engine, engine.stepper, loop, memory, folder)
 
 
+def _checked(request: object) -> Request:
+    """Returns `request`; raises `UsageError` for anything that `Pipeline.request` did not make."""
+    return instance("request", request, Request, "a request, from Pipeline.request")
+
+
 class Pipeline(Closeable):
     """Generates images from a bundle; `load` opens one.
 
@@ -163,6 +171,7 @@ class Pipeline(Closeable):
             UsageError: If bundle or engine do not support a mode of `memory`.
         """
         self.bundle = bundle
+        one_of("loop", loop, get_args(Loop))
         step = open_step if loop != "numpy" else lambda _: None
         self._live = LiveWeights(bundle, open_component, step)
         self._weights = WeightOverlays(bundle, self._live)
@@ -225,6 +234,8 @@ class Pipeline(Closeable):
             (2, 32, 48, 3)
         """
         request = make_request(self.bundle, prompt, negative_prompt, words)
+        if on_step is not None:
+            function("on_step", on_step, "a function of a Step")
         with self._live.generating():
             self.prepare(request)
             for step in self.denoise(request):
@@ -269,7 +280,7 @@ class Pipeline(Closeable):
         Args:
             request: A request like those to come.
         """
-        self._memory.open_ahead(request)
+        self._memory.open_ahead(_checked(request))
 
     def denoise(self, request: Request, start: Step | None = None) -> Iterator[Step]:
         """Runs the denoising loop and yields every step; stop iterating to cancel it.
@@ -298,7 +309,9 @@ class Pipeline(Closeable):
             >>> [later.index for later in pipe.denoise(request, start=step)]
             [2, 3]
         """
-        attempt = self._memory.attempt(request_size(request))
+        if start is not None:
+            instance("start", start, Step)
+        attempt = self._memory.attempt(request_size(_checked(request)))
         steps_after = partial(self._runner.steps, self._encode, request)
         return denoise_in_fitting_mode(attempt, steps_after, start)
 
@@ -319,7 +332,7 @@ class Pipeline(Closeable):
             >>> pipe.schedule(pipe.request("a red heart", num_inference_steps=3)).sigma.round(3)
             array([1.   , 0.751, 0.009, 0.   ])
         """
-        return self._runner.schedule(request)
+        return self._runner.schedule(_checked(request))
 
     def table(self, request: Request) -> SamplerTable:
         """Returns the sampler's coefficients for a request, one row per evaluation of the network.
@@ -338,7 +351,7 @@ class Pipeline(Closeable):
             >>> len(pipe.table(request))  # Heun evaluates twice per step, once in the last
             5
         """
-        return self._runner.table(request)
+        return self._runner.table(_checked(request))
 
     def finish(self, request: Request, x: Array) -> Result:
         """Decodes latents of a request into a `Result`.
@@ -360,7 +373,10 @@ class Pipeline(Closeable):
             >>> pipe.finish(request, last.x).images.shape
             (1, 64, 64, 3)
         """
-        parameters = parameters_texts(self.bundle, request, self.loras, self._tokens.tokens)
+        parameters = parameters_texts(
+            self.bundle, _checked(request), self.loras, self._tokens.tokens
+        )
+        x = vae.check_latents(self.bundle, x, request.height, request.width)
         if request.output_type == "latent":
             return Result(images=x, latents=x, seeds=request.seeds, parameters=parameters)
         attempt = self._memory.attempt(request_size(request))
@@ -397,8 +413,9 @@ class Pipeline(Closeable):
             (64, 64)
             (64, 64)
         """
+        size = _checked(request).height, request.width
+        instance("step", step, Step)
         factors = self._rgb(self._live.swaps(vae.ENCODER))
-        size = request.height, request.width
         latents = vae.unpack(self.bundle, step.denoised, *size)
         return enlarge(to_rgb(factors, latents), self.bundle.latents.factor)
 
@@ -433,9 +450,16 @@ class Pipeline(Closeable):
             ... ).images.shape
             (2, 64, 64, 3)
         """
-        prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+        listed = [prompt] if isinstance(prompt, str) else prompt
+        prompts = items("prompt", listed, "a string, or a list of strings")
+        if not prompts:
+            raise UsageError("prompt", got="none", expected="a string, or a list of strings")
+        for each in prompts:
+            check_text("prompt", each)
         length = self.bundle.defaults.max_sequence_length
-        return self._encode(prompts, length if max_sequence_length is None else max_sequence_length)
+        if max_sequence_length is not None:
+            length = integer("max_sequence_length", max_sequence_length, 0)
+        return self._encode(tuple(prompts), length)
 
     def decode(self, latents: Array, height: int, width: int) -> Array:
         """Decodes latents with the VAE.
@@ -458,6 +482,9 @@ class Pipeline(Closeable):
             >>> pipe.decode(np.zeros((1, 16, 8, 8), np.float32), 32, 32).shape
             (1, 3, 32, 32)
         """
+        height, width = integer("height", height, 1), integer("width", width, 1)
+        check_size(self.bundle, height, width)
+        latents = vae.check_latents(self.bundle, latents, height, width)
         load = RequestSize(images=len(latents), rows=len(latents), height=height, width=width)
         attempt = self._memory.attempt(load)
         return run_in_fitting_mode(
@@ -483,7 +510,11 @@ class Pipeline(Closeable):
             >>> pipe.run("vae_decoder", {"latents": latents})["image"].shape
             (1, 3, 32, 32)
         """
-        return self._runner.run(name, inputs)
+        one_of("component", name, self.bundle.components)
+        arrays = mapping("inputs", inputs, "arrays by name")
+        checked = {key: to_numpy(key, arrays[key]) for key in arrays}
+        executors.check_inputs(name, self.bundle.components[name], checked)
+        return self._runner.run(name, checked)
 
     def update_weights(self, tensors: StateDict | str | Path, component: str = DENOISER) -> None:
         """Replaces weights of a component, for example by those of a training run.
@@ -664,7 +695,11 @@ class Pipeline(Closeable):
 
         Args:
             component: Name of the component.
+
+        Raises:
+            UnknownNameError: If the bundle has no such component.
         """
+        one_of("component", component, self.bundle.components)
         return self._live.swaps(component)
 
     def close(self) -> None:

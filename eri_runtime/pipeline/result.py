@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.bundle import Bundle
+from eri_runtime.checks import boolean
+from eri_runtime.checks import path as check_path
 from eri_runtime.errors import UsageError
 from eri_runtime.images import check_output, parameters_text, remove_stale, save_png
 from eri_runtime.request import Request
@@ -81,7 +83,8 @@ class Result:
         """
         if not isinstance(self.images, list):
             raise UsageError("output_type", got="arrays", expected="pil, to save images")
-        paths = numbered_paths(Path(path), len(self.images))
+        boolean("overwrite", overwrite)
+        paths = numbered_paths(check_path("path", path), len(self.images))
         for each in paths:
             check_output("path", each)
         remove_stale(paths[0].parent)

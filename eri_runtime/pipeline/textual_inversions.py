@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.bundle import Bundle
+from eri_runtime.checks import text
 from eri_runtime.errors import LoraError, UnknownNameError, UsageError, short
 from eri_runtime.text import TextEncoders, as_read
 from eri_runtime.weights import (
@@ -74,11 +75,11 @@ class TextualInversions:
     def unload(self, tokens: Iterable[str]) -> None:
         """Takes tokens out, or all; raises `UnknownNameError` for one that is not loaded."""
         with self._weights.changing():
-            removed = set(tokens) or set(self._rows)
+            removed = {text("token", token) for token in tokens} or set(self._rows)
             for token in removed:
                 if token not in self._rows:
                     expected = ", ".join(self._rows) or "one that is loaded"
-                    raise UnknownNameError("token", got=repr(token), expected=expected)
+                    raise UnknownNameError("token", got=short(token), expected=expected)
             self._set({name: own for name, own in self._rows.items() if name not in removed})
             self._set_tokens(self._rows)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.bundle import Bundle, LevelSpec, Spacing
-from eri_runtime.checks import float32, integer, text, to_numpy
+from eri_runtime.checks import boolean, finite, float32, integer, items, one_of, text, to_numpy
 from eri_runtime.errors import SizeError, UnknownNameError, UsageError, short
 from eri_runtime.latents import DECODER, ENCODER, check_size, latent_shape, pack
 from eri_runtime.loop import identity
@@ -79,8 +79,10 @@ def check_sampler_options(bundle: Bundle, sampler: Sampler, words: Keywords) -> 
         raise UsageError("sampler_options", got=short(options), expected="a mapping of options")
     own = bundle.defaults.sampler_options if sampler.name == bundle.defaults.sampler else {}
     chosen = {**own, **options}
-    if (eta := words.get("eta")) is not None and (eta != 0 or "eta" in sampler.options):
-        chosen["eta"] = eta
+    if (eta := words.get("eta")) is not None:
+        eta = finite("eta", eta)
+        if eta != 0 or "eta" in sampler.options:
+            chosen["eta"] = eta
     return sampler.checked(chosen)
 
 
@@ -132,7 +134,7 @@ def check_guidance(
         if embedding is None
         else per_image("guidance_embedding", embedding, count, prompts)
     )
-    if words.get("bypass_guidance", False):
+    if boolean("bypass_guidance", words.get("bypass_guidance", False)):
         scale, embedded = no_cfg, np.full_like(guidance_scale, NO_EMBEDDING)
     return Guidance(
         scale=scale,
@@ -183,9 +185,7 @@ def check_embeds(words: Keywords, embeds: str, pooled: str) -> Condition | None:
 
 def check_output_type(bundle: Bundle, name: str) -> OutputType:
     """Returns `name`; raises `UsageError` if it is unknown or needs a decoder the bundle lacks."""
-    if name not in get_args(OutputType):
-        expected = f"one of {', '.join(get_args(OutputType))}"
-        raise UnknownNameError("output_type", got=repr(name), expected=expected)
+    one_of("output_type", name, get_args(OutputType))
     if name != "latent" and DECODER not in bundle.components:
         got, fix = f"{name!r} of a bundle without {DECODER}", "or export again with `--vae`"
         raise UsageError("output_type", got=got, expected="latent", fix=fix)
@@ -227,10 +227,9 @@ def check_negative_prompts(
     if condition is not None:
         got = "negative_prompt and negative_prompt_embeds"
         raise UsageError("negative_prompt", got=got, expected="one of them")
-    if not isinstance(prompt, Iterable) or isinstance(prompt, Mapping):
-        expected = "a string, or a list of one per prompt"
-        raise UsageError("negative_prompt", got=short(prompt), expected=expected)
-    prompts = (prompt,) * count if isinstance(prompt, str) else tuple(prompt)
+    expected = "a string, or a list of one per prompt"
+    listed = [prompt] * count if isinstance(prompt, str) else prompt
+    prompts = tuple(items("negative_prompt", listed, expected))
     for each in prompts:
         text("negative_prompt", each)
     if len(prompts) != count:

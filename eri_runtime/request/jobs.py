@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from eri_runtime.checks import integer, not_negative, text
+from eri_runtime.checks import integer, items, not_negative, text
 from eri_runtime.errors import UsageError, short
 from eri_runtime.sampling import MAX_SEED
 
@@ -100,7 +100,9 @@ def group_into_batches(keys: Mapping[int, Any], size: int) -> list[list[int]]:
 def make_jobs(name: str, prompts: Sequence[str | Job]) -> list[Job]:
     """Returns texts and jobs as jobs; raises `UsageError`, naming the first that is neither."""
     jobs = []
-    for i, prompt in enumerate((prompts,) if isinstance(prompts, str | Job) else prompts):
+    for i, prompt in enumerate(
+        (prompts,) if isinstance(prompts, str | Job) else items(name, prompts, "a list of prompts")
+    ):
         if not isinstance(prompt, str | Job):
             raise UsageError(f"{name}[{i}]", got=short(prompt), expected="a string or a Job")
         with error_prefix(f"{name}[{i}]"):

@@ -159,7 +159,7 @@ def merge_configs(words: Words) -> dict[str, Any]:
     for name in keywords:
         if name not in Words.__annotations__:
             expected = f"one of {', '.join(Words.__annotations__)}"
-            raise UnknownNameError("keyword", got=repr(name), expected=expected)
+            raise UnknownNameError("keyword", got=short(name), expected=expected)
     configured: dict[str, object] = {}
     for name, kind in CONFIGS.items():
         config = keywords.pop(name, None)

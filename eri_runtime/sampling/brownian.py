@@ -12,8 +12,9 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.errors import UsageError
-from eri_runtime.sampling.noise import TorchNoise
+from eri_runtime.checks import finite, integer, items
+from eri_runtime.errors import UsageError, short
+from eri_runtime.sampling.noise import TorchNoise, check_seeds
 from eri_runtime.sampling.table import SamplerTable
 
 # Levels of the tree. Two times within one of its 2^18 leaves are not correlated as on one path:
@@ -61,12 +62,15 @@ class BrownianNoise:
         span: tuple[float, float],
         first: int = 1,
     ) -> None:
-        low, high = span
-        for a, b in intervals:
+        self.span = low, high = _times("span", span)
+        self.intervals = tuple(
+            _times("interval", each)
+            for each in items("intervals", intervals, "a list of two times")
+        )
+        for a, b in self.intervals:
             if a == b or not (low <= a <= high and low <= b <= high):
-                raise UsageError("interval", got=(a, b), expected=f"two times in {span}")
-        self.seeds, self.intervals, self.span = tuple(seeds), tuple(intervals), span
-        self.first = first
+                raise UsageError("interval", got=(a, b), expected=f"two times in {self.span}")
+        self.seeds, self.first = check_seeds(seeds), integer("first", first, 0)
 
     def __call__(self, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Returns draw number `draw`, (B, *shape) float32."""
@@ -78,6 +82,14 @@ class BrownianNoise:
         a, b = self.intervals[draw - self.first]
         increments = [increment(seed, shape, self.span, a, b) for seed in self.seeds]
         return (np.stack(increments) / sqrt(abs(b - a))).astype(np.float32)
+
+
+def _times(name: str, value: object) -> tuple[float, float]:
+    """Returns two finite numbers; raises `UsageError` for anything else."""
+    times = items(name, value, "two times")
+    if len(times) != 2:
+        raise UsageError(name, got=short(value), expected="two times")
+    return finite(name, times[0]), finite(name, times[1])
 
 
 def noise_intervals(table: SamplerTable) -> list[tuple[float, float]]:

@@ -12,8 +12,8 @@ from math import inf
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eri_runtime.checks import not_negative, real
-from eri_runtime.errors import UsageError, short
+from eri_runtime.checks import float32, not_negative, real
+from eri_runtime.errors import EriError, UsageError, short
 
 Array = NDArray[np.float32]
 NO_EMBEDDING = -1.0  # as a graph's `guidance` input: omit the guidance embedding
@@ -89,8 +89,9 @@ def per_image(name: str, value: ArrayLike, count: int, prompts: int = 1) -> Arra
     Raises `UsageError` for another count, and for a number that is negative or not finite.
     """
     try:
-        numbers = np.asarray(value, np.float32)
-    except (TypeError, ValueError):
+        with np.errstate(over="ignore"):  # Inf is refused below
+            numbers = float32(name, value)
+    except EriError:
         numbers = np.array([np.nan], np.float32)
     if numbers.shape == (prompts,):
         numbers = numbers.repeat(count // prompts)

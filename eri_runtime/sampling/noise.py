@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.checks import integer
+from eri_runtime.checks import integer, items, to_numpy
 from eri_runtime.errors import UsageError
 from eri_runtime.sampling.torch_randn import MAX_SEED, TorchNormal
 
@@ -60,7 +60,7 @@ class TorchNoise:
     """
 
     def __init__(self, seeds: Sequence[int], first: int = 0) -> None:
-        self.seeds, self.first = tuple(seeds), first
+        self.seeds, self.first = check_seeds(seeds), integer("first", first, 0)
         self._restart(0)
 
     def __call__(self, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -98,7 +98,7 @@ class PhiloxNoise:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self.seeds = tuple(seeds)
+        self.seeds = check_seeds(seeds)
 
     def __call__(self, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Returns draw number `draw`, (B, *shape) float32."""
@@ -111,6 +111,12 @@ def _philox(seed: int, draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]
     return np.random.Generator(np.random.Philox(stream)).standard_normal(shape, dtype=np.float32)
 
 
+def check_seeds(seeds: object) -> tuple[int, ...]:
+    """Returns one seed per image, each 0 to 2⁶⁴ − 1; raises `UsageError` for anything else."""
+    listed = items("seeds", seeds, "a list of one seed per image")
+    return tuple(integer("seeds", seed, 0, MAX_SEED) for seed in listed)
+
+
 def check_noise(source: NoiseSource, batch: int) -> NoiseSource:
     """Wraps a noise source: each draw is checked and converted to (batch, *shape) float32.
 
@@ -118,7 +124,7 @@ def check_noise(source: NoiseSource, batch: int) -> NoiseSource:
     """
 
     def noise(draw: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        values = np.asarray(source(draw, shape))
+        values = to_numpy("noise", source(draw, shape))
         if values.shape != (batch, *shape) or values.dtype.kind != "f":
             expected = f"floats of {(batch, *shape)}"
             raise UsageError("noise", got=f"{values.dtype} of {values.shape}", expected=expected)

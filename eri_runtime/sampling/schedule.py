@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eri_runtime.bundle import ScheduleKind, ScheduleSpec, Spacing
+from eri_runtime.checks import boolean, instance, integer
 from eri_runtime.errors import UsageError, short
 from eri_runtime.sampling.betas import alphas_cumprod
 from eri_runtime.sampling.sigmas import (
@@ -203,7 +204,11 @@ def make_schedule(
         >>> schedule.t.round(1)
         array([1000. ,  857.7,  602.2,    8.9,    0. ])
     """
-    most = spec.num_train_timesteps
+    most = instance("spec", spec, ScheduleSpec).num_train_timesteps
+    boolean("whole_t", whole_t)
+    integer("tokens", tokens, 0)
+    if original_steps is not None:
+        integer("original_steps", original_steps, 1)
     if original_steps is not None and spec.kind == "vp":
         most = original_steps = min(most, original_steps)
     if not isinstance(steps, int | np.integer) or not 1 <= steps <= most:

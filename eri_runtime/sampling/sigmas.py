@@ -5,7 +5,7 @@ A level is `schedule.Clock.tau`: sigma/alpha for `vp`, sigma for `flow`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import gamma
 from typing import Literal
@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from eri_runtime.checks import items
 from eri_runtime.errors import UnknownNameError, UsageError, short
 
 Float64 = NDArray[np.float64]
@@ -62,9 +63,9 @@ SPACINGS: Mapping[str, Spacer] = {
 
 def spaced_levels(name: str, first: float, last: float, count: int, training: Float64) -> Float64:
     """Returns N falling levels in a named spacing; raises `UnknownNameError` for other names."""
-    if name not in SPACINGS:
+    if not isinstance(name, str) or name not in SPACINGS:
         expected = f"one of default, {', '.join(SPACINGS)}, or a list of levels"
-        raise UnknownNameError("sigmas", got=repr(name), expected=expected)
+        raise UnknownNameError("sigmas", got=short(name), expected=expected)
     return SPACINGS[name](first, last, count, training)
 
 
@@ -74,7 +75,7 @@ def listed_levels(sigmas: Sequence[float], count: int, end: float, most: float) 
     Raises `UsageError` unless there are N levels that fall from at most `most` and stay above
     `end`, far enough apart for float32.
     """
-    listed = list(sigmas) if isinstance(sigmas, Iterable) else []
+    listed: list[float] = items("sigmas", sigmas, "a name, or a list of levels")
     numbers = (int, float, np.integer, np.floating)
     levels = [float(level) for level in listed if isinstance(level, numbers) and abs(level) <= most]
     usable = len(levels) == len(listed)

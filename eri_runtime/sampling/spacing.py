@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import cast
 
 from eri_runtime.bundle import LevelSpec, ScheduleKind, ScheduleSpec, Spacing
-from eri_runtime.errors import UnknownNameError, UsageError, short
+from eri_runtime.checks import one_of
+from eri_runtime.errors import UsageError, short
 
 # the spacings of each kind of schedule; EDM's levels are not taken from timesteps
 SPACINGS_OF: Mapping[ScheduleKind, tuple[Spacing, ...]] = {
@@ -40,9 +41,8 @@ def check_spacing(
     if spacing is None:
         return None
     known = SPACINGS_OF[kind]
-    if known and spacing not in known:
-        expected = f"one of {', '.join(known)}"
-        raise UnknownNameError("spacing", got=short(spacing), expected=expected)
+    if known:
+        one_of("spacing", spacing, known)
     if not known:
         raise _unread(spacing, "EDM's levels, which have no timesteps")
     if distilled or (levels is not None and levels.grid == "distilled"):

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from eri_runtime.bundle import Prediction, ScheduleSpec
+from eri_runtime.checks import finite, function, instance, one_of
 from eri_runtime.errors import UsageError
 from eri_runtime.sampling.prediction import Preconditioning, precondition, precondition_edm
 from eri_runtime.sampling.samplers import KEEP_NOISE, Memory, Sampler
@@ -99,7 +100,10 @@ def make_table(
         >>> len(table), table.B.shape, table.C.shape  # 2 denoised x_0 in the history, no noise
         (4, (4, 2), (4, 0))
     """
-    given = sampler.checked(options or {})
+    instance("sampler", sampler, Sampler, "a value of SAMPLERS")
+    instance("schedule", schedule, Schedule)
+    instance("spec", spec, ScheduleSpec)
+    given = sampler.checked({} if options is None else options)
     keep_noise = given.pop(KEEP_NOISE, 0.0)
     algorithm = partial(sampler.algorithm, **given)
     at_sigma = sampler.starts_at_sigma and spec.spacing != "leading"
@@ -150,9 +154,16 @@ def tabulate(
         >>> eri.tabulate(euler, schedule, "flow").A.round(3)
         array([0.858, 0.702, 0.015, 0.   ])
     """
+    function("algorithm", algorithm, "a function (denoise, noise, x, schedule) -> x")
+    instance("schedule", schedule, Schedule)
+    one_of("prediction", prediction, get_args(Prediction))
+    one_of("memory", memory, get_args(Memory))
+    finite("scale", scale)
     recorder = _Recorder(schedule.clock, memory)
     result = algorithm(recorder.denoise, recorder.noise, Linear.symbol(START), schedule)
-    states = [*recorder.states, result]
+    states = [*recorder.states, instance("algorithm", result, Linear, "one that returns x")]
+    if not recorder.points:
+        raise UsageError("algorithm", got="no call of denoise", expected="one or more")
     rows = [_row(k, x, x_next) for k, (x, x_next) in enumerate(pairwise(states))]
     clock = schedule.clock
     conditioning = np.array([_conditioning(prediction, at, clock) for at in recorder.points])

@@ -46,6 +46,7 @@ def dynamic_thresholding(
         array([[ 0.        ,  0.28571429, -0.57142857,  1.        ]])
     """
     check_limits(threshold, percentile)
+    threshold, percentile = float(threshold), float(percentile)
     x = floats("sample", sample)
     if x.ndim < 2 or not x.size:
         raise SizeError("sample", got=x.shape, expected="(B, …), at least one value each")

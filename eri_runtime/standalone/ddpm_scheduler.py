@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eri_runtime.bundle import BetaCurve, Prediction, ScheduleSpec, Spacing
-from eri_runtime.checks import integer, integers, real
+from eri_runtime.checks import boolean, integer, integers, real
 from eri_runtime.errors import SizeError, UsageError
 from eri_runtime.loop import Array, denoise, identity
 from eri_runtime.sampling import (
@@ -108,7 +108,7 @@ class DDPMScheduler:
         rescale_betas_zero_snr: bool = False,
     ) -> None:
         start, end = check_betas(beta_start, beta_end)
-        low = 2 if rescale_betas_zero_snr else 1
+        low = 2 if boolean("rescale_betas_zero_snr", rescale_betas_zero_snr) else 1
         count = integer("num_train_timesteps", num_train_timesteps, low, MAX_TIMESTEPS)
         self.num_train_timesteps = count
         self._spec = ScheduleSpec(
@@ -120,12 +120,12 @@ class DDPMScheduler:
             beta_end=end,
             beta_curve=check_name("beta_schedule", beta_schedule, get_args(BetaCurve)),
             steps_offset=integer("steps_offset", steps_offset, 0, count),
-            zero_terminal_snr=bool(rescale_betas_zero_snr),
+            zero_terminal_snr=boolean("rescale_betas_zero_snr", rescale_betas_zero_snr),
         )
         self._alphas_cumprod = check_signal(alphas_cumprod(self._spec))
         positive = "a finite number above 0"
         limit = real("clip_sample_range", clip_sample_range, positive, lambda n: 0 < n < inf)
-        self._limit = limit if clip_sample else inf
+        self._limit = limit if boolean("clip_sample", clip_sample) else inf
         all_timesteps = replace(self._spec, spacing="leading", steps_offset=0)
         self._schedule = make_schedule(all_timesteps, count, tokens=0, whole_t=True)
 
@@ -257,6 +257,7 @@ class DDPMScheduler:
         amount = real("eta", eta, "a number from 0 to 1", lambda number: 0 <= number <= 1)
         schedule = self._one_step(timestep)
         table = tabulate(partial(ddim, eta=amount), schedule, self._spec.prediction)
+        boolean("use_clipped_model_output", use_clipped_model_output)
         hook = self._clip if use_clipped_model_output else identity
         noise = noise_source(generator, x)
         (result,) = denoise(lambda *_: predicted, table, x, noise, hook=hook)

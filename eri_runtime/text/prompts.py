@@ -9,6 +9,7 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
+from eri_runtime.checks import items, real
 from eri_runtime.checks import text as check_text
 from eri_runtime.errors import UsageError, short
 
@@ -54,10 +55,12 @@ def make_prompt(prompt: object) -> Prompt:
     if not isinstance(prompt, Mapping) or not prompt:
         raise UsageError("prompt", got=short(prompt), expected=EXPECTED)
     for text, weight in prompt.items():
-        if not isinstance(text, str) or not isinstance(weight, int | float) or not isfinite(weight):
+        expected = "a string: a finite weight"
+        if not isinstance(text, str):
             got = f"{short(text)}: {short(weight)}"
-            raise UsageError("prompt", got=got, expected="a string: a finite weight")
+            raise UsageError("prompt", got=got, expected=expected)
         check_text("prompt", text)
+        real(f"prompt {short(text)}", weight, expected, isfinite)
     return Prompt(tuple((text, float(weight)) for text, weight in prompt.items()))
 
 
@@ -73,9 +76,10 @@ def make_prompts(prompt: PromptLike | Sequence[PromptLike] | None) -> tuple[Prom
     Raises:
         UsageError: If it is anything else, None, or an empty list.
     """
-    if prompt is None or (not isinstance(prompt, str | Mapping) and not list(prompt)):
+    single = isinstance(prompt, str | Mapping)
+    prompts = [prompt] if single else items("prompt", prompt, EXPECTED)
+    if not prompts:
         raise UsageError("prompt", got=short(prompt), expected=EXPECTED)
-    prompts = [prompt] if isinstance(prompt, str | Mapping) else prompt
     return tuple(make_prompt(each) for each in prompts)
 
 

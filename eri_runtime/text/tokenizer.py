@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.bundle import Bundle, TokenizerSpec
-from eri_runtime.errors import SizeError
+from eri_runtime.errors import BundleError, EriError, SizeError, short
+from eri_runtime.files import read_regular_file
 from eri_runtime.text.borrowed_tokens import BorrowedTokens, Rows, spare_rows
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+PANIC = "PanicException"  # of a library in Rust; it is no Exception, and has no module to import
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +37,10 @@ class PromptTokenizer:
 
     def __init__(self, bundle: Bundle, name: str) -> None:
         """Reads the tokenizer `name` of a bundle."""
-        from tokenizers import Tokenizer
-
         self.spec: TokenizerSpec = bundle.tokenizers[name]
+        self._file = bundle.path(self.spec.file)
         self.name = name
-        self._open: Callable[[], Tokenizer] = lambda: _plain(
-            Tokenizer.from_file(str(bundle.path(self.spec.file)))
-        )
+        self._open: Callable[[], Tokenizer] = partial(_open, self._file)
         self._tokenizer = self._open()
         self._borrowed: BorrowedTokens | None = None
         self.rows: Rows = {}
@@ -57,15 +60,17 @@ class PromptTokenizer:
         ids = np.full((len(prompts), length), self.spec.pad_id, dtype=np.int64)
         for row, prompt in zip(ids, prompts, strict=True):
             if borrowed is None:
-                encoding = self._tokenizer.encode(prompt)
+                with _tokenizer_errors(self._file):
+                    encoding = self._tokenizer.encode(prompt)
                 own, is_cut = encoding.ids, bool(encoding.overflowing)
             else:
-                whole = borrowed.encode(prompt)
+                with _tokenizer_errors(self._file):
+                    whole = borrowed.encode(prompt)
                 is_cut = len(whole) > length
                 own = [*whole[: length - 1], whole[-1]] if is_cut else whole
             row[: len(own)] = own
             if is_cut:
-                log.warning("%s: %r is cut to %d tokens", self.name, prompt, length)
+                log.warning("%s: %s is cut to %d tokens", self.name, short(prompt), length)
         return ids
 
     def has(self, token: str) -> bool:
@@ -86,8 +91,30 @@ class PromptTokenizer:
         self.rows = dict(rows)
 
 
-def _plain(tokenizer: Tokenizer) -> Tokenizer:
-    """Returns a tokenizer without padding or truncation of its own."""
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+def _open(file: Path) -> Tokenizer:
+    """Reads a tokenizer and turns its own padding and truncation off.
+
+    Raises `BundleError` for a file that the library cannot read.
+    """
+    from tokenizers import Tokenizer
+
+    with _tokenizer_errors(file):
+        tokenizer = Tokenizer.from_str(read_regular_file(file).decode("utf-8"))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
     return tokenizer
+
+
+@contextmanager
+def _tokenizer_errors(file: Path) -> Iterator[None]:
+    """Turns every error of the library, which has no types for them, into a `BundleError`."""
+    try:
+        yield
+    except EriError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        expected = "a tokenizer that the package tokenizers reads"
+        fix = "export the checkpoint again with `eri export`"
+        raise BundleError(file, got=short(str(error)), expected=expected, fix=fix) from error

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import unicodedata
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.checks import check_finite, integer, string, to_numpy
+from eri_runtime.checks import check_finite, integer, to_numpy
+from eri_runtime.checks import path as check_path
+from eri_runtime.checks import text as check_text
 from eri_runtime.errors import SizeError, UsageError, short
 from eri_runtime.images import parameters_text, save_png, write_png
 
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
 
 LARGEST_OVERSHOOT = 16.0  # of a VAE's decoder; an array with larger values was never in [−1, 1]
 SLUG_LENGTH = 60  # characters of a prompt in a file name
+MOST_STEPS = 10**18  # of training, and images of one step
+# errors of a path rather than of the disk
+NOT_WRITABLE = frozenset({
+    errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
+})  # fmt: skip
 CHANNELS = (1, 3)  # grey or RGB
 WRITABLE = "a place where a PNG can be written"
 
@@ -59,12 +67,12 @@ def save_image(
     """
     signed = _check_signed("image_tensor", image_tensor)
     pixels = to_uint8((np.clip(signed, -1, 1) + 1) * np.float32(127.5))
-    integer("step", step, 0)
-    integer("idx", idx, 0)
-    settings = {"Model": string("model_name", model_name), **training_step(step), "Index": idx}
-    text = parameters_text(string("prompt", prompt), "", settings)
+    integer("step", step, 0, MOST_STEPS)
+    integer("idx", idx, 0, MOST_STEPS)
+    settings = {"Model": check_text("model_name", model_name), **training_step(step), "Index": idx}
+    text = parameters_text(check_text("prompt", prompt), "", settings)
     names = [f"{idx:03d}" if row == 0 else f"{idx:03d}-{row}" for row in range(len(pixels))]
-    folder = _path("output_dir", output_dir)
+    folder = check_path("output_dir", output_dir)
     paths = [folder / file_name(model_name, step, name, prompt) for name in names]
     for image, path in zip(pixels, paths, strict=True):
         write_image(to_pil_image(image), path, text)
@@ -90,7 +98,7 @@ def save_tensor_as_image(tensor: Any, path: str | Path) -> None:
             eri.save_tensor_as_image(np.zeros((3, 64, 64), np.uint8), "black.png")
     """
     pixels = _check_0_to_255("tensor", tensor)
-    target = _path("path", path)
+    target = check_path("path", path)
     if target.suffix.lower() != ".png":
         raise UsageError("path", got=short(str(path)), expected="a name that ends in .png")
     write_image(to_pil_image(to_uint8(pixels)), target)
@@ -136,7 +144,9 @@ def write_image(image: Image, path: Path, parameters: str | None = None) -> None
             write_png(image, path)
         else:
             save_png(image, path, parameters)
-    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
         raise UsageError(path, got=error, expected=WRITABLE) from error
 
 
@@ -210,10 +220,3 @@ def _extent(name: str, array: NDArray[Any]) -> tuple[float, float]:
 def _range(low: float, high: float) -> str:
     """Describes the range of an array for an error message."""
     return f"values from {low:g} to {high:g}"
-
-
-def _path(name: str, value: object) -> Path:
-    """Returns a `Path`; raises `UsageError` for anything that cannot be one."""
-    if not isinstance(value, str | PathLike) or "\0" in str(value):
-        raise UsageError(name, got=short(value), expected="a path")
-    return Path(value)

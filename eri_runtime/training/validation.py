@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eri_runtime.checks import float32, integer, string, to_numpy
+from eri_runtime.checks import float32, integer, items, string, to_numpy
 from eri_runtime.errors import SizeError, UnknownNameError, UsageError, short
 from eri_runtime.latents import check_size, images_at_once
 from eri_runtime.pipeline import Pipeline
 from eri_runtime.request import SamplingConfig
 from eri_runtime.sampling import MAX_SEED
 from eri_runtime.text import Condition, check_encoders
-from eri_runtime.training.image_files import file_name, slug, training_step, write_image
+from eri_runtime.training.image_files import MOST_STEPS, file_name, slug, training_step, write_image
 from eri_runtime.training.loggers import Sample, log_pictures, logger_adapter
 
 Keywords = Mapping[str, Any]
@@ -92,9 +92,9 @@ def generate_validation_samples(
                     )
     """
     texts = _check_arguments(pipe, prompts, config, model_type, words)
-    integer("step", step, 0)
+    integer("step", step, 0, MOST_STEPS)
     name = pipe.bundle.family if name is None else string("name", name)
-    for logger in loggers:
+    for logger in items("loggers", loggers, "a list of loggers"):
         logger_adapter(logger)
     pair = (text_embeddings, pooled_embeddings)
     embeddings = _check_embeddings(("text_embeddings", "pooled_embeddings"), pair, {len(texts)})
@@ -188,6 +188,11 @@ def _negative_condition(
 # arguments
 
 
+def _is(value: object, name: str) -> bool:
+    """Whether a value is this text; an array would be compared element by element."""
+    return isinstance(value, str) and value == name
+
+
 def _check_arguments(
     pipe: object, prompts: object, config: object, model_type: object, words: Keywords
 ) -> tuple[str, ...]:
@@ -197,13 +202,13 @@ def _check_arguments(
         raise UsageError("pipe", got=short(pipe), expected="an open Pipeline", fix=fix)
     if not isinstance(config, SamplingConfig):
         raise UsageError("config", got=short(config), expected="a SamplingConfig")
-    if model_type not in (None, pipe.bundle.family):
+    if model_type is not None and not _is(model_type, pipe.bundle.family):
         expected = f"{pipe.bundle.family!r}, the bundle's family"
         raise UsageError("model_type", got=short(model_type), expected=expected)
     for word in words:
         if word not in SHARED_KEYWORDS:
             expected = f"one of {', '.join(sorted(SHARED_KEYWORDS))}"
-            raise UnknownNameError("keyword", got=repr(word), expected=expected)
+            raise UnknownNameError("keyword", got=short(word), expected=expected)
     listed = (prompts,) if isinstance(prompts, str) else prompts
     texts = tuple(listed) if isinstance(listed, Sequence) else ()
     if not texts or not all(isinstance(text, str) for text in texts):

@@ -11,7 +11,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import numpy as np
 
 from eri_runtime.bundle import DENOISER, Bundle, TensorFile, read_tensors
-from eri_runtime.errors import EriError, UnknownNameError
+from eri_runtime.checks import one_of
+from eri_runtime.errors import EriError
 from eri_runtime.executors import (
     FROM_FILE,
     Arrays,
@@ -172,9 +173,7 @@ class LiveWeights(Closeable):
             UnknownNameError: If the bundle has no such component.
         """
         components = self._bundle.components
-        if component not in components:
-            expected = f"one of {', '.join(components)}"
-            raise UnknownNameError("component", got=repr(component), expected=expected)
+        one_of("component", component, components)
         if component not in self._files:
             weights = self._bundle.path(components[component].weights)
             self._files[component] = read_tensors(weights)

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.bundle import Bundle
-from eri_runtime.checks import finite
+from eri_runtime.checks import finite, mapping
+from eri_runtime.checks import path as check_path
+from eri_runtime.checks import text as check_text
 from eri_runtime.errors import UnknownNameError, UsageError, short
 from eri_runtime.executors import Arrays
 from eri_runtime.weights.live_weights import LiveWeights
@@ -175,7 +177,9 @@ class WeightOverlays:
             NonFiniteError: If the LoRA holds NaN or Inf, or a merged weight overflows.
             BackendError: If an engine cannot take new weights.
         """
-        lora_name = name or _name(source)
+        if not isinstance(source, Mapping):
+            check_path("LoRA", source)
+        lora_name = _name(source) if name is None else check_text("name", name)
         with self._changing():
             overlays = self._read(lora_name, source, partial=partial)
             scales = {**overlays.scales, lora_name: scale}
@@ -197,8 +201,10 @@ class WeightOverlays:
         """
         with self._changing():
             overlays, sources, by_name = self._overlays, {}, {}
+            if not isinstance(scales, Mapping):
+                raise UsageError("loras", got=short(scales), expected="scales by name or path")
             for name_or_path, scale in scales.items():
-                name = str(name_or_path)
+                name = str(check_path("LoRA", name_or_path))
                 if name not in overlays.loaded and is_lora(name):
                     name = _name(name)
                     overlays = self._read(name, name_or_path, partial=partial, onto=overlays)
@@ -217,7 +223,8 @@ class WeightOverlays:
             UnknownNameError: If a LoRA is not loaded.
         """
         with self._changing():
-            overlays, removed = self._overlays, set(names) or set(self._overlays.loaded)
+            chosen = {check_text("name", name) for name in names}
+            overlays, removed = self._overlays, chosen or set(self._overlays.loaded)
             self._check_loaded(removed, overlays)
             loaded = {name: lora for name, lora in overlays.loaded.items() if name not in removed}
             scales = {name: each for name, each in overlays.scales.items() if name not in removed}
@@ -235,7 +242,10 @@ class WeightOverlays:
                 return overlays
             fix = "give it another with name=, or unload that one"
             raise UsageError(f"LoRA {name}", got="a name of another LoRA", expected="one", fix=fix)
-        tensors = source if isinstance(source, Mapping) else read_lora(source)
+        if isinstance(source, Mapping):
+            tensors: Mapping[str, Any] = mapping("LoRA", source, "tensors by key")
+        else:
+            tensors = read_lora(source)
         shapes = {
             component: {**self._live.stored(component).shapes, **spec.unneeded}
             for component, spec in self._bundle.components.items()
@@ -252,7 +262,7 @@ class WeightOverlays:
                 if component and component not in self._bundle.components:
                     expected = ", ".join(self._bundle.components)
                     where = f"scale of {name}: component"
-                    raise UnknownNameError(where, got=repr(component), expected=expected)
+                    raise UnknownNameError(where, got=short(component), expected=expected)
                 finite(f"scale of {name}", strength)
 
     def _check_loaded(self, names: Iterable[str], overlays: Overlays) -> None:

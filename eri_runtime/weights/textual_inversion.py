@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.bundle import Family, read_tensors
-from eri_runtime.checks import path, text_keys
+from eri_runtime.checks import mapping, path, text
 from eri_runtime.errors import LoraError, short
 from eri_runtime.weights.lora.bundled_tokens import ALONE, BUNDLED
 from eri_runtime.weights.lora.factors import FLOATS, finite_float32
@@ -62,12 +62,14 @@ def read_textual_inversions(
         DamagedWeightsError: If the file is missing or damaged.
         PickleError: If the file is a pickle.
     """
+    if token is not None:
+        _checked_token(token)
+    tensors: Mapping[str, Any]
     if isinstance(source, Mapping):
-        text_keys("textual inversion", source)
-        tensors, stem = source, None
+        tensors = mapping("textual inversion", source, "tensors by key")
     else:
-        file = path("textual inversion", source)
-        tensors, stem = read_tensors(file), file.stem
+        tensors = read_tensors(path("textual inversion", source))
+    stem = None if isinstance(source, Mapping) else Path(source).stem
     found: dict[str, dict[str, Vectors]] = {}
     for key, name, word in _embeddings(tensors, stem):
         component = _component(key, word, tensors[key], family, widths)
@@ -142,8 +144,8 @@ def _vectors(key: str, value: Any, width: int) -> Vectors:
 
 
 def _checked_token(token: str) -> str:
-    """Returns a token; raises `LoraError` if a prompt cannot name it."""
+    """Returns a token; raises `LoraError` or `UsageError` if no prompt can name it."""
     if not isinstance(token, str) or not token or token != token.strip():
         expected, fix = "a name without spaces around it", "pass token=, or rename the file"
         raise LoraError("token", got=short(token), expected=expected, fix=fix)
-    return token
+    return text("token", token)

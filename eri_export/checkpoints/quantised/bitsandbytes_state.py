@@ -9,7 +9,6 @@ https://github.com/bitsandbytes-foundation/bitsandbytes, `functional.py`, class 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from eri_export.checkpoints.quantised.decoded_tensor import (
 from eri_export.checkpoints.quantised.scaled_rows import PER_127, scaled_rows
 from eri_export.checkpoints.stored_tensors import StoredTensor
 from eri_runtime.errors import short
+from eri_runtime.files import parse_json
 
 STATE = "quant_state.bitsandbytes__"
 FORMATS = ("nf4", "fp4")
@@ -196,8 +196,8 @@ def _json(tensor: StoredTensor) -> Mapping[str, Any]:
     if tensor.nbytes > MOST_JSON:
         raise damaged(tensor, f"{tensor.nbytes} bytes", f"JSON of at most {MOST_JSON}")
     try:
-        value = json.loads(bytes(read_bytes(tensor).tolist()))
-    except (ValueError, RecursionError):
+        value = parse_json(bytes(read_bytes(tensor).tolist()), infinite=True)
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise damaged(tensor, "no JSON object", "bitsandbytes' state in JSON")

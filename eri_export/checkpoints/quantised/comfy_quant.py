@@ -10,7 +10,6 @@ Scales of a layer's input matter for products in 8 bits only, so they are not re
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from eri_export.checkpoints.quantised.scaled_rows import scaled_rows
 from eri_export.checkpoints.stored_tensors import StoredTensor
 from eri_runtime.bundle import read_header
 from eri_runtime.errors import CheckpointError, DamagedWeightsError, short
+from eri_runtime.files import parse_json
 
 Layer = Mapping[str, StoredTensor]  # the tensors of a layer by the last word of their names
 
@@ -143,8 +143,8 @@ def _description(own: Layer, from_metadata: Any) -> Mapping[str, Any] | None:
     if tensor.nbytes > MOST_JSON:
         raise damaged(tensor, f"{tensor.nbytes} bytes", f"JSON of at most {MOST_JSON}")
     try:
-        value = json.loads(bytes(read_bytes(tensor).tolist()))
-    except (ValueError, RecursionError) as error:
+        value = parse_json(bytes(read_bytes(tensor).tolist()))
+    except ValueError as error:
         raise damaged(tensor, "no JSON", "a layer's format in JSON") from error
     if not isinstance(value, dict):
         raise damaged(tensor, short(value), "a layer's format in JSON")
@@ -177,8 +177,8 @@ def _layers(file: Path, text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        layers = json.loads(text)["layers"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        layers = parse_json(text)["layers"]
+    except (ValueError, TypeError, KeyError):
         layers = None
     if not isinstance(layers, dict) or not all(isinstance(x, dict | str) for x in layers.values()):
         offender, expected = f"{file}: {METADATA}", "a format for each of its layers, in JSON"

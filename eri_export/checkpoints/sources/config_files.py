@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import diffusers
 
 from eri_runtime.bundle import PICKLE_FIX, PICKLED_WEIGHTS
 from eri_runtime.errors import NotACheckpointError, PickleError
+from eri_runtime.files import parse_json, read_regular_file
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
@@ -19,8 +19,8 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 def read_json(file: Path) -> dict[str, Any]:
     """Reads the JSON object in `file`; raises `NotACheckpointError` for anything else."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json(read_regular_file(file).decode("utf-8"), infinite=True)
+    except (OSError, ValueError) as error:
         raise NotACheckpointError(file, got=error, expected="a JSON file") from error
     if not isinstance(value, dict):
         raise NotACheckpointError(file, got=type(value).__name__, expected="a JSON object")

@@ -15,8 +15,7 @@ import onnx_ir as ir
 from eri_export.graphs.memory.liveness import HEADS, Blocks, Peaks, Walk, undominated
 from eri_export.graphs.memory.polynomials import Polynomial, plus, value_at, variable
 from eri_export.graphs.passes.values import name_of
-from eri_runtime.bundle import ShapeRange, TensorSpec
-from eri_runtime.memory import COPIES, SCORES
+from eri_runtime.bundle import COPIES, SCORES, ShapeRange, TensorSpec
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from eri_export.graphs.memory.polynomials import (
 )
 from eri_export.graphs.passes.values import name_of
 from eri_export.graphs.repeated_blocks import BLOCK, DOMAIN, PATH
-from eri_runtime.memory import COPIES, SCORES
+from eri_runtime.bundle import COPIES, SCORES
 
 HEADS = "heads."  # prefix of a variable, before the layer's number of heads
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})

@@ -25,6 +25,7 @@ from eri_runtime.executors.base import (
 )
 from eri_runtime.executors.ort.capture_guard import device_call
 from eri_runtime.executors.ort.cuda_libraries import missing_libraries
+from eri_runtime.executors.ort.engine_errors import ort_errors
 from eri_runtime.executors.ort.provider import (
     CPU_PROVIDER,
     Provider,
@@ -68,7 +69,7 @@ def open_session(
         session_options.add_session_config_entry(name, value)
     providers = [(provider.name, {**provider.options, **options})]
     disabled = provider.without(settings)
-    try:
+    with ort_errors(graph, "opens"):
         if overrides:
             values = [_ort_value(values) for values in overrides.values()]
             session_options.add_external_initializers(list(overrides), values)
@@ -76,9 +77,6 @@ def open_session(
             session = ort.InferenceSession(
                 str(graph), session_options, providers=providers, disabled_optimizers=disabled
             )
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        expected = f"a graph that ONNX Runtime {ort.__version__} opens"
-        raise BackendError(graph, got=error, expected=expected) from error
     used = session.get_providers()[0]
     if used != provider.name:
         reason = "; ".join(["a session on " + used, *missing_libraries()])
@@ -123,7 +121,7 @@ class OrtExecutor(Executor):
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         check_inputs(self.name, self.spec, inputs)
         names = [output.name for output in self.spec.outputs]
-        with device_call(self._device):
+        with device_call(self._device), ort_errors(self.name, "runs"):
             return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
 
     def replace(self, overrides: Arrays) -> None:
@@ -160,7 +158,7 @@ class OrtSegmentRunner:
         session = open_session(
             graph, self._spec, self._provider, self._settings, {}, overrides, arena=False
         )
-        with device_call(self._provider.device):
+        with device_call(self._provider.device), ort_errors(graph, "runs"):
             return dict(zip(names, session.run_with_ort_values(names, dict(inputs)), strict=True))
 
     def to_array(self, tensor: Any) -> NDArray[Any]:

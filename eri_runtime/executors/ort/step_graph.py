@@ -35,6 +35,7 @@ from eri_runtime.executors.ort.captured_step import (
     Noises,
     run_options,
 )
+from eri_runtime.executors.ort.engine_errors import ort_errors
 from eri_runtime.executors.ort.provider import Provider, graph_for
 from eri_runtime.executors.ort.session import open_session
 from eri_runtime.executors.step_graph import Array, HeldLatents, Row, StepLoop, Stepper
@@ -180,7 +181,8 @@ class OrtStepLoop(StepLoop):
         self._row.upload()
         if row.noises:
             self._noise.upload()
-        session.run_with_iobinding(self._binding(row.key, before, after), options)
+        with ort_errors("step graph", "runs"):
+            session.run_with_iobinding(self._binding(row.key, before, after), options)
 
     def _take_slot(self) -> Slot:
         """Returns a free slot, or a new one."""

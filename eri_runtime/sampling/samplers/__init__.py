@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from eri_runtime.bundle import LevelSpec, ScheduleKind, ScheduleSpec
-from eri_runtime.errors import UnknownNameError, UsageError
+from eri_runtime.checks import mapping
+from eri_runtime.errors import UnknownNameError, UsageError, short
 from eri_runtime.sampling.levels import scheduler_schedule
 from eri_runtime.sampling.samplers import distilled, multistep, second_order
 from eri_runtime.sampling.samplers.deis import deis
@@ -131,13 +132,13 @@ class Sampler:
             >>> eri.SAMPLERS["euler_a"].checked({"eta": 0.5})
             {'eta': 0.5, 's_noise': 1.0}
         """
-        for name, value in options.items():
+        for name, value in mapping("options", options, "values by name").items():
             if name not in self.options:
                 expected = ", ".join(self.options) or "no options"
-                raise UsageError(name, got=f"{value} with {self.name}", expected=expected)
+                raise UsageError(name, got=f"{short(value)} with {self.name}", expected=expected)
             _, low, high = self.options[name]
             if not isinstance(value, int | float) or not low <= value <= high:
-                raise UsageError(name, got=repr(value), expected=f"{low:g} to {high:g}")
+                raise UsageError(name, got=short(value), expected=f"{low:g} to {high:g}")
         return {name: options.get(name, option.default) for name, option in self.options.items()}
 
 
@@ -417,9 +418,11 @@ def find_sampler(name: str, kind: ScheduleKind) -> Sampler:
     Raises `UnknownNameError` if there is none, or if it is not defined on this kind of schedule.
     """
     names = [sampler.name for sampler in SAMPLERS.values() if _fits(sampler, kind)]
+    expected = f"one of {', '.join(names)}"
+    if not isinstance(name, str):
+        raise UnknownNameError("sampler", got=short(name), expected=expected)
     if name in names:
         return SAMPLERS[name]
-    expected = f"one of {', '.join(names)}"
-    got = f"{name!r}, which is for another kind of schedule" if name in SAMPLERS else repr(name)
+    got = f"{name!r}, which is for another kind of schedule" if name in SAMPLERS else short(name)
     reason = REFUSED.get(name.lower().replace(" ", "_"))
     raise UnknownNameError("sampler", got=got, expected=expected, fix=reason)

@@ -75,7 +75,7 @@ class LoraInputs:
         for name in chain.from_iterable(loras):
             if name not in loaded:
                 expected = ", ".join(loaded) or "one that `load_lora` has loaded"
-                raise UnknownNameError("loras", got=repr(name), expected=expected)
+                raise UnknownNameError("loras", got=short(name), expected=expected)
         if self._lora is None:
             return Products()
         requested = [

@@ -9,6 +9,7 @@ from typing import Any
 
 from eri_runtime.bundle import TensorFile, hub, read_tensors
 from eri_runtime.errors import LoraError, short
+from eri_runtime.files import parse_json, read_regular_file
 from eri_runtime.weights.lora.hub_lora import CONFIG, SUFFIX, download_lora, repository_of, usual
 from eri_runtime.weights.lora.peft_config import METADATA
 
@@ -90,10 +91,8 @@ def lora_files(path: str | Path) -> list[Path]:
 def _read_config(file: Path) -> Mapping[str, Any]:
     """Returns peft's config; raises `LoraError` if it is not a JSON object."""
     try:
-        if file.stat().st_size > LARGEST_CONFIG:
-            raise ValueError(f"larger than {LARGEST_CONFIG} bytes")
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = parse_json(read_regular_file(file, LARGEST_CONFIG).decode("utf-8"), infinite=True)
+    except (OSError, ValueError) as error:
         raise LoraError(file, got=short(str(error)), expected="a config of peft") from error
     if not isinstance(config, dict):
         raise LoraError(file, got=short(config), expected="a config of peft")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from eri_runtime.bundle import Family, round_to
-from eri_runtime.checks import text_keys
+from eri_runtime.checks import finite, mapping
 from eri_runtime.errors import LoraError, UsageError, short
 from eri_runtime.weights.lora.adapter import Adapter, Floats, Sum
 from eri_runtime.weights.lora.bundled_tokens import without_tokens
@@ -82,8 +82,9 @@ def apply_lora_for_inference(
         array([[1.5, 0.5],
                [0.5, 1.5]])
     """
-    text_keys("base_weights", base_weights)
-    text_keys("lora_weights", lora_weights)
+    mapping("base_weights", base_weights, "arrays by name")
+    mapping("lora_weights", lora_weights, "arrays by key")
+    scale = finite("scale", scale)
     changes = {
         name: [(adapter, scale) for adapter in adapters_of_weight]
         for name, adapters_of_weight in _find_adapters(base_weights, lora_weights).items()

@@ -5,7 +5,6 @@ Every option of peft's `LoraConfig` is in one of the lists below; a test compare
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eri_runtime.errors import LoraError, short
+from eri_runtime.files import parse_json
 
 METADATA = "lora_adapter_metadata"
 SCOPES = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -106,8 +106,8 @@ def read_alphas(metadata: Mapping[str, str]) -> Alphas:
     """
     text = metadata.get(METADATA, "{}")
     try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        config = parse_json(text, infinite=True)
+    except ValueError as error:
         raise LoraError(METADATA, got=short(text), expected="JSON") from error
     items = config.items() if isinstance(config, dict) else ()
     patterns = [value for key, value in items if key.endswith("alpha_pattern") and value]

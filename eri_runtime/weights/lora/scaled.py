@@ -7,7 +7,6 @@ https://github.com/Comfy-Org/ComfyUI/blob/master/QUANTIZATION.md
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.errors import LoraError, short
+from eri_runtime.files import parse_json
 from eri_runtime.weights.lora.factors import FLOATS, FP8, finite_float32
 from eri_runtime.weights.lora.selected import SelectedTensors
 
@@ -113,15 +113,15 @@ def _described(tensors: Mapping[str, Any]) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        layers = json.loads(text)["layers"]
+        layers = parse_json(text)["layers"]
         return dict(layers)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise LoraError(METADATA, got=short(text), expected="layers by name, in JSON") from error
 
 
 def _parsed(key: str, value: Any) -> Any:
     """Returns the JSON that a tensor of bytes holds."""
     try:
-        return json.loads(np.asarray(value).astype(np.uint8, casting="safe").tobytes())
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        return parse_json(np.asarray(value).astype(np.uint8, casting="safe").tobytes())
+    except (ValueError, TypeError, OverflowError) as error:
         raise LoraError(short(key), got=short(value), expected="a format, in JSON") from error

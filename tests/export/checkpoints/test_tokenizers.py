@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -119,3 +121,61 @@ def test_a_folder_without_a_vocabulary_is_refused(sd35_checkpoint, tmp_path, set
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match=r"got no vocabulary, expected one of tokenizer.json"):
         read_tokenizers(opened_with(sd35_checkpoint, "tokenizer", tmp_path))
+
+
+READABLE = ("tokenizer_config.json", "special_tokens_map.json")  # none of their entries is needed
+DAMAGE = {
+    "junk": b"\x80\xff\0junk",
+    "empty": b"",
+    "nested": b"[" * 10**5,
+    "no object": b"[]",
+    "an empty object": b"{}",
+    "pipe": None,
+}
+# the files of a tokenizer, beside the ones that a case damages
+SETS = {
+    "tokenizer.json": ("tokenizer.json", "tokenizer_config.json"),
+    "tokenizer_config.json": ("tokenizer.json", "tokenizer_config.json"),
+    "vocab.json": ("vocab.json", "merges.txt"),
+    "merges.txt": ("vocab.json", "merges.txt"),
+    "spiece.model": ("spiece.model",),
+    "special_tokens_map.json": ("tokenizer.json", "special_tokens_map.json"),
+}
+
+
+def vocabulary(sd35_checkpoint, spiece, name):
+    """The content of one of a tokenizer's files."""
+    folder = sd35_checkpoint / "tokenizer"
+    saved = json.loads((folder / "tokenizer.json").read_text())
+    merges = [
+        each if isinstance(each, str) else " ".join(each) for each in saved["model"]["merges"]
+    ]
+    made = {
+        "vocab.json": json.dumps(saved["model"]["vocab"]).encode(),
+        "merges.txt": "\n".join(["#version: 0.2", *merges]).encode(),
+        "spiece.model": spiece,
+        "special_tokens_map.json": b"{}",
+    }
+    return made[name] if name in made else (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("damaged", SETS)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_named(sd35_checkpoint, tmp_path, spiece, damaged, damage):
+    """And none is waited for."""
+    for name in SETS[damaged]:
+        if name != damaged:
+            (tmp_path / name).write_bytes(vocabulary(sd35_checkpoint, spiece, name))
+    content = DAMAGE[damage]
+    if content is None:
+        os.mkfifo(tmp_path / damaged)
+    else:
+        (tmp_path / damaged).write_bytes(content)
+    which = "tokenizer_3" if damaged == "spiece.model" else "tokenizer"
+    opened = opened_with(sd35_checkpoint, which, tmp_path)
+    if damage == "an empty object" and damaged in READABLE:
+        read_tokenizers(opened)
+        return
+    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))) as caught:
+        read_tokenizers(opened)
+    assert len(str(caught.value)) < 1500

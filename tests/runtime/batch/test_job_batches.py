@@ -189,7 +189,7 @@ BAD = [
     ({"batch_size": 0}, UsageError, "^batch_size: got 0"),
     ({"batch_size": 2.0}, UsageError, "^batch_size: got 2.0"),
     ({"batch_size": 999}, SizeError, r"^batch_size: got 999, expected 1 to \d+.*--batch"),
-    ({"output_type": "np"}, UnknownNameError, "^output_type: got 'np', expected array or pil"),
+    ({"output_type": "np"}, UnknownNameError, "^output_type: got 'np', expected one of array, pil"),
     ({"num_images_per_prompt": 2}, UnknownNameError, "num_images_per_prompt"),
     ({"noise": lambda draw, shape: np.zeros(shape)}, UsageError, "^noise: .*know of no batches"),
     ({"noise": "pink"}, UnknownNameError, r"^jobs\[0\]: noise"),

@@ -29,6 +29,14 @@ from eri_runtime.errors import (
 )
 from eri_runtime.executors.choice import choose, refusals
 
+ONE = {"min": 1, "opt": 1, "max": 1}
+INPUTS = {
+    "sample": ("batch", 16, "height", "width"),
+    "timestep": ("batch",),
+    "encoder_hidden_states": ("batch", "tokens", 64),
+    "pooled_projections": ("batch", 64),
+}
+
 
 @pytest.fixture
 def bundle(tmp_path):
@@ -42,9 +50,13 @@ def bundle(tmp_path):
         graph="denoiser/model.onnx",
         weights="denoiser/weights.safetensors",
         precision="fp32",
-        inputs=(TensorSpec(name="sample", dtype="float32", shape=("batch", 4)),),
-        outputs=(TensorSpec(name="output", dtype="float32", shape=("batch", 4)),),
-        ranges={"batch": ShapeRange(min=1, opt=2, max=8)},
+        inputs=tuple(
+            TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in INPUTS.items()
+        ),
+        outputs=(TensorSpec(name="output", dtype="float32", shape=INPUTS["sample"]),),
+        ranges={
+            name: ShapeRange(min=1, opt=2, max=8) for name in ("batch", "height", "width", "tokens")
+        },
         parameters=7,
         parity=1e-6,
     )
@@ -126,6 +138,28 @@ def spoil(*path, value=None, delete=False):
         (spoil("components", "denoiser", "inputs", value={}), "inputs: got"),
         (spoil("components", "denoiser", "inputs", 0, "shape", value=[1.5]), "shape"),
         (spoil("components", "denoiser", "ranges", value=3), "ranges: got 3"),
+        (spoil("components", "denoiser", "ranges", "batch", "max", value=1), "in this order"),
+        (spoil("components", "denoiser", "ranges", "batch", delete=True), "ranges: got"),
+        (
+            spoil(
+                "components",
+                "denoiser",
+                "ranges",
+                "x",
+                value=dict.fromkeys(("min", "opt", "max"), 1),
+            ),
+            "ranges: got",
+        ),
+        (spoil("components", "denoiser", "inputs", 0, "name", value="x"), "inputs: got"),
+        (spoil("components", "denoiser", "inputs", 0, "shape", 1, value=4), "inputs.sample: got"),
+        (spoil("components", "denoiser", "inputs", 0, "dtype", value="int64"), "inputs.sample"),
+        (spoil("components", "denoiser", "outputs", value=[]), "outputs: got"),
+        (spoil("components", "denoiser", "activations", value=[{"x*1": 1.0}]), "activations: got"),
+        (spoil("components", "x", value={}), "components.x"),
+        (spoil("latents", "patch", value=0), "latents.patch: got 0, expected a number, 1 to 64"),
+        (spoil("latents", "channels", value=10**6), "latents.channels: got 1000000"),
+        (spoil("files", "denoiser/model.onnx", "size", value=-1), "size: got -1"),
+        (spoil("files", "a\0b", value={"size": 1, "sha256": ""}), "inside the bundle"),
         (spoil("components", "denoiser", "graph", value="other.onnx"), "other.onnx: got none"),
         (spoil("files", "../../x", value={"size": 1, "sha256": ""}), "inside the bundle"),
         (spoil("files", "/etc/passwd", value={"size": 1, "sha256": ""}), "inside the bundle"),
@@ -158,9 +192,63 @@ def test_a_list_of_another_length_than_what_it_belongs_to_is_refused(bundle, par
     assert len(getattr(getattr(manifest.read(bundle.root), part), name)) == FITTING[name]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+BAD_NUMBERS = (10**40, -(10**40), 10**400, -1e300, 1e300, float("nan"), float("inf"), "1", [], True)
+
+
+def numbers(value, path=()):
+    """The places of the numbers in a JSON tree."""
+    if type(value) in (int, float):
+        yield path
+    items = value.items() if isinstance(value, dict) else ()
+    for key, each in enumerate(value) if isinstance(value, list) else items:
+        yield from numbers(each, (*path, key))
+
+
+def test_every_number_has_limits(bundle):
+    """No place of a manifest takes a number that later code could not count or allocate."""
+    path = bundle.root / "manifest.json"
+    whole = path.read_text()
+    places = [place for place in numbers(json.loads(whole)) if place != ("schema",)]
+    assert len(places) > 40
+    for place in places:
+        for bad in BAD_NUMBERS:
+            rewrite(bundle, spoil(*place, value=bad))
+            with pytest.raises(ManifestError) as caught:
+                manifest.read(bundle.root)
+            assert len(str(caught.value)) < 1500
+            path.write_text(whole)
+
+
+def test_a_giant_value_is_shortened(bundle):
+    for place in (("family",), ("latents", "scale"), ("defaults", "sampler"), ("components",)):
+        rewrite(bundle, spoil(*place, value=["x" * 10**6]))
+        with pytest.raises(ManifestError) as caught:
+            manifest.read(bundle.root)
+        assert len(str(caught.value)) < 3000
+    rewrite(bundle, spoil("x" * 10**6, value=1))
+    with pytest.raises(ManifestError) as caught:
+        manifest.read(bundle.root)
+    assert len(str(caught.value)) < 3000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "\x00",
+        "[" * 10**5,
+        '{"a":' * 10**5,
+        "9" * 5000,
+        "NaN",
+        '{"schema": Infinity}',
+        "\ufeff{}",
+        '"\ud800"',
+    ],
+)
 def test_what_is_not_a_json_object_is_refused(bundle, text):
-    (bundle.root / "manifest.json").write_text(text)
+    (bundle.root / "manifest.json").write_text(text, errors="surrogatepass")
     with pytest.raises(ManifestError):
         manifest.read(bundle.root)
 
