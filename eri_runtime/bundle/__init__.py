@@ -1,17 +1,15 @@
 """The bundle: the format in which the exporter passes a model to the runtime.
 
 `spec`, `component_spec`, `schedule_spec` and `level_spec` define the dataclasses of the manifest,
-`manifest` reads and writes it, and `integrity` checks files against it. `safetensors_header` and
+`manifest` reads and writes it, and `integrity` checks files against it; `hashes` has their sha256,
+and `pinned_files` notices files that change while a bundle is in use. `safetensors_header` and
 `safetensors_file` memory-map weights; `magic_bytes` recognises files that are not safetensors.
 `hub` downloads files of the Hugging Face Hub. Uses `errors` only. Start with `spec`.
 """
 
 from eri_runtime.bundle import hub
+from eri_runtime.bundle.hashes import FileRecord, Listener, file_record, no_progress, sha256
 from eri_runtime.bundle.integrity import (
-    Listener,
-    file_record,
-    no_progress,
-    sha256,
     verify_all,
     verify_hashes,
     verify_on_load,
@@ -43,7 +41,6 @@ from eri_runtime.bundle.spec import (
     Defaults,
     EngineName,
     Family,
-    FileRecord,
     FinalSigma,
     LatentSpec,
     LevelSpec,

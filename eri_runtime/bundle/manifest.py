@@ -13,26 +13,29 @@ from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from eri_runtime.bundle.pinned_files import FIX as LOAD_AGAIN
+from eri_runtime.bundle.pinned_files import Pins, file_state
 from eri_runtime.bundle.spec import MANIFEST, SCHEMA, Bundle
-from eri_runtime.errors import ManifestError, NotABundleError
+from eri_runtime.errors import IntegrityError, ManifestError, NotABundleError
 
 FIX = "export the checkpoint again with `eri export`"
 
 
 def read(root: str | Path) -> Bundle:
-    """Reads the manifest of a bundle.
+    """Reads the manifest of a bundle, and notes the state of every file that it names.
 
-    Does not open the files that the manifest names; `eri_runtime.load` checks and opens them.
+    Does not open these files; `eri_runtime.load` checks and opens them.
 
     Args:
         root: The bundle's folder, which holds `manifest.json`.
 
     Returns:
-        The bundle that the manifest describes.
+        The bundle that the manifest describes. Its root is the folder's full path without links.
 
     Raises:
         NotABundleError: If there is no such folder, or no `manifest.json` in it.
         ManifestError: If the manifest is unreadable, or an entry is missing, unknown or invalid.
+        IntegrityError: If the bundle was replaced while it was read.
 
     Example:
         >>> bundle = eri.read_bundle(pipe.bundle.root)
@@ -45,11 +48,19 @@ def read(root: str | Path) -> Bundle:
         got = "no manifest.json" if root.is_dir() else "no such folder"
         fix = "make a bundle with `eri export CHECKPOINT -o FOLDER`"
         raise NotABundleError(root, got=got, expected="the folder of a bundle", fix=fix)
+    root = root.resolve()  # stays the same when the working folder changes, or a link
+    path = root / MANIFEST
+    before = file_state(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ManifestError(path, got=error, expected="readable JSON", fix=FIX) from error
-    return parse(data, root)
+    bundle = parse(data, root)
+    pins = Pins({name: file_state(bundle.path(name)) for name in bundle.files})
+    if file_state(path) != before:
+        got, expected = "a bundle that was replaced while it was read", "the same manifest"
+        raise IntegrityError(path, got=got, expected=expected, fix=LOAD_AGAIN)
+    return dataclasses.replace(bundle, pins=pins)
 
 
 def parse(data: Any, root: Path) -> Bundle:
@@ -62,19 +73,19 @@ def parse(data: Any, root: Path) -> Bundle:
         schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise ManifestError(f"{where}: schema", got=schema, expected=SCHEMA, fix=FIX)
     fields = {key: value for key, value in data.items() if key != "schema"}
-    bundle: Bundle = _record(Bundle, {**fields, "root": root}, where)
+    bundle: Bundle = _record(Bundle, {**fields, "root": root, "pins": None}, where)
     _check_files(bundle, where)
     _check_parts(bundle, where)
     return bundle
 
 
 def dump(bundle: Bundle) -> str:
-    """Returns the manifest as JSON text, without `root`, which depends on the machine.
+    """Returns the manifest as JSON text, without `root` and `pins`, which depend on the machine.
 
     Fields that were added to the format later are left out at their defaults.
     """
     data = _plain(bundle)
-    del data["root"]
+    del data["root"], data["pins"]
     return json.dumps({"schema": SCHEMA, **data}, indent=2) + "\n"
 
 

@@ -36,7 +36,7 @@ class PromptTokenizer:
         self.spec: TokenizerSpec = bundle.tokenizers[name]
         self.name = name
         self._open: Callable[[], Tokenizer] = lambda: _plain(
-            Tokenizer.from_file(str(bundle.path(self.spec.file)))
+            Tokenizer.from_file(str(bundle.pinned_path(self.spec.file)))
         )
         self._tokenizer = self._open()
         self._borrowed: BorrowedTokens | None = None

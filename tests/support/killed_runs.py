@@ -16,7 +16,7 @@ from signal import SIGKILL
 from PIL import Image
 
 from eri_runtime.batch.run_folder import MANIFEST, STRAY
-from eri_runtime.bundle.integrity import sha256
+from eri_runtime.bundle import sha256
 from eri_runtime.commands.main import main
 
 ROOT = Path(__file__).parents[2]

@@ -67,8 +67,7 @@ class OpenVinoBackend(Backend):
 
     def parts(self, spec: ComponentSpec, settings: Settings) -> OpenVinoSegmentRunner:
         """Returns a runner for the segments of a component."""
-        del spec
-        return OpenVinoSegmentRunner(self.compute, settings)
+        return OpenVinoSegmentRunner(spec, self.compute, settings)
 
 
 OPENVINO = OpenVinoBackend()

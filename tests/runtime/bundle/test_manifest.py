@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from eri_runtime.bundle import manifest
-from eri_runtime.bundle.integrity import file_record, verify_all, verify_on_load
+from eri_runtime.bundle import file_record, manifest
+from eri_runtime.bundle.integrity import verify_all, verify_on_load
 from eri_runtime.bundle.spec import (
     Bundle,
     ComponentSpec,

@@ -78,7 +78,7 @@ def test_trajectories_are_onnx_runtimes_to_the_bit(words, pipe, oracle, device):
     """The first step of each kind runs, the second is captured, and all later ones are replayed."""
     expected = states(oracle, **words)
     assert_same(states(pipe, **words), expected)
-    kinds = len(pipe._live.stepper().steps)
+    kinds = len(pipe._live.stepper().stepper.steps)
     assert kinds == (2 if "guidance_interval" in words else 1)
     replayed = len(expected) - kinds
     assert launches(device) == replayed
@@ -236,7 +236,7 @@ def test_only_so_many_captured_steps_are_kept(pipe, device):
     for width in (32, 48, 64, 80, 96):
         steps(pipe, width=width)
     assert len(device.left()) == len(before)
-    assert len(pipe._live.stepper().steps) == KEPT
+    assert len(pipe._live.stepper().stepper.steps) == KEPT
 
 
 # errors
