@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from eri_runtime.bundle import Bundle, ComponentSpec
 from eri_runtime.checks import integer
@@ -15,7 +14,6 @@ from eri_runtime.executors.backend import Backend
 from eri_runtime.executors.base import DEFAULT_SETTINGS, FROM_FILE, Arrays, Executor, Settings
 from eri_runtime.executors.openvino.backend import OPENVINO, OPENVINO_BF16
 from eri_runtime.executors.ort.backend import CPU, CUDA, CUDA_TF32
-from eri_runtime.executors.ort.provider import cuda_form_of
 from eri_runtime.executors.pinned import PinnedExecutor, UsedFiles, open_pinned_stepper
 from eri_runtime.executors.step_graph import Stepper
 from eri_runtime.executors.tensorrt.backend import TENSORRT
@@ -144,19 +142,17 @@ class Engine:
             IntegrityError: If a file of it was replaced or rewritten after the bundle was loaded.
         """
         spec = self.bundle.components["denoiser"]
-        if spec.step is None or (self.settings.streamed and self.backend.streams_in_segments):
+        in_segments = self.settings.streamed and self.backend.streams_in_segments
+        if spec.step is None or in_segments or not self.backend.runs_step_graph(spec):
             return None
         files, graph = self._used_files(spec, [spec.step]), self.bundle.path(spec.step)
         opener = partial(self.backend.stepper, graph, spec, self.settings)
         return open_pinned_stepper(files, opener, overrides)
 
     def _used_files(self, spec: ComponentSpec, graphs: Iterable[str]) -> UsedFiles:
-        """Returns the weights file and these graphs, with their CUDA forms, as names."""
-        names = [spec.weights]
-        for graph in graphs:
-            form = cuda_form_of(Path(graph)).as_posix()
-            names += [graph, *([form] if form in self.bundle.files else [])]
-        return UsedFiles(self.bundle, tuple(names))
+        """Returns the files that are opened for these graphs: theirs, and the weights."""
+        opened = [self.backend.graph_file(graph, self.bundle.files) for graph in graphs]
+        return UsedFiles(self.bundle, (spec.weights, *filter(None, opened)))
 
 
 def engine_description(opener: object) -> str:
