@@ -79,10 +79,12 @@ class PinnedExecutor(Executor):
             self.executor.prepare(sizes)
 
     def replace(self, overrides: Arrays) -> None:
-        if changed_tensors(self._overrides, overrides):
-            with self._files.check(held=False):
-                self.executor.replace(overrides)
-                self._overrides = overrides
+        if not changed_tensors(self._overrides, overrides):
+            self.executor.replace(overrides)  # opens no file
+            return
+        with self._files.check(held=False):
+            self.executor.replace(overrides)
+            self._overrides = overrides
 
     def close(self) -> None:
         self.executor.close()
@@ -107,10 +109,12 @@ class PinnedStepper(Stepper):
             return PinnedLoop(self._files, self.stepper.loop(shape, width))
 
     def replace(self, overrides: Arrays) -> None:
-        if changed_tensors(self._overrides, overrides):
-            with self._files.check(held=False):
-                self.stepper.replace(overrides)
-                self._overrides = overrides
+        if not changed_tensors(self._overrides, overrides):
+            self.stepper.replace(overrides)  # opens no file
+            return
+        with self._files.check(held=False):
+            self.stepper.replace(overrides)
+            self._overrides = overrides
 
     def close(self) -> None:
         self.stepper.close()
