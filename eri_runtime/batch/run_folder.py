@@ -91,7 +91,7 @@ class Run(Closeable):
 
     def __init__(self, folder: Path, bundle: Bundle, seed: int | None = None) -> None:
         """Opens the folder of a new run, or of one to resume."""
-        self.folder = folder
+        self.folder = folder = folder.absolute()  # the working folder may change
         self._manifest, self._lock = -1, _lock_folder(folder)
         try:
             self._header, self._lines, self._torn = _read_manifest(folder / MANIFEST)

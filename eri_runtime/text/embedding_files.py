@@ -73,7 +73,7 @@ class EmbeddingFiles:
 
 
 def embeddings_folder(folder: str | Path | bool | None) -> Path | None:
-    """Returns the folder for embeddings: a path as it is, the user's cache for True, else None.
+    """Returns the folder for embeddings: a full path, the user's cache for True, else None.
 
     Raises `UsageError` unless `folder` is a path, a bool or None.
     """
@@ -82,7 +82,7 @@ def embeddings_folder(folder: str | Path | bool | None) -> Path | None:
     if not isinstance(folder, str | Path) or not str(folder):
         expected = "a folder, or True for the user's own"
         raise UsageError("embeddings", got=short(folder), expected=expected)
-    return Path(folder)
+    return Path(folder).absolute()  # the working folder may change
 
 
 def _serialize(key: str, condition: Condition) -> bytes:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from eri_runtime.bundle import sha256
+from eri_runtime.bundle import MANIFEST, sha256
 
 
 def linked_copy(bundle: Path, folder: Path) -> Path:
     """A snapshot of the Hub's cache: `snapshots/REV/FILE` is a link to `../../blobs/SHA256`."""
     blobs, snapshot = folder / "blobs", folder / "snapshots" / "0123abcd"
     blobs.mkdir(parents=True)
-    for file in files_of(bundle):
+    for file in [*files_of(bundle), MANIFEST]:
         blob = blobs / sha256(bundle / file)
         shutil.copyfile(bundle / file, blob)
         link_to(blob, snapshot / file)
@@ -43,7 +43,7 @@ def link_to(target: Path, link: Path) -> None:
 def files_of(bundle: Path) -> list[str]:
     """All files of a bundle but its manifest, by name."""
     files = (path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file())
-    return sorted(file for file in files if file != "manifest.json")
+    return sorted(file for file in files if file != MANIFEST)
 
 
 def other_contents(file: Path) -> bytes:
