@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from eri_runtime.bundle import cache_folder, damaged_error, open_regular_file, parse_header
 from eri_runtime.checks import check_finite
 from eri_runtime.errors import EriError, UsageError, short
+from eri_runtime.partial_files import remove_stale, write_whole
 from eri_runtime.text.conditioning import Condition
 
 Shapes = Mapping[str, tuple[int, ...]]  # the shapes of `embeds` and `pooled`
@@ -37,7 +37,7 @@ class EmbeddingFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._write_failed = False
+        self._write_failed = self._cleaned = False
 
     def read(self, key: str, shapes: Shapes) -> Condition | None:
         """Returns the condition stored under `key`, or None if it is absent or damaged.
@@ -53,16 +53,16 @@ class EmbeddingFiles:
             return None
 
     def write(self, key: str, condition: Condition) -> None:
-        """Writes a condition atomically; only the first failure is logged."""
+        """Writes a condition atomically; only the first failure is logged.
+
+        The first call removes the unfinished files of killed processes.
+        """
         file = self._file(key)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".{key}.{secrets.token_hex(4)}.partial")
-            try:
-                partial.write_bytes(_serialize(key, condition))
-                partial.replace(file)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_whole(file, _serialize(key, condition))
+            if not self._cleaned:
+                remove_stale(self.folder)
+                self._cleaned = True
         except OSError as error:
             if not self._write_failed:
                 log.warning("embeddings are not kept in %s: %s", self.folder, error)
