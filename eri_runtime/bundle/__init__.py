@@ -17,6 +17,7 @@ from eri_runtime.bundle.integrity import (
 )
 from eri_runtime.bundle.magic_bytes import PICKLE_FIX, PICKLED_WEIGHTS
 from eri_runtime.bundle.manifest import read as read_bundle
+from eri_runtime.bundle.pinned_files import file_state
 from eri_runtime.bundle.safetensors_file import (
     TensorFile,
     damaged_error,
@@ -104,6 +105,7 @@ __all__ = [
     "cache_folder",
     "damaged_error",
     "file_record",
+    "file_state",
     "hub",
     "no_progress",
     "open_regular_file",

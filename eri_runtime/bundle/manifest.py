@@ -18,6 +18,7 @@ from eri_runtime.bundle.pinned_files import Pins, file_state
 from eri_runtime.bundle.spec import MANIFEST, SCHEMA, Bundle
 from eri_runtime.errors import IntegrityError, ManifestError, NotABundleError
 
+OF_THIS_MACHINE = frozenset({"root", "pins"})  # fields of a bundle that are not in its manifest
 FIX = "export the checkpoint again with `eri export`"
 
 
@@ -73,6 +74,8 @@ def parse(data: Any, root: Path) -> Bundle:
         schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise ManifestError(f"{where}: schema", got=schema, expected=SCHEMA, fix=FIX)
     fields = {key: value for key, value in data.items() if key != "schema"}
+    for key in fields.keys() & OF_THIS_MACHINE:
+        raise ManifestError(where, got=repr(key), expected="a field of the manifest", fix=FIX)
     bundle: Bundle = _record(Bundle, {**fields, "root": root, "pins": None}, where)
     _check_files(bundle, where)
     _check_parts(bundle, where)
@@ -85,7 +88,8 @@ def dump(bundle: Bundle) -> str:
     Fields that were added to the format later are left out at their defaults.
     """
     data = _plain(bundle)
-    del data["root"], data["pins"]
+    for key in OF_THIS_MACHINE:
+        del data[key]
     return json.dumps({"schema": SCHEMA, **data}, indent=2) + "\n"
 
 

@@ -40,7 +40,7 @@ def file_state(path: Path) -> FileState | None:
     """Returns the state of the file that `path` leads to, or None if there is none."""
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return None
     return FileState(
         status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

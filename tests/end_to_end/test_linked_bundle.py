@@ -37,6 +37,7 @@ WAYS = [
     for backend, modes in (("cpu", MODES), ("openvino", ("", "stream")))
     for layout in LAYOUTS
     for mode in modes
+    if (backend, layout, mode) != ("openvino", "scattered", "stream")  # as slow as all others
 ]
 
 
@@ -85,7 +86,7 @@ def test_links_give_the_same_pictures_from_any_folder(
         assert np.array_equal(pipe("a red heart", **WORDS).images, merged)
         pipe.unload_loras()
         assert np.array_equal(pipe("a red heart", **WORDS).images, plain)
-    assert len(list((folder / kept).iterdir())) == 1
+    assert len(list((folder / kept).glob("*.safetensors"))) == 1
     assert list(tmp_path.iterdir()) == []
 
 
