@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -222,3 +223,27 @@ def test_a_new_tokenizer_is_not_mixed_with_the_old(root):
         with changed(file, rename_over), pytest.raises(IntegrityError, match=r"tokenizer\.json"):
             pipe.load_textual_inversion(vectors, "<cat>")
         assert np.array_equal(picture(pipe), expected)
+
+
+# why a module may take a path without asking for the state of the file
+UNCHECKED = {
+    "bundle/integrity.py": "hashes it",
+    "bundle/manifest.py": "notes its state",
+    "bundle/spec.py": "checks it",
+    "executors/choice.py": "opens it within `UsedFiles`",
+    "executors/sequential_offload.py": "is opened within `UsedFiles`",
+    "executors/tensorrt/backend.py": "is opened within `UsedFiles`",
+    "executors/tensorrt/plans.py": "hashes what it has read",
+    "executors/ort/backend.py": "only says why a graph cannot run",
+    "text/embedding_cache.py": "notes its state",
+}
+
+
+def test_every_module_opens_the_files_of_a_bundle_by_checked_paths():
+    package = Path(eri.__file__).parent
+    unchecked = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"(bundle|self|contents)\.path\(|\.root /", path.read_text(encoding="utf-8"))
+    }
+    assert unchecked == UNCHECKED.keys()

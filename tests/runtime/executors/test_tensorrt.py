@@ -27,6 +27,7 @@ from eri_runtime.executors.tensorrt.backend import TENSORRT
 from eri_runtime.executors.tensorrt.step_graph import KEPT
 from eri_runtime.sampling.table import COLUMNS, MAX_V
 from tests.support import stand_in_trt as stand_in
+from tests.support.changed_files import changed, rename_over, rewrite
 from tests.support.trt_steps import assert_same, captures, launches, opened, weights_of
 
 WORDS = {"height": 32, "width": 48, "num_inference_steps": 5, "output_type": "latent", "seed": 5}
@@ -555,6 +556,28 @@ def test_a_plan_that_was_changed_is_not_opened(device, planned, tmp_path, sd35_b
     with pytest.raises(IntegrityError, match="build it again"):
         TENSORRT.of(bundle).stepper(bundle.path(spec.step), spec, Settings())
     assert "deserialize_cuda_engine" not in device.calls
+
+
+@pytest.mark.parametrize("change", [rename_over, rewrite])
+def test_plans_and_weights_that_change_under_a_pipeline(device, sd35_bundle, tmp_path, change):
+    """What the GPU holds goes on; nothing of another bundle is read for it."""
+    root = stand_in.with_plans(sd35_bundle, tmp_path / "refit", ("refit",))
+    name, tensors = weights_of(root)
+    tensors = {name: tensors[name] * 2}
+    (plan,) = root.glob("plans/denoiser-step*.plan")
+    weights = root / "denoiser" / "weights.safetensors"
+    with eri.load(root, "tensorrt", loop="step") as pipe:
+        before = states(pipe, **CFG)
+        with changed(plan, change):
+            assert_same(states(pipe, **CFG), before)
+            pipe.close()
+            with pytest.raises(IntegrityError, match="build it again"):
+                states(pipe, **CFG)
+        assert_same(states(pipe, **CFG), before)
+        with changed(weights, change), pytest.raises(IntegrityError, match="load the bundle again"):
+            pipe.update_weights(tensors)
+        assert_same(states(pipe, **CFG), before)
+        pipe.update_weights(tensors)
 
 
 # the stand-in has no name that the libraries have not
