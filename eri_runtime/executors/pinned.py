@@ -9,7 +9,7 @@ result that is returned comes from the bundle that was loaded, or there is an `I
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,21 +36,26 @@ class UsedFiles:
 
     @contextmanager
     def check(self, *, held: bool) -> Iterator[None]:
-        """Checks the files before and after the block; `held` as in `Bundle.check_unchanged`."""
+        """Checks the files before and after the block; `held` as in `Bundle.check_unchanged`.
+
+        If the block raises because a file has changed, that is the error.
+        """
         self.bundle.check_unchanged(self.names, held=held)
-        yield
+        try:
+            yield
+        except Exception:
+            self.bundle.check_unchanged(self.names, held=held)
+            raise
         self.bundle.check_unchanged(self.names, held=held)
 
     def open(self, opener: Callable[[], Opened]) -> Opened:
         """Opens an engine's component from the files; closes it again if they changed meanwhile."""
-        self.bundle.check_unchanged(self.names)
-        opened = opener()
-        try:
-            self.bundle.check_unchanged(self.names)
-        except BaseException:
+        with self.check(held=False), ExitStack() as undo:
+            opened = opener()
             if opened is not None:
-                opened.close()
-            raise
+                undo.callback(opened.close)
+            self.bundle.check_unchanged(self.names)
+            undo.pop_all()
         return opened
 
 
