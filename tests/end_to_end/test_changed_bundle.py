@@ -40,7 +40,6 @@ WAYS = {
     "cpu offload": {"backend": "cpu", "memory": OFFLOAD},
     "cpu stream": {"backend": "cpu", "memory": STREAM},
     "openvino": {"backend": "openvino"},
-    "openvino offload": {"backend": "openvino", "memory": OFFLOAD},
     "openvino stream": {"backend": "openvino", "memory": STREAM},
 }
 SEGMENTS = tuple(f"segment-{number:02d}" for number in range(4))
@@ -51,7 +50,6 @@ FEW = {
     "cpu offload": ("text_encoder/model.onnx", WEIGHTS, DECODER),
     "cpu stream": (WEIGHTS, "denoiser/segment-02.onnx", "denoiser/model.onnx"),
     "openvino": (DECODER, WEIGHTS),
-    "openvino offload": (WEIGHTS,),
     "openvino stream": (WEIGHTS,),
 }
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")

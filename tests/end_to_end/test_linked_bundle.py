@@ -37,7 +37,7 @@ WAYS = [
     for backend, modes in (("cpu", MODES), ("openvino", ("", "stream")))
     for layout in LAYOUTS
     for mode in modes
-    if (backend, layout, mode) != ("openvino", "scattered", "stream")  # as slow as all others
+    if (backend, layout) != ("openvino", "scattered")  # to OpenVINO both are the same
 ]
 
 
@@ -83,7 +83,6 @@ def test_links_give_the_same_pictures_from_any_folder(
         monkeypatch.chdir(tmp_path)
         assert np.array_equal(pipe("a red heart", **WORDS).images, merged)
         pipe.close()
-        assert np.array_equal(pipe("a red heart", **WORDS).images, merged)
         pipe.unload_loras()
         assert np.array_equal(pipe("a red heart", **WORDS).images, plain)
     assert len(list((folder / kept).glob("*.safetensors"))) == 1
