@@ -43,7 +43,7 @@ def only_sdxl(bundle: Bundle, folder: Path) -> Bundle:
     shape = ("batch", LATENTS.channels, "height", "width")
     latents = TensorSpec(name="latents", dtype="float32", shape=shape)
     parts = {DECODER: replace(bundle.components[DECODER], inputs=(latents,))}
-    return replace(bundle, root=folder, components=parts, latents=LATENTS)
+    return replace(bundle, root=folder, pins=None, components=parts, latents=LATENTS)
 
 
 def make_sdxl(folder: Path) -> None:

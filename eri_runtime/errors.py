@@ -18,7 +18,7 @@ the fix. The command line exits with status 2 for a `UsageError`, with 1 for eve
     ├── BundleError              an unusable bundle; also a ValueError
     │   ├── NotABundleError      no such folder, or no manifest in it
     │   ├── ManifestError        an invalid manifest
-    │   └── IntegrityError       a file whose size or sha256 differs from the manifest
+    │   └── IntegrityError       a file that differs from the manifest, or changed after loading
     ├── LoraError                a damaged LoRA, or one that does not fit; also a ValueError
     │   └── UnmatchedKeysError   LoRA keys that match no weight of the model
     ├── BackendError             a missing engine, or one that cannot run the component
@@ -157,7 +157,7 @@ class ManifestError(BundleError):
 
 
 class IntegrityError(BundleError):
-    """A bundle file that is missing, or whose size or sha256 differs from the manifest."""
+    """A bundle file that is missing, differs from the manifest, or changed after it was loaded."""
 
 
 class LoraError(EriError, ValueError):

@@ -123,4 +123,4 @@ class Model:
             if file.is_file() and not file.name.endswith(".cuda.onnx") and not copy.exists():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.hardlink_to(file)
-        return replace(self.bundle, root=target)
+        return replace(self.bundle, root=target, pins=None)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import torch
 
+from eri_runtime.partial_files import partial_file
+
 logger = logging.getLogger(__name__)
 
 WORKERS = 2  # threads, each with its own part of the batch and its own random numbers
@@ -70,9 +72,10 @@ class Run:
             "step": self.step,
             "elapsed": self.elapsed,
         }
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.path)
+        with partial_file(self.path) as (file, partial):
+            torch.save(state, file)
+            file.flush()
+            partial.replace(self.path)
 
 
 After = Callable[[Run], object]

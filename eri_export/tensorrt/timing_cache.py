@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from eri_export.tensorrt.build_options import WITHOUT
 from eri_export.tensorrt.library import Engine
 from eri_runtime.bundle import cache_folder
 from eri_runtime.executors import compute_capability
+from eri_runtime.partial_files import write_whole
 
 
 def usual_file(engine: Engine) -> Path | None:
@@ -39,10 +39,4 @@ def cache(config: Any, file: Path | None) -> Iterator[None]:
     config.set_timing_cache(timings, ignore_mismatch=False)
     yield
     with disk_faults(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
-        try:
-            partial.write_bytes(config.get_timing_cache().serialize())
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(file, bytes(config.get_timing_cache().serialize()))

@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -24,6 +23,7 @@ from eri_runtime.errors import UsageError, short
 from eri_runtime.executors import Closeable
 from eri_runtime.files import parse_json, read_regular_file
 from eri_runtime.images import write_png
+from eri_runtime.partial_files import remove_stale, write_whole
 from eri_runtime.pipeline import eri_version
 from eri_runtime.request import Job, first_seed
 from eri_runtime.training import slug
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.jsonl"
 FORMAT = 1
 KEY = "eri job"  # the PNG text chunk that holds the digest
-STRAY = re.compile(r"\.(\d{5,}_.+\.png|manifest\.jsonl)\.\d+(-[0-9a-f]{8})?\.partial")
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # NFS: EBADF
 OUTPUT = "--output"
 Line = Mapping[str, Any]
@@ -93,7 +92,7 @@ class Run(Closeable):
 
     def __init__(self, folder: Path, bundle: Bundle, seed: int | None = None) -> None:
         """Opens the folder of a new run, or of one to resume."""
-        self.folder = folder
+        self.folder = folder = folder.absolute()  # the working folder may change
         self._manifest, self._lock = -1, _lock_folder(folder)
         try:
             self._header, self._lines, self._torn = _read_manifest(folder / MANIFEST)
@@ -118,11 +117,9 @@ class Run(Closeable):
 
         Drops lines of images that are not among the entries. An image without a line whose PNG
         carries the entry's digest counts as finished: the run was killed between the two writes.
-        Removes partial files; leaves images of other jobs alone.
+        Removes unfinished files of killed processes; leaves images of other jobs alone.
         """
-        for path in self.folder.iterdir():
-            if STRAY.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+        remove_stale(self.folder)
         lines = {line["file"]: line for line in self._lines}
         finished, unlisted, pending = [], [], []
         for entry in entries:
@@ -171,16 +168,8 @@ class Run(Closeable):
 
     def _rewrite(self, lines: Iterable[Line]) -> None:
         """Replaces the manifest, atomically, by one with the header and these lines."""
-        partial = self.folder / f".{MANIFEST}.{os.getpid()}.partial"
-        try:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-            try:
-                _write_all(descriptor, b"".join(map(_encode, [self._header, *lines])))
-            finally:
-                os.close(descriptor)
-            partial.replace(self.folder / MANIFEST)
-        finally:
-            partial.unlink(missing_ok=True)
+        content = b"".join(map(_encode, [self._header, *lines]))
+        write_whole(self.folder / MANIFEST, content, durable=True)
         if self._lock >= 0:
             os.fsync(self._lock)
 

@@ -7,7 +7,6 @@ samples are kept, so every figure of a report can be computed again.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -32,7 +31,8 @@ from eri_runtime.bench.record_parts import (
     Workload,
 )
 from eri_runtime.errors import UsageError
-from eri_runtime.files import check_replaceable, parse_json, read_regular_file
+from eri_runtime.files import parse_json, read_regular_file
+from eri_runtime.partial_files import write_whole
 
 __all__ = [
     "SCHEMA", "STAGES", "VERSION", "Build", "Distance", "Kind", "Limit", "Machine", "Memory",
@@ -94,14 +94,7 @@ def write(file: Path, text: str) -> None:
 
     Raises `OSError` for a path that is no file, such as a device, or that cannot be written.
     """
-    check_replaceable(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(file, text.encode("utf-8"))
 
 
 def read(file: Path) -> Record:

@@ -1,7 +1,8 @@
 """The bundle: the format in which the exporter passes a model to the runtime.
 
 `spec`, `component_spec`, `schedule_spec` and `level_spec` define the dataclasses of the manifest,
-`manifest` reads and writes it, and `integrity` checks files against it. `safetensors_header` and
+`manifest` reads and writes it, and `integrity` checks files against it; `hashes` has their sha256,
+and `pinned_files` notices files that change while a bundle is in use. `safetensors_header` and
 `safetensors_file` memory-map weights; `magic_bytes` recognises files that are not safetensors.
 `hub` downloads files of the Hugging Face Hub. `manifest_limits` and `interfaces` say what a
 manifest may hold. Uses `errors` and `files` only. Start with `spec`.
@@ -9,11 +10,8 @@ manifest may hold. Uses `errors` and `files` only. Start with `spec`.
 
 from eri_runtime.bundle import hub
 from eri_runtime.bundle.component_spec import COPIES, SCORES
+from eri_runtime.bundle.hashes import FileRecord, Listener, file_record, no_progress, sha256
 from eri_runtime.bundle.integrity import (
-    Listener,
-    file_record,
-    no_progress,
-    sha256,
     verify_all,
     verify_hashes,
     verify_on_load,
@@ -21,6 +19,7 @@ from eri_runtime.bundle.integrity import (
 )
 from eri_runtime.bundle.magic_bytes import PICKLE_FIX, PICKLED_WEIGHTS
 from eri_runtime.bundle.manifest import read as read_bundle
+from eri_runtime.bundle.pinned_files import file_state
 from eri_runtime.bundle.safetensors_file import (
     TensorFile,
     damaged_error,
@@ -45,7 +44,6 @@ from eri_runtime.bundle.spec import (
     Defaults,
     EngineName,
     Family,
-    FileRecord,
     FinalSigma,
     LatentSpec,
     LevelSpec,
@@ -111,6 +109,7 @@ __all__ = [
     "cache_folder",
     "damaged_error",
     "file_record",
+    "file_state",
     "hub",
     "no_progress",
     "open_regular_file",

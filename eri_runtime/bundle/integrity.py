@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 
-from eri_runtime.bundle.spec import Bundle, FileRecord
+from eri_runtime.bundle.hashes import Listener, no_progress, sha256
+from eri_runtime.bundle.spec import Bundle
 from eri_runtime.errors import IntegrityError
-from eri_runtime.files import is_regular, open_regular_file
+from eri_runtime.files import is_regular
 
-Listener = Callable[[int], object]  # called with the number of bytes just read
-
-CHUNK = 1 << 22  # bytes
 FIX = "copy the bundle again, or export the checkpoint again"
-
-
-def no_progress(count: int) -> None:
-    """Ignores the number of bytes read."""
-
-
-def sha256(path: Path, on_bytes: Listener = no_progress) -> str:
-    """Returns the sha256 (hex) of a file, read in chunks; reports each chunk to `on_bytes`.
-
-    Raises `OSError` if it is no regular file or cannot be read.
-    """
-    digest = hashlib.sha256()
-    with open_regular_file(path) as (file, _):
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            on_bytes(len(chunk))
-    return digest.hexdigest()
-
-
-def file_record(path: Path) -> FileRecord:
-    """Returns a file's size and sha256, as the manifest records them."""
-    return FileRecord(size=path.stat().st_size, sha256=sha256(path))
 
 
 def verify_sizes(bundle: Bundle) -> None:

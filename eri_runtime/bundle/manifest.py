@@ -18,43 +18,55 @@ from eri_runtime import checks
 from eri_runtime.bundle.component_spec import ShapeRange
 from eri_runtime.bundle.interfaces import faults
 from eri_runtime.bundle.manifest_limits import number_out_of_limits
+from eri_runtime.bundle.pinned_files import FIX as LOAD_AGAIN
+from eri_runtime.bundle.pinned_files import Pins, file_state
 from eri_runtime.bundle.spec import COMPONENTS, MANIFEST, SCHEMA, Bundle
-from eri_runtime.errors import ManifestError, NotABundleError, short
-from eri_runtime.files import parse_json, read_regular_file
+from eri_runtime.errors import IntegrityError, ManifestError, NotABundleError, short
+from eri_runtime.files import check_regular, parse_json, read_regular_file
 
+OF_THIS_MACHINE = frozenset({"root", "pins"})  # fields of a bundle that are not in its manifest
 FIX = "export the checkpoint again with `eri export`"
 
 
 def read(root: str | Path) -> Bundle:
-    """Reads the manifest of a bundle.
+    """Reads the manifest of a bundle, and notes the state of every file that it names.
 
-    Does not open the files that the manifest names; `eri_runtime.load` checks and opens them.
+    Does not open these files; `eri_runtime.load` checks and opens them.
 
     Args:
         root: The bundle's folder, which holds `manifest.json`.
 
     Returns:
-        The bundle that the manifest describes.
+        The bundle that the manifest describes. Its root is the folder's full path without links.
 
     Raises:
         UsageError: If `root` is neither a string nor a `Path`.
         NotABundleError: If there is no such folder, or no `manifest.json` in it.
         ManifestError: If the manifest is unreadable, or an entry is missing, unknown or invalid.
+        IntegrityError: If the bundle was replaced while it was read.
 
     Example:
         >>> bundle = eri.read_bundle(pipe.bundle.root)
         >>> bundle.family, bundle.schedule.prediction
         ('sd35', 'flow')
     """
-    root = checks.path("bundle", root)
-    path = root / MANIFEST
+    given = checks.path("bundle", root)
     try:
+        check_regular(given / MANIFEST)
+        root = given.resolve()  # stays the same when the working folder changes, or a link
+        path = root / MANIFEST
+        before = file_state(path)
         data = parse_json(read_regular_file(path).decode("utf-8"))
     except OSError as error:
-        raise _not_a_bundle(root, error) from error
+        raise _not_a_bundle(given, error) from error
     except ValueError as error:
         raise ManifestError(path, got=error, expected="readable JSON", fix=FIX) from error
-    return parse(data, root)
+    bundle = parse(data, root)
+    pins = Pins({name: file_state(bundle.path(name)) for name in bundle.files})
+    if file_state(path) != before:
+        got, expected = "a bundle that was replaced while it was read", "the same manifest"
+        raise IntegrityError(path, got=got, expected=expected, fix=LOAD_AGAIN)
+    return dataclasses.replace(bundle, pins=pins)
 
 
 def _not_a_bundle(root: Path, error: OSError) -> NotABundleError:
@@ -76,7 +88,9 @@ def parse(data: Any, root: Path) -> Bundle:
         schema = short(data.get("schema")) if isinstance(data, dict) else type(data).__name__
         raise ManifestError(f"{where}: schema", got=schema, expected=SCHEMA, fix=FIX)
     fields = {key: value for key, value in data.items() if key != "schema"}
-    bundle: Bundle = _record(Bundle, {**fields, "root": root}, where)
+    for key in fields.keys() & OF_THIS_MACHINE:
+        raise ManifestError(where, got=repr(key), expected="a field of the manifest", fix=FIX)
+    bundle: Bundle = _record(Bundle, {**fields, "root": root, "pins": None}, where)
     _check_files(bundle, where)
     _check_parts(bundle, where)
     _check_lengths(bundle, where)
@@ -84,12 +98,13 @@ def parse(data: Any, root: Path) -> Bundle:
 
 
 def dump(bundle: Bundle) -> str:
-    """Returns the manifest as JSON text, without `root`, which depends on the machine.
+    """Returns the manifest as JSON text, without `root` and `pins`, which depend on the machine.
 
     Fields that were added to the format later are left out at their defaults.
     """
     data = _plain(bundle)
-    del data["root"]
+    for key in OF_THIS_MACHINE:
+        del data[key]
     return json.dumps({"schema": SCHEMA, **data}, indent=2) + "\n"
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,9 @@ from eri_runtime.bundle.component_spec import (
     ShapeRange,
     TensorSpec,
 )
+from eri_runtime.bundle.hashes import FileRecord
 from eri_runtime.bundle.level_spec import LevelSpec, Rounding, Spread
+from eri_runtime.bundle.pinned_files import Pins
 from eri_runtime.bundle.schedule_spec import (
     ADDED,
     BetaCurve,
@@ -161,19 +163,6 @@ class Defaults:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileRecord:
-    """The size and hash of a file in the bundle.
-
-    Attributes:
-        size: Size in bytes.
-        sha256: sha256, in hex.
-    """
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class PlanSpec:
     """A TensorRT plan: an engine built from one graph for certain GPUs.
 
@@ -244,7 +233,7 @@ class Bundle:
     `text_encoder_3`, whose tokens are then zeros. Each text encoder has its tokenizer.
 
     Attributes:
-        root: The bundle's folder.
+        root: The bundle's folder. `read_bundle` gives its full path, without links.
         family: The model family.
         components: The components by name.
         tokenizers: The tokenizers by name: `tokenizer`, `tokenizer_2`, `tokenizer_3`, as in a
@@ -260,6 +249,8 @@ class Bundle:
         built_with: Versions of the libraries that the export used, by name.
         plans: The TensorRT plans by file.
         baked: The LoRAs that the export merged into the weights.
+        pins: The states of the files when the manifest was read; None for a bundle that was not
+            read. Not in the manifest.
 
     Example:
         >>> pipe.bundle.family, pipe.bundle.defaults.sampler
@@ -280,6 +271,7 @@ class Bundle:
     built_with: Mapping[str, str] = field(default_factory=dict)
     plans: Mapping[str, PlanSpec] = field(default_factory=dict)
     baked: tuple[BakedLora, ...] = ()
+    pins: Pins | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -287,9 +279,34 @@ class Bundle:
         return sum(record.size for record in self.files.values())
 
     def path(self, relative: str) -> Path:
-        """Returns the full path of a file in the bundle.
+        """Returns the full path of a file in the bundle; see `pinned_path` to open the file.
 
         Args:
             relative: POSIX path relative to the bundle, as in the manifest.
         """
         return self.root / relative
+
+    def pinned_path(self, relative: str) -> Path:
+        """Returns the full path of a file that has not changed since the manifest was read.
+
+        Whatever runs the bundle opens its files by this path.
+
+        Args:
+            relative: POSIX path relative to the bundle, as in the manifest.
+
+        Raises:
+            IntegrityError: If the file was removed, replaced or rewritten.
+        """
+        self.check_unchanged([relative])
+        return self.path(relative)
+
+    def check_unchanged(self, names: Iterable[str], *, held: bool = False) -> None:
+        """Raises `IntegrityError` if a named file has changed since the manifest was read.
+
+        Args:
+            names: POSIX paths relative to the bundle.
+            held: Whether the files are open. Then only those that were rewritten are refused.
+        """
+        if self.pins is not None:
+            for name in names:
+                self.pins.check(name, self.path(name), self.files[name], held=held)

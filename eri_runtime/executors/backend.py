@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 
 from eri_runtime.bundle import Bundle, ComponentSpec
@@ -38,6 +39,19 @@ class Backend(ABC):
         del bundle
         return self
 
+    def graph_file(self, graph: str, files: Collection[str]) -> str | None:
+        """Returns the file that is opened for a graph, by its name in the bundle.
+
+        Args:
+            graph: The graph's name in the bundle.
+            files: The names of all files of the bundle.
+
+        Returns:
+            The name, or None if the engine opens no graph but a plan, whose hash it checks.
+        """
+        del files
+        return graph
+
     @abstractmethod
     def refusal(self, spec: ComponentSpec) -> str | None:
         """Returns why this component cannot run on this machine, in a few words, or None."""
@@ -65,6 +79,10 @@ class Backend(ABC):
         Raises:
             BackendError: If the engine is missing or refuses the graph.
         """
+
+    def runs_step_graph(self, spec: ComponentSpec) -> bool:
+        """Returns whether `stepper` would open a step graph, without opening any file."""
+        return spec.step is not None
 
     @abstractmethod
     def stepper(

@@ -77,9 +77,11 @@ class Executor(Refittable):
 
     Attributes:
         spec: The component's inputs, outputs and dimension ranges.
+        opens_files_in_run: Whether `run` opens files of the bundle by their names.
     """
 
     spec: ComponentSpec
+    opens_files_in_run = False
 
     @abstractmethod
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from eri_runtime.bundle import Bundle
+from eri_runtime.bundle import Bundle, ComponentSpec
 from eri_runtime.checks import boolean, integer
 from eri_runtime.errors import BackendError, UnknownNameError, short
 from eri_runtime.executors.backend import Backend
 from eri_runtime.executors.base import DEFAULT_SETTINGS, FROM_FILE, Arrays, Executor, Settings
 from eri_runtime.executors.openvino.backend import OPENVINO, OPENVINO_BF16
 from eri_runtime.executors.ort.backend import CPU, CUDA, CUDA_TF32
+from eri_runtime.executors.pinned import PinnedExecutor, UsedFiles, open_pinned_stepper
 from eri_runtime.executors.step_graph import Stepper
 from eri_runtime.executors.tensorrt.backend import TENSORRT
 
 log = logging.getLogger(__name__)
 MOST_THREADS = 1024
+Opener = Callable[[Settings, Arrays], Executor]
 
 BACKENDS: dict[str, Backend] = {
     "tensorrt": TENSORRT,
@@ -110,13 +113,19 @@ class Engine:
 
         Raises:
             BackendError: If the engine refuses the component.
+            IntegrityError: If a file of it was replaced or rewritten after the bundle was loaded.
         """
         spec = self.bundle.components[name]
         if self.settings.streamed and name == "denoiser" and self.backend.streams_in_segments:
             from eri_runtime.executors.sequential_offload import open_segmented
 
-            return open_segmented(self.bundle, spec, self.backend, self.settings, overrides)
-        return self.backend.executor(self.bundle.path(spec.graph), spec, self.settings, overrides)
+            graphs = [segment.graph for segment in spec.segments]
+            opener: Opener = partial(open_segmented, self.bundle, spec, self.backend)
+        else:
+            graphs = [spec.graph]
+            opener = partial(self.backend.executor, self.bundle.path(spec.graph), spec)
+        files = self._used_files(spec, graphs)
+        return PinnedExecutor(files, partial(opener, self.settings), overrides)
 
     def stepper(self, overrides: Arrays = FROM_FILE) -> Stepper | None:
         """Opens the bundle's step graph.
@@ -130,11 +139,20 @@ class Engine:
 
         Raises:
             BackendError: If the engine refuses the step graph.
+            IntegrityError: If a file of it was replaced or rewritten after the bundle was loaded.
         """
         spec = self.bundle.components["denoiser"]
-        if spec.step is None or (self.settings.streamed and self.backend.streams_in_segments):
+        in_segments = self.settings.streamed and self.backend.streams_in_segments
+        if spec.step is None or in_segments or not self.backend.runs_step_graph(spec):
             return None
-        return self.backend.stepper(self.bundle.path(spec.step), spec, self.settings, overrides)
+        files, graph = self._used_files(spec, [spec.step]), self.bundle.path(spec.step)
+        opener = partial(self.backend.stepper, graph, spec, self.settings)
+        return open_pinned_stepper(files, opener, overrides)
+
+    def _used_files(self, spec: ComponentSpec, graphs: Iterable[str]) -> UsedFiles:
+        """Returns the files that are opened for these graphs: theirs, and the weights."""
+        opened = [self.backend.graph_file(graph, self.bundle.files) for graph in graphs]
+        return UsedFiles(self.bundle, (spec.weights, *filter(None, opened)))
 
 
 def engine_description(opener: object) -> str:

@@ -78,6 +78,8 @@ class SegmentedExecutor(Executor):
     Replaced weights take effect when the segments that use them are opened next.
     """
 
+    opens_files_in_run = True
+
     def __init__(
         self,
         graphs: Sequence[Path],

@@ -1,13 +1,12 @@
 """Images: conversion between arrays and PIL images, and PNG files with generation parameters.
 
-Uses only `errors` and `files`. Start with `convert`.
+Uses only `errors`, `files` and `partial_files`. Start with `convert`.
 """
 
 from eri_runtime.images.convert import contact_sheet, mask_of, pixels_of, size_of, to_pil, to_unit
-from eri_runtime.images.partial_file import check_output
+from eri_runtime.images.output import check_output
 from eri_runtime.images.png import parameters_text, save_png, write_png
 from eri_runtime.images.read_picture import read_picture
-from eri_runtime.images.stale_files import remove_stale
 
 __all__ = [
     "check_output",
@@ -16,7 +15,6 @@ __all__ = [
     "parameters_text",
     "pixels_of",
     "read_picture",
-    "remove_stale",
     "save_png",
     "size_of",
     "to_pil",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eri_runtime.images.partial_file import claim, partial_file
+from eri_runtime.partial_files import claim, partial_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image

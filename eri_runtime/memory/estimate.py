@@ -256,7 +256,7 @@ def _weights(bundle: Bundle, name: str, settings: Settings) -> int:
     spec = bundle.components[name]
     if not (settings.streamed and name == DENOISER and spec.segments):
         return bundle.files[spec.weights].size
-    entries = read_header(bundle.path(spec.weights)).entries
+    entries = read_header(bundle.pinned_path(spec.weights)).entries
     return max(
         sum(entries[weight].end - entries[weight].begin for weight in segment.weights)
         for segment in spec.segments

@@ -75,8 +75,13 @@ def load(
     denoiser, VAE) are opened on first use. `load` checks the sizes of all files and the sha256 of
     all but the weights; `eri inspect` checks those too.
 
+    The pipeline belongs to the files as they are now. If one is replaced later, components that are
+    open go on with the old file, and opening it raises `IntegrityError`; so does using a file that
+    was rewritten in place. A picture is never made of two bundles.
+
     Args:
-        bundle: Folder of the bundle, as `eri export` writes it.
+        bundle: Folder of the bundle, as `eri export` writes it. A relative path counts from the
+            working folder of now. It and its files may be links.
         backend: Engine to run it: `"tensorrt"`, `"cuda"`, `"cuda:tf32"`, `"openvino"`,
             `"openvino:bf16"`, `"cpu"` (ONNX Runtime), or `"auto"` for the first of them that can
             run every component as exactly as it was exported. A backend that you name is used or

@@ -17,7 +17,8 @@ from eri_runtime.bundle import Bundle
 from eri_runtime.checks import boolean
 from eri_runtime.checks import path as check_path
 from eri_runtime.errors import UsageError
-from eri_runtime.images import check_output, parameters_text, remove_stale, save_png
+from eri_runtime.images import check_output, parameters_text, save_png
+from eri_runtime.partial_files import remove_stale
 from eri_runtime.request import Request
 from eri_runtime.weights import Scale, describe_loras
 

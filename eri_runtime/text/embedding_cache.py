@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from eri_runtime.bundle import Bundle, verify_hashes
+from eri_runtime.bundle import Bundle, file_state, verify_hashes
 from eri_runtime.text.conditioning import Condition, Encode, check_encoders
 from eri_runtime.text.embedding_files import EmbeddingFiles, Shapes
 
@@ -63,8 +63,8 @@ class EmbeddingCache:
         Raises:
             UsageError: If the bundle has no text encoders.
             SizeError: If the text encoders do not accept this length.
-            IntegrityError: Before embeddings are written to a file, if the text encoders' files are
-                not those of the manifest. This is checked once, by their sha256.
+            IntegrityError: Before embeddings are read from or written to a file, if the text
+                encoders' files are not those of the manifest.
         """
         check_encoders(self._bundle)
         if not prompts:
@@ -108,23 +108,30 @@ class EmbeddingCache:
         text, length, state = key
         if self._files is None or state is not None:
             return self._encode([text], length)
+        self._verify(self._files)
         name = embedding_key(self._bundle, self._engine, text, length)
         condition = self._files.read(name, embedding_shapes(self._bundle, length))
         if condition is None:
             condition = self._encode([text], length)
-            self._verify()
             self._files.write(name, condition)
         return condition
 
-    def _verify(self) -> None:
+    def _verify(self, files: EmbeddingFiles) -> None:
         """Checks once that the encoders' files are those that a key stands for.
 
         Whoever opens a bundle does not hash its weights. Embeddings of damaged or replaced ones
-        would stay wrong after the bundle is mended.
+        would stay wrong after the bundle is mended, and those in a file would be another encoder's.
+        Files that have been hashed are hashed again only when they change on the disk.
         """
-        if not self._verified:
-            verify_hashes(self._bundle, encoder_files(self._bundle))
-            self._verified = True
+        if self._verified:
+            return
+        names = encoder_files(self._bundle)
+        key = _state_key(self._bundle, names)
+        if not files.is_marked(key):
+            verify_hashes(self._bundle, names)
+            files.mark(key)
+        self._bundle.check_unchanged(names)
+        self._verified = True
 
 
 def embedding_key(bundle: Bundle, engine: str, text: str, length: int) -> str:
@@ -163,7 +170,14 @@ def _files(bundle: Bundle, component: str) -> list[str]:
     """Returns the files that a component runs from, by their names in the bundle."""
     spec = bundle.components[component]
     plans = [file for file, plan in bundle.plans.items() if plan.component == component]
-    return [spec.graph, spec.weights, *plans]
+    form = spec.graph.removesuffix(".onnx") + ".cuda.onnx"
+    return [spec.graph, *([form] if form in bundle.files else []), spec.weights, *plans]
+
+
+def _state_key(bundle: Bundle, names: Iterable[str]) -> str:
+    """Returns the sha256 (hex) of the files' states on the disk and the sums they should have."""
+    states = [[file_state(bundle.path(name)), bundle.files[name].sha256] for name in names]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 
 def _nbytes(condition: Condition) -> int:

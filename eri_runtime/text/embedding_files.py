@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 
@@ -17,9 +16,11 @@ import numpy as np
 from eri_runtime.bundle import cache_folder, damaged_error, open_regular_file, parse_header
 from eri_runtime.checks import check_finite
 from eri_runtime.errors import EriError, UsageError, short
+from eri_runtime.partial_files import remove_stale, write_whole
 from eri_runtime.text.conditioning import Condition
 
 Shapes = Mapping[str, tuple[int, ...]]  # the shapes of `embeds` and `pooled`
+MARKS = "verified"  # folder of the keys that `EmbeddingFiles.mark` remembers
 MAX_HEADER = 4096  # bytes; the header of such a file has 400
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class EmbeddingFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._write_failed = False
+        self._write_failed = self._cleaned = False
 
     def read(self, key: str, shapes: Shapes) -> Condition | None:
         """Returns the condition stored under `key`, or None if it is absent or damaged.
@@ -53,27 +54,41 @@ class EmbeddingFiles:
             return None
 
     def write(self, key: str, condition: Condition) -> None:
-        """Writes a condition atomically; only the first failure is logged."""
-        file = self._file(key)
+        """Writes a condition atomically; only the first failure is logged.
+
+        The first call removes the unfinished files of killed processes.
+        """
+        self._write(self._file(key), lambda: _serialize(key, condition))
+
+    def is_marked(self, key: str) -> bool:
+        """Returns whether `mark` was called with this key, by whichever process."""
+        return self._mark(key).is_file()
+
+    def mark(self, key: str) -> None:
+        """Remembers a key in an empty file; failures are logged as those of `write`."""
+        self._write(self._mark(key), bytes)
+
+    def _write(self, file: Path, content: Callable[[], bytes]) -> None:
+        """Writes a file; only the first failure is logged."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".{key}.{secrets.token_hex(4)}.partial")
-            try:
-                partial.write_bytes(_serialize(key, condition))
-                partial.replace(file)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_whole(file, content())
+            if not self._cleaned:
+                remove_stale(self.folder)
+                self._cleaned = True
         except OSError as error:
             if not self._write_failed:
                 log.warning("embeddings are not kept in %s: %s", self.folder, error)
             self._write_failed = True
+
+    def _mark(self, key: str) -> Path:
+        return self.folder / MARKS / key
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
 
 def embeddings_folder(folder: str | Path | bool | None) -> Path | None:
-    """Returns the folder for embeddings: a path as it is, the user's cache for True, else None.
+    """Returns the folder for embeddings: a full path, the user's cache for True, else None.
 
     Raises `UsageError` unless `folder` is a path, a bool or None.
     """
@@ -82,7 +97,7 @@ def embeddings_folder(folder: str | Path | bool | None) -> Path | None:
     if not isinstance(folder, str | Path) or not str(folder):
         expected = "a folder, or True for the user's own"
         raise UsageError("embeddings", got=short(folder), expected=expected)
-    return Path(folder)
+    return Path(folder).absolute()  # the working folder may change
 
 
 def _serialize(key: str, condition: Condition) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +39,7 @@ class PromptTokenizer:
         self.spec: TokenizerSpec = bundle.tokenizers[name]
         self._file = bundle.path(self.spec.file)
         self.name = name
-        self._open: Callable[[], Tokenizer] = partial(_open, self._file)
+        self._open: Callable[[], Tokenizer] = lambda: _open(bundle.pinned_path(self.spec.file))
         self._tokenizer = self._open()
         self._borrowed: BorrowedTokens | None = None
         self.rows: Rows = {}

@@ -171,12 +171,15 @@ class LiveWeights(Closeable):
 
         Raises:
             UnknownNameError: If the bundle has no such component.
+            IntegrityError: If the file was replaced or rewritten after the bundle was loaded.
         """
         components = self._bundle.components
         one_of("component", component, components)
-        if component not in self._files:
-            weights = self._bundle.path(components[component].weights)
-            self._files[component] = read_tensors(weights)
+        weights = components[component].weights
+        if component in self._files:
+            self._bundle.check_unchanged([weights], held=True)
+        else:
+            self._files[component] = read_tensors(self._bundle.pinned_path(weights))
         return self._files[component]
 
     def overrides(self, component: str) -> Arrays:

@@ -15,9 +15,10 @@ from signal import SIGKILL
 
 from PIL import Image
 
-from eri_runtime.batch.run_folder import MANIFEST, STRAY
-from eri_runtime.bundle.integrity import sha256
+from eri_runtime.batch.run_folder import MANIFEST
+from eri_runtime.bundle import sha256
 from eri_runtime.commands.main import main
+from eri_runtime.partial_files import PARTIAL
 
 ROOT = Path(__file__).parents[2]
 AIMS = ("start", "line", "partial", "renamed", "line")
@@ -70,7 +71,7 @@ class Kills:
         reached = {
             "start": lambda: True,
             "line": lambda: self._lines() >= lines + more,
-            "partial": lambda: any(STRAY.fullmatch(name) for name in self._names()),
+            "partial": lambda: any(PARTIAL.fullmatch(name) for name in self._names()),
             "renamed": lambda: self._images() > max(images, self._lines() - 1),
         }[aim]
         late = lines + 8  # what is over in a moment may not be seen on a busy machine
@@ -81,7 +82,7 @@ class Kills:
     def _phase(self) -> str:
         """What it was doing, by what it left."""
         names = self._names()
-        if any(STRAY.fullmatch(name) for name in names):
+        if any(PARTIAL.fullmatch(name) for name in names):
             return "writing a file"
         content = self._manifest()
         if content and not content.endswith(b"\n"):

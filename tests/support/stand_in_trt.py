@@ -30,8 +30,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from eri_export.tensorrt.profiles import make_profiles
-from eri_runtime.bundle import manifest
-from eri_runtime.bundle.integrity import file_record
+from eri_runtime.bundle import file_record, manifest
 from eri_runtime.bundle.spec import PlanSpec
 from eri_runtime.executors import nvidia_driver as gpu
 from eri_runtime.executors.tensorrt import library

@@ -56,6 +56,11 @@ class OpenVinoBackend(Backend):
         compute: Compute = "f32" if encodes_text else self.compute
         return OpenVinoExecutor(graph, spec, compute, settings, overrides)
 
+    def runs_step_graph(self, spec: ComponentSpec) -> bool:
+        """Returns False: the NumPy loop drives the denoiser."""
+        del spec
+        return False
+
     def stepper(
         self,
         graph: Path,
@@ -63,12 +68,11 @@ class OpenVinoBackend(Backend):
         settings: Settings = DEFAULT_SETTINGS,
         overrides: Arrays = FROM_FILE,
     ) -> None:
-        """Returns None: the NumPy loop drives the denoiser."""
+        """Returns None; see `runs_step_graph`."""
 
     def parts(self, spec: ComponentSpec, settings: Settings) -> OpenVinoSegmentRunner:
         """Returns a runner for the segments of a component."""
-        del spec
-        return OpenVinoSegmentRunner(self.compute, settings)
+        return OpenVinoSegmentRunner(spec, self.compute, settings)
 
 
 OPENVINO = OpenVinoBackend()

@@ -17,6 +17,7 @@ from eri_runtime.executors.base import (
     changed_tensors,
     check_inputs,
 )
+from eri_runtime.executors.onnx_weights import linked_weights
 from eri_runtime.executors.openvino.library import import_openvino, openvino_errors
 from eri_runtime.executors.openvino.model import (
     Compute,
@@ -58,8 +59,9 @@ class OpenVinoExecutor(Executor):
         self._shapes: Shapes | None = None  # shapes of the compiled model; None: any
         self._has_run = False  # until then a compiled model comes from `prepare`
         self._lock = threading.Lock()  # a request runs one call at a time
+        self._linked = linked_weights(graph, spec)  # the model uses their memory
         with openvino_errors(graph):
-            self._model = read_model(self._core, graph, overrides)
+            self._model = self._read_model(overrides)
         self._overrides = overrides  # the model may use their memory
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
@@ -88,15 +90,20 @@ class OpenVinoExecutor(Executor):
         if not changed_tensors(self._overrides, overrides):
             return
         with self._lock, openvino_errors(self._graph):
-            model = read_model(self._core, self._graph, overrides)
+            model = self._read_model(overrides)
             if self._request is not None:
                 self._request = self._create_request(model, self._shapes)
             self._model, self._overrides = model, overrides
 
     def close(self) -> None:
         self._request = self._model = None
+        self._linked = None
         self._has_run = False
         self._overrides = FROM_FILE
+
+    def _read_model(self, overrides: Arrays) -> Any:
+        """Reads the graph with `overrides`."""
+        return read_model(self._core, self._graph, overrides, self._linked)
 
     def _compile(self, shapes: Shapes) -> None:
         """Makes sure that the compiled model takes these shapes."""
@@ -116,7 +123,8 @@ class OpenVinoExecutor(Executor):
 class OpenVinoSegmentRunner:
     """Runs segments on OpenVINO; each is compiled in every call, for the shapes of that call."""
 
-    def __init__(self, compute: Compute, settings: Settings) -> None:
+    def __init__(self, spec: ComponentSpec, compute: Compute, settings: Settings) -> None:
+        self._spec = spec
         self._library = import_openvino()
         self._core, self._options = self._library.Core(), compile_options(compute, settings)
 
@@ -127,8 +135,9 @@ class OpenVinoSegmentRunner:
         self, graph: Path, inputs: Mapping[str, Any], outputs: Iterable[str], overrides: Arrays
     ) -> dict[str, Any]:
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+        linked = linked_weights(graph, self._spec)
         with openvino_errors(graph):
-            model = read_model(self._core, graph, overrides)
+            model = read_model(self._core, graph, overrides, linked)
             request = create_request(self._core, model, shapes, self._options)
             request.infer(dict(inputs), share_inputs=True)
             copies = {}

@@ -7,10 +7,13 @@ of 1.5 s and wrote 530 MB per image size, and a stale entry would give a wrong i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
+from eri_runtime.bundle import TensorFile
 from eri_runtime.executors.base import Arrays, Settings
+from eri_runtime.executors.onnx_weights import weights_as_inputs
 from eri_runtime.executors.openvino.library import import_openvino
 
 Compute = Literal["f32", "bf16"]
@@ -27,17 +30,42 @@ def compile_options(compute: Compute, settings: Settings) -> Mapping[str, Any]:
     return {**options, **threads}
 
 
-def read_model(core: Any, graph: Path, overrides: Arrays) -> Any:
-    """Reads a graph and replaces some of its constants, which use the memory of their arrays."""
-    ov, model = import_openvino(), core.read_model(graph)
-    nodes = {op.get_friendly_name(): op for op in model.get_ops()} if overrides else {}
-    for name, values in overrides.items():
+def read_model(core: Any, graph: Path, overrides: Arrays, linked: TensorFile | None = None) -> Any:
+    """Reads a graph and replaces some of its constants, which use the memory of their arrays.
+
+    Args:
+        core: OpenVINO's `Core`.
+        graph: The ONNX file.
+        overrides: Tensors that replace tensors of the weights file.
+        linked: The weights, if OpenVINO cannot open their file; see `linked_weights`.
+    """
+    if linked is None:
+        model = core.read_model(graph)
+        _set_constants(model, overrides)
+        return model
+    data, names = weights_as_inputs(graph.read_bytes())
+    model = core.read_model(BytesIO(data))
+    _set_constants(model, {name: overrides.get(name, linked[name]) for name in names})
+    for parameter in model.get_parameters():
+        if parameter.get_friendly_name() in names:
+            model.remove_parameter(parameter)
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _set_constants(model: Any, weights: Arrays) -> None:
+    """Replaces nodes by constants of the same names, which use the memory of their arrays."""
+    ov = import_openvino()
+    nodes = {op.get_friendly_name(): op for op in model.get_ops()} if weights else {}
+    for name, values in weights.items():
         old = nodes[name]
         # passed as raw bits, since OpenVINO does not know NumPy's bfloat16
         bits = values.view(f"u{values.itemsize}")
-        tensor = ov.Tensor(bits, old.get_output_shape(0), old.get_element_type())
-        old.output(0).replace(ov.op.Constant(tensor, shared_memory=True).output(0))
-    return model
+        shape = old.output(0).get_partial_shape().to_shape()
+        constant = ov.op.Constant(
+            ov.Tensor(bits, shape, old.output(0).get_element_type()), shared_memory=True
+        )
+        old.output(0).replace(constant.output(0))
 
 
 def create_request(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from eri_runtime.executors.ort.provider import (
     CUDA_PROVIDER,
     CUDA_TF32_PROVIDER,
     Provider,
+    cuda_form_of,
     graph_for,
 )
 from eri_runtime.executors.ort.session import OrtExecutor, OrtSegmentRunner
@@ -39,6 +41,11 @@ class OrtBackend(Backend):
     def of(self, bundle: Bundle) -> OrtBackend:
         """Binds the CUDA provider to the bundle, whose graphs it checks before any is opened."""
         return replace(self, root=bundle.root) if self.provider.device == "cuda" else self
+
+    def graph_file(self, graph: str, files: Collection[str]) -> str:
+        """Returns the graph's CUDA form on CUDA, if the bundle has one, else the graph."""
+        form = cuda_form_of(Path(graph)).as_posix()
+        return form if self.provider.device == "cuda" and form in files else graph
 
     def refusal(self, spec: ComponentSpec) -> str | None:
         """Returns why this component cannot run on this machine, in a few words, or None."""

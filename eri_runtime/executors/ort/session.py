@@ -23,6 +23,7 @@ from eri_runtime.executors.base import (
     changed_tensors,
     check_inputs,
 )
+from eri_runtime.executors.onnx_weights import linked_weights, weights_as_inputs
 from eri_runtime.executors.ort.capture_guard import device_call
 from eri_runtime.executors.ort.cuda_libraries import missing_libraries
 from eri_runtime.executors.ort.engine_errors import ort_errors
@@ -58,6 +59,10 @@ def open_session(
     import onnxruntime as ort
 
     graph = graph_for(graph, provider)
+    linked = linked_weights(graph, spec, follows_graph=True)
+    if linked is not None:
+        _, names = weights_as_inputs(graph.read_bytes())
+        overrides = {name: overrides.get(name, linked[name]) for name in names}
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 3
     session_options.enable_cpu_mem_arena = arena

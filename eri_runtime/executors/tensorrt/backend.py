@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -47,6 +48,9 @@ class TensorRtBackend(Backend):
         """Returns this backend with the plans of a bundle."""
         return replace(self, bundle=bundle)
 
+    def graph_file(self, graph: str, files: Collection[str]) -> None:
+        """Returns None: a plan is opened, and its hash checked whenever it is read."""
+
     def refusal(self, spec: ComponentSpec) -> str | None:
         """Returns why this component cannot run on this machine, in a few words, or None."""
         return _missing_requirement() or self._missing_plan(spec.graph)
@@ -75,13 +79,21 @@ class TensorRtBackend(Backend):
         del graph  # the plan is a separate file
         return TrtExecutor(spec, self._open_plan(spec, spec.graph, settings), overrides)
 
+    def runs_step_graph(self, spec: ComponentSpec) -> bool:
+        """Returns whether a plan of the step graph fits this machine; logs why none does."""
+        if spec.step is None:
+            return False
+        if reason := self._missing_plan(spec.step):
+            log.info("the step graph is not run: %s", reason)
+            return False
+        return True
+
     def stepper(
         self, graph: Path, spec: ComponentSpec, settings: Settings, overrides: Arrays = FROM_FILE
     ) -> Stepper | None:
         """Opens the plan of the step graph. Returns None if none fits this machine."""
         del graph
-        if reason := self._missing_plan(str(spec.step)):
-            log.info("the step graph is not run: %s", reason)
+        if not self.runs_step_graph(spec):
             return None
         return TrtStepper(spec, self._open_plan(spec, str(spec.step), settings), overrides)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from eri_runtime.bundle import cache_folder
 from eri_runtime.executors.tensorrt.plans import Machine
+from eri_runtime.partial_files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +69,7 @@ class KernelCache:
             return
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            partial = self._file.with_name(f".{self._file.name}.{secrets.token_hex(4)}.partial")
-            try:
-                partial.write_bytes(data)
-                partial.replace(self._file)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_whole(self._file, data)
         except OSError as error:
             log.warning("compiled kernels are not kept in %s: %s", self._file, error)
             self._write_failed = True

@@ -180,7 +180,8 @@ def test_an_image_whose_line_is_not_whole_is_adopted(how, command, folder, made,
 
 
 def test_partial_files_are_removed_and_others_are_not(command, folder, made, capsys):
-    for name in (f".{NAMES[1]}.77.partial", f".{MANIFEST}.77.partial", "notes.txt", ".x.partial"):
+    stale = [f".{name}.{2**22 + 1}-0123abcd.partial" for name in (NAMES[1], MANIFEST)]
+    for name in (*stale, "notes.txt", ".x.partial"):
         (folder / name).touch()
     assert counts(command, capsys) == (0, 4)
     names = {path.name for path in folder.iterdir()}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from eri_runtime.bundle import manifest
-from eri_runtime.bundle.integrity import file_record, verify_all, verify_on_load
+from eri_runtime.bundle import file_record, manifest
+from eri_runtime.bundle.integrity import verify_all, verify_on_load
 from eri_runtime.bundle.spec import (
     Bundle,
     ComponentSpec,
@@ -130,6 +130,8 @@ def spoil(*path, value=None, delete=False):
         (spoil("schema", delete=True), "schema: got None"),
         (spoil("latents", delete=True), "latents: got 'nothing'"),
         (spoil("surprise", value=1), "got 'surprise'"),
+        (spoil("root", value="/"), "got 'root'"),
+        (spoil("pins", value=None), "got 'pins'"),
         (spoil("family", value="sd15"), "family: got 'sd15', expected one of sdxl"),
         (spoil("latents", "factor", value="8"), "latents.factor: got '8', expected int"),
         (spoil("latents", "factor", value=True), "latents.factor: got True"),

@@ -219,7 +219,7 @@ def test_a_graph_that_cannot_be_captured_runs_all_the_same(
 
 def test_passes_of_the_same_shapes_use_one_graph_with_their_own_inputs(pipe, gpu, monkeypatch):
     trajectory(pipe, **CFG)
-    stepper, runs = pipe._live.stepper(), step_session(gpu).runs
+    stepper, runs = pipe._live.stepper().stepper, step_session(gpu).runs
     capturing = stepper._current.opened.capturing
     ((shape, inputs),) = capturing._steps
     random = np.random.default_rng(0)

@@ -27,6 +27,7 @@ from eri_runtime.executors.tensorrt.backend import TENSORRT
 from eri_runtime.executors.tensorrt.step_graph import KEPT
 from eri_runtime.sampling.table import COLUMNS, MAX_V
 from tests.support import stand_in_trt as stand_in
+from tests.support.changed_files import changed, rename_over, rewrite
 from tests.support.trt_steps import assert_same, captures, launches, opened, weights_of
 
 WORDS = {"height": 32, "width": 48, "num_inference_steps": 5, "output_type": "latent", "seed": 5}
@@ -78,7 +79,7 @@ def test_trajectories_are_onnx_runtimes_to_the_bit(words, pipe, oracle, device):
     """The first step of each kind runs, the second is captured, and all later ones are replayed."""
     expected = states(oracle, **words)
     assert_same(states(pipe, **words), expected)
-    kinds = len(pipe._live.stepper().steps)
+    kinds = len(pipe._live.stepper().stepper.steps)
     assert kinds == (2 if "guidance_interval" in words else 1)
     replayed = len(expected) - kinds
     assert launches(device) == replayed
@@ -236,7 +237,7 @@ def test_only_so_many_captured_steps_are_kept(pipe, device):
     for width in (32, 48, 64, 80, 96):
         steps(pipe, width=width)
     assert len(device.left()) == len(before)
-    assert len(pipe._live.stepper().steps) == KEPT
+    assert len(pipe._live.stepper().stepper.steps) == KEPT
 
 
 # errors
@@ -555,6 +556,28 @@ def test_a_plan_that_was_changed_is_not_opened(device, planned, tmp_path, sd35_b
     with pytest.raises(IntegrityError, match="build it again"):
         TENSORRT.of(bundle).stepper(bundle.path(spec.step), spec, Settings())
     assert "deserialize_cuda_engine" not in device.calls
+
+
+@pytest.mark.parametrize("change", [rename_over, rewrite])
+def test_plans_and_weights_that_change_under_a_pipeline(device, sd35_bundle, tmp_path, change):
+    """What the GPU holds goes on; nothing of another bundle is read for it."""
+    root = stand_in.with_plans(sd35_bundle, tmp_path / "refit", ("refit",))
+    name, tensors = weights_of(root)
+    tensors = {name: tensors[name] * 2}
+    (plan,) = root.glob("plans/denoiser-step*.plan")
+    weights = root / "denoiser" / "weights.safetensors"
+    with eri.load(root, "tensorrt", loop="step") as pipe:
+        before = states(pipe, **CFG)
+        with changed(plan, change):
+            assert_same(states(pipe, **CFG), before)
+            pipe.close()
+            with pytest.raises(IntegrityError, match="build it again"):
+                states(pipe, **CFG)
+        assert_same(states(pipe, **CFG), before)
+        with changed(weights, change), pytest.raises(IntegrityError, match="load the bundle again"):
+            pipe.update_weights(tensors)
+        assert_same(states(pipe, **CFG), before)
+        pipe.update_weights(tensors)
 
 
 # the stand-in has no name that the libraries have not

@@ -59,7 +59,7 @@ def test_trajectories_are_numpys_and_a_graph_gives_the_same_bits(sampler, pipe, 
         assert np.abs(x - reference).max() <= TOLERANCE * np.abs(reference).max()
     np.testing.assert_array_equal(second, first)  # the first step of `first` was not captured
     np.testing.assert_array_equal(third, first)
-    (step,) = pipe._live.stepper().steps.values()
+    (step,) = pipe._live.stepper().stepper.steps.values()
     assert step.captured
 
 

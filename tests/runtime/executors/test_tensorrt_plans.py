@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from eri_runtime.bundle import manifest
-from eri_runtime.bundle.integrity import file_record, verify_on_load
+from eri_runtime.bundle import file_record, manifest
+from eri_runtime.bundle.integrity import verify_on_load
 from eri_runtime.bundle.spec import (
     Bundle,
     ComponentSpec,

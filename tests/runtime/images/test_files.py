@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import eri_export
+import eri_runtime
 from eri_runtime import Result
 from eri_runtime.commands.generate import _save_unused
 from eri_runtime.errors import UsageError
-from eri_runtime.images import check_output, remove_stale, write_png
-from eri_runtime.images.partial_file import claim, partial_file
+from eri_runtime.images import check_output, write_png
+from eri_runtime.partial_files import claim, partial_file, remove_stale
 
 MANY = 12
 
@@ -83,8 +86,30 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     assert {*tmp_path.iterdir()} == {*others, tmp_path / "y.png"}
 
 
+def test_the_number_of_a_killed_process_may_be_in_use_again(tmp_path):
+    """In a container every process has the same few numbers."""
+    stale = tmp_path / f".x.png.{os.getpid()}-0123abcd.partial"
+    stale.touch()
+    os.utime(stale, (0, 0))
+    remove_stale(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_one_module_names_unfinished_files():
+    """Folders that appear whole are `eri_export`'s own: a bundle, and an embedded checkpoint."""
+    folders = {"atomic_publish.py", "assemble.py", "write_checkpoint.py"}
+    packages = (Path(eri_runtime.__file__).parent, Path(eri_export.__file__).parent)
+    naming = {
+        path.name
+        for package in packages
+        for path in package.rglob("*.py")
+        if re.search(r"\.partial\b", path.read_text(encoding="utf-8"))
+    }
+    assert naming == {"partial_files.py", *folders}
+
+
 def test_a_file_that_is_being_written_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr("eri_runtime.images.stale_files._is_running", lambda _: False)
+    monkeypatch.setattr("eri_runtime.partial_files._is_running", lambda _: False)
     with partial_file(tmp_path / "x.png") as (file, partial):
         remove_stale(tmp_path)
         assert partial.exists()

@@ -21,6 +21,7 @@ import eri_runtime as eri
 from eri_runtime.bundle.user_folders import cache_folder
 from eri_runtime.errors import IntegrityError, SizeError, UsageError
 from eri_runtime.executors import choice
+from eri_runtime.text import embedding_cache
 from eri_runtime.text.conditioning import Condition, TextEncoders
 from eri_runtime.text.embedding_cache import EmbeddingCache, embedding_key, embedding_shapes
 from eri_runtime.text.embedding_files import EmbeddingFiles, embeddings_folder
@@ -80,7 +81,8 @@ def same(one, other):
 
 
 def files_in(folder):
-    return sorted(path.name for path in folder.iterdir())
+    """The names of all files; the marks of verified encoders are in a folder."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
 def on_disk(bundle, encode, folder, **words):
@@ -346,26 +348,49 @@ def hostile(good, key):
 
 @pytest.mark.parametrize("how", ["damaged", "replaced"])
 def test_nothing_is_kept_of_files_that_are_not_the_manifests(sd35_bundle, tmp_path, how):
-    """Weights change after the bundle was opened; mended, it gives what it always gave."""
+    """Weights are not the manifest's, of which nothing may be read or written.
+
+    They change before or after the bundle is opened; mended, it gives what it always gave.
+    """
     root, folder = Path(shutil.copytree(sd35_bundle, tmp_path / "sd35")), tmp_path / "kept"
     with eri.load(root) as pipe:
         expected = pipe.encode_prompt(["a red heart"], LENGTH)
     file = root / "text_encoder" / "weights.safetensors"
     right = file.read_bytes()
-    with eri.load(root, embeddings=folder) as pipe:
-        wrong = right[:-64] + bytes(64)
+    wrong = right[:-64] + bytes(64)
+    for when in ("before", "after", "filled"):
+        opened = eri.load(root, embeddings=folder) if when == "after" else None
         if how == "damaged":
             file.write_bytes(wrong)
         else:
             (root / "other").write_bytes(wrong)
             (root / "other").replace(file)
-        with pytest.raises(IntegrityError, match=r"text_encoder.*sha256"):
+        error = pytest.raises(IntegrityError, match=r"text_encoder.weights")
+        with opened or eri.load(root, embeddings=folder) as pipe, error:
             pipe.encode_prompt(["a red heart"], LENGTH)
-    assert not folder.exists()
-    file.write_bytes(right)
+        assert folder.exists() == (when == "filled")
+        file.write_bytes(right)
+        if when == "after":
+            with eri.load(root, embeddings=folder) as pipe:
+                assert same(pipe.encode_prompt(["a red heart"], LENGTH), expected)
     with eri.load(root, embeddings=folder) as pipe:
         assert same(pipe.encode_prompt(["a red heart"], LENGTH), expected)
     assert len(files_in(folder)) == 1
+
+
+def test_encoders_are_hashed_once_for_all_processes(sd35_bundle, tmp_path, monkeypatch):
+    """And again when their files change, though not their contents."""
+    root = Path(shutil.copytree(sd35_bundle, tmp_path / "sd35"))
+    hashed, verify = [], embedding_cache.verify_hashes
+    monkeypatch.setattr(
+        embedding_cache, "verify_hashes", lambda *args: hashed.append(verify(*args))
+    )
+    for times in (1, 1, 2):
+        if times == 2:
+            os.utime(root / "text_encoder" / "weights.safetensors", (times, times))
+        with eri.load(root, embeddings=tmp_path / "kept") as pipe:
+            pipe.encode_prompt(["a", "b"], LENGTH)
+        assert len(hashed) == times
 
 
 KINDS = ("empty", "seven bytes", "cut", "longer", "flipped", "a pickle", "a long header", "deep",
@@ -431,13 +456,11 @@ def test_a_folder_that_takes_no_files_is_said_once(sd35, tmp_path, caplog):
 
 
 def test_a_full_disk_leaves_no_part_behind(sd35, tmp_path, caplog, monkeypatch):
-    write = Path.write_bytes
+    def full(partial, file):
+        assert partial.exists()
+        raise OSError(28, f"No space left on device for {file}")
 
-    def full(path, blob):
-        write(path, blob[: len(blob) // 2])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "replace", full)
     embeddings = on_disk(sd35.bundle, Invented(sd35.bundle), tmp_path)
     assert len(embeddings(["a", "b"], 8).embeds) == 2
     assert files_in(tmp_path) == []
@@ -446,17 +469,17 @@ def test_a_full_disk_leaves_no_part_behind(sd35, tmp_path, caplog, monkeypatch):
 
 def test_a_file_appears_whole(sd35, tmp_path, monkeypatch):
     """Whoever looks while a file is written sees none, or all of it."""
-    seen, write = [], Path.write_bytes
+    seen, replace_file = [], Path.replace
     file = tmp_path / f"{embedding_key(sd35.bundle, '', 'a', 8)}.safetensors"
 
-    def slow(path, blob):
-        for end in (0, len(blob) // 2, len(blob)):
-            write(path, blob[:end])
-            seen.append((path.name != file.name, file.exists()))
+    def watched(partial, target):
+        if target == file:
+            seen.append((file.exists(), partial.stat().st_size))
+        return replace_file(partial, target)
 
-    monkeypatch.setattr(Path, "write_bytes", slow)
+    monkeypatch.setattr(Path, "replace", watched)
     on_disk(sd35.bundle, Invented(sd35.bundle), tmp_path)(["a"], 8)
-    assert seen == [(True, False)] * 3
+    assert seen == [(False, file.stat().st_size)]
     assert files_in(tmp_path) == [file.name]
     header = file.read_bytes()[8:408].decode(errors="ignore")
     assert json.dumps("embeds") in header
@@ -474,7 +497,10 @@ def test_a_caller_says_which_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert embeddings_folder(True) == tmp_path / "home" / ".cache" / "eri" / "embeddings"
     assert embeddings_folder(None) is embeddings_folder(False) is None
-    assert embeddings_folder("here") == embeddings_folder(Path("here")) == Path("here")
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert embeddings_folder(True) == tmp_path / "home" / ".cache" / "eri" / "embeddings"
+    here = Path.cwd() / "here"
+    assert embeddings_folder("here") == embeddings_folder(Path("here")) == here
     for wrong in (3, "", b"here", ["here"]):
         with pytest.raises(UsageError, match=r"^embeddings: got"):
             embeddings_folder(wrong)

@@ -87,7 +87,7 @@ def merged(bundle, root, tensors):
     shutil.copytree(bundle.root, root)
     for component, changed in tensors.items():
         write(root / bundle.components[component].weights, changed)
-    return replace(bundle, root=root)
+    return replace(bundle, root=root, pins=None)  # the files of the copy change
 
 
 def write(file, tensors):

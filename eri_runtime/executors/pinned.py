@@ -1,0 +1,157 @@
+"""Executors and step graphs that notice when their files change on the disk.
+
+Every component of a bundle is opened through these, whatever the engine. Opening one, or replacing
+its weights, reads the files by their names: they must be those of the manifest. An open one reads
+weights as pages of its files: they must not be rewritten, before, during and after a run. So a
+result that is returned comes from the bundle that was loaded, or there is an `IntegrityError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
+
+from eri_runtime.bundle import Bundle
+from eri_runtime.executors.base import Arrays, Closeable, Executor, changed_tensors
+from eri_runtime.executors.step_graph import Array, HeldLatents, Row, StepLoop, Stepper
+
+Opened = TypeVar("Opened", bound=Closeable | None)
+
+
+@dataclass(frozen=True)
+class UsedFiles:
+    """The files of a bundle that one component or step graph runs from.
+
+    Attributes:
+        bundle: The bundle.
+        names: Their names in the manifest.
+    """
+
+    bundle: Bundle
+    names: tuple[str, ...]
+
+    @contextmanager
+    def check(self, *, held: bool) -> Iterator[None]:
+        """Checks the files before and after the block; `held` as in `Bundle.check_unchanged`.
+
+        If the block raises because a file has changed, that is the error.
+        """
+        self.bundle.check_unchanged(self.names, held=held)
+        try:
+            yield
+        except Exception:
+            self.bundle.check_unchanged(self.names, held=held)
+            raise
+        self.bundle.check_unchanged(self.names, held=held)
+
+    def open(self, opener: Callable[[], Opened]) -> Opened:
+        """Opens an engine's component from the files; closes it again if they changed meanwhile."""
+        with self.check(held=False), ExitStack() as undo:
+            opened = opener()
+            if opened is not None:
+                undo.callback(opened.close)
+            self.bundle.check_unchanged(self.names)
+            undo.pop_all()
+        return opened
+
+
+class PinnedExecutor(Executor):
+    """An executor whose files are checked at every use.
+
+    Attributes:
+        spec: The component's inputs, outputs and dimension ranges.
+        executor: The engine's own executor.
+    """
+
+    def __init__(
+        self, files: UsedFiles, opener: Callable[[Arrays], Executor], overrides: Arrays
+    ) -> None:
+        """Opens the executor with `overrides`. Raises `IntegrityError` if a file has changed."""
+        self.executor, self._overrides = files.open(lambda: opener(overrides)), overrides
+        self.spec = self.executor.spec
+        self._files, self._held = files, not self.executor.opens_files_in_run
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        with self._files.check(held=self._held):
+            return self.executor.run(inputs)
+
+    def prepare(self, sizes: Mapping[str, int]) -> None:
+        with self._files.check(held=self._held):
+            self.executor.prepare(sizes)
+
+    def replace(self, overrides: Arrays) -> None:
+        if not changed_tensors(self._overrides, overrides):
+            self.executor.replace(overrides)  # opens no file
+            return
+        with self._files.check(held=False):
+            self.executor.replace(overrides)
+            self._overrides = overrides
+
+    def close(self) -> None:
+        self.executor.close()
+
+
+class PinnedStepper(Stepper):
+    """A step graph whose files are checked at every use.
+
+    Attributes:
+        stepper: The engine's own step graph.
+    """
+
+    def __init__(self, files: UsedFiles, stepper: Stepper, overrides: Arrays) -> None:
+        """Wraps a step graph that is open with `overrides`; see `open_pinned_stepper`."""
+        self.stepper, self._files, self._overrides = stepper, files, overrides
+
+    def refusal(self, images: int, conditions: Iterable[int]) -> str | None:
+        return self.stepper.refusal(images, conditions)
+
+    def loop(self, shape: tuple[int, ...], width: int) -> StepLoop:
+        with self._files.check(held=True):
+            return PinnedLoop(self._files, self.stepper.loop(shape, width))
+
+    def replace(self, overrides: Arrays) -> None:
+        if not changed_tensors(self._overrides, overrides):
+            self.stepper.replace(overrides)  # opens no file
+            return
+        with self._files.check(held=False):
+            self.stepper.replace(overrides)
+            self._overrides = overrides
+
+    def close(self) -> None:
+        self.stepper.close()
+
+
+class PinnedLoop(StepLoop):
+    """The loop of a `PinnedStepper`, whose files are checked before and after every row."""
+
+    def __init__(self, files: UsedFiles, loop: StepLoop) -> None:
+        self._files, self._loop = files, loop
+
+    def bind(self, key: Hashable, mix: Array, conditions: Arrays) -> None:
+        self._loop.bind(key, mix, conditions)
+
+    def begin(self, x: Array, remembered: Sequence[Array]) -> HeldLatents:
+        return self._loop.begin(x, remembered)
+
+    def run(self, rows: Iterable[Row], state: HeldLatents) -> Iterator[HeldLatents]:
+        self._files.bundle.check_unchanged(self._files.names, held=True)
+        states = self._loop.run(rows, state)
+        del state  # frees its buffers in the engine once the first row is done
+        for after in states:
+            self._files.bundle.check_unchanged(self._files.names, held=True)
+            yield after
+
+
+def open_pinned_stepper(
+    files: UsedFiles, opener: Callable[[Arrays], Stepper | None], overrides: Arrays
+) -> PinnedStepper | None:
+    """Opens a step graph with `overrides`, or returns None if `opener` does.
+
+    Raises `IntegrityError` if a file has changed.
+    """
+    stepper = files.open(lambda: opener(overrides))
+    return None if stepper is None else PinnedStepper(files, stepper, overrides)

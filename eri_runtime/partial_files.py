@@ -1,0 +1,127 @@
+"""Files that appear complete or not at all, and the unfinished ones that killed processes left.
+
+An unfinished file lies beside the file it becomes, as `.NAME.PID-RANDOM.partial`, and its writer
+holds a lock on it. Whatever writes a file that others may read writes it here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from eri_runtime.files import check_replaceable
+
+LONGEST = 255  # bytes of a file's name
+PARTIAL = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.partial")
+LOCKED_WITHIN = 60  # seconds after which the writer of a new file surely has locked it
+
+
+@contextmanager
+def partial_file(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """Context manager that gives a new file beside `path`, open for writing, and its name.
+
+    Creates missing folders. The file has a name of its own in every process and thread, and is
+    locked, so that `remove_stale` leaves it alone. At the end it is removed, unless it was renamed.
+    Raises `OSError` if `path` is not a file but a device, say, which a rename would replace.
+    """
+    check_replaceable(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(_partial_name(path.name))
+    try:
+        with partial.open("xb") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield file, partial
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Writes a file, which replaces an older one in one step.
+
+    Args:
+        path: The file; missing folders are created.
+        data: Its contents.
+        durable: Whether the contents are on the disk before the file appears.
+
+    Raises:
+        OSError: If it cannot be written. An older file is then as it was.
+    """
+    with partial_file(path) as (file, partial):
+        file.write(data)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def claim(partial: Path, path: Path) -> None:
+    """Renames a finished file to a name that must be free, whoever else wants it.
+
+    Raises `FileExistsError` if the name is taken.
+    """
+    try:
+        path.hardlink_to(partial)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: reserve the name by an empty file
+        path.touch(exist_ok=False)
+        partial.replace(path)
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes unfinished files of killed processes from a folder; leaves those being written.
+
+    The lock of a file ends with its writer's process. On a file system without locks, files stay.
+    """
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if (match := PARTIAL.fullmatch(path.name)) is not None:
+                with suppress(OSError):
+                    _remove_unlocked(path, int(match[1]))
+
+
+def _partial_name(name: str) -> str:
+    """Returns a new name of an unfinished file, such as `.fox.png.4711-0123abcd.partial`.
+
+    A name that would be too long is replaced by its hash.
+    """
+    ending = f".{os.getpid()}-{secrets.token_hex(4)}.partial"
+    if len(os.fsencode(name)) + len(ending) + 1 > LONGEST:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return f".{name}{ending}"
+
+
+def _remove_unlocked(path: Path, process: int) -> None:
+    """Removes a file; raises `OSError` if another process has locked it, or locks do not work.
+
+    A new file of a running process may not be locked yet, so it stays. An old one is a killed
+    process's, whose number another process has now: in containers the numbers recur.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_new = time.time() - os.fstat(descriptor).st_mtime < LOCKED_WITHIN
+        if not (is_new and _is_running(process)):
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _is_running(process: int) -> bool:
+    """Returns whether this machine has a process of this id."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it belongs to somebody else
+        return True
+    return process > 0
