@@ -367,6 +367,8 @@ class Pipeline(Closeable):
 
         def decode(mode: Mode) -> Array | list[Image]:
             unit = to_unit(self._decode(mode, x, request.height, request.width))
+            if request.edit is not None and request.edit.overlay is not None:
+                unit = request.edit.overlay.apply(unit)
             return to_pil(unit) if request.output_type == "pil" else unit
 
         images = run_in_fitting_mode(attempt, vae.DECODER, decode)
