@@ -169,7 +169,7 @@ class Pipeline(Closeable):
         loops = LoopChoice(self._live.stepper, loop)
         self._memory = MemoryManager(bundle, self._live, open_component, memory, loop)
         self._runner = RequestRunner(bundle, self._live, self._weights, loops, self._memory.guard)
-        encoders = TextEncoders(bundle, self.run)
+        encoders = TextEncoders(bundle, self._runner.run)
         self._tokens = TextualInversions(bundle, self._live, self._weights, encoders)
         self._encode = EmbeddingCache(
             bundle,
@@ -179,7 +179,8 @@ class Pipeline(Closeable):
             engine=engine_description(open_component),
             files=None if embeddings is None else EmbeddingFiles(embeddings),
         )
-        self._rgb = lru_cache(1)(lambda _: fit_rgb(bundle, self.run))
+        run = self._runner.run  # not a method of this object: a cycle would keep it alive
+        self._rgb = lru_cache(1)(lambda _: fit_rgb(bundle, run))
 
     def __call__(
         self,

@@ -35,9 +35,8 @@ class PromptTokenizer:
 
         self.spec: TokenizerSpec = bundle.tokenizers[name]
         self.name = name
-        self._open: Callable[[], Tokenizer] = lambda: _plain(
-            Tokenizer.from_file(str(bundle.path(self.spec.file)))
-        )
+        file = str(bundle.path(self.spec.file))
+        self._open: Callable[[], Tokenizer] = lambda: _plain(Tokenizer.from_file(file))
         self._tokenizer = self._open()
         self._borrowed: BorrowedTokens | None = None
         self.rows: Rows = {}
