@@ -200,7 +200,7 @@ def complete_jobs(
 
     `places` says where each job comes from, for error messages.
     """
-    checked: set[tuple[Any, ...]] = set()
+    checked: dict[tuple[Any, ...], tuple[int, int]] = {}
     completed = []
     for job, place in zip(jobs, places, strict=True):
         with error_prefix(place):
@@ -208,13 +208,26 @@ def complete_jobs(
     return completed
 
 
-def _complete_job(pipe: Pipeline, job: Job, words: Keywords, checked: set[tuple[Any, ...]]) -> Job:
-    """Returns one completed job; `checked` are the keys whose schedules are known to be valid."""
+def _complete_job(
+    pipe: Pipeline, job: Job, words: Keywords, checked: dict[tuple[Any, ...], tuple[int, int]]
+) -> Job:
+    """Returns one completed job.
+
+    `checked` has the size of earlier jobs by what decides their schedules and edits: these are
+    known to be valid, and a large picture is fitted to them once and not for every job.
+    """
     settings: Any = {name: getattr(job, name) for name in JOB_KEYWORDS - {"negative_prompt"}}
     keywords: Any = {**words, **settings, "output_type": "np"}
+    key = tuple(getattr(job, name) for name in BATCH_WORDS)
+    if key in checked:
+        keywords = {name: value for name, value in keywords.items() if name not in EDIT_KEYWORDS}
+        keywords["height"], keywords["width"] = checked[key]
     request = pipe.request([job.prompt] * _min_batch(pipe), job.negative_prompt, **keywords)
+    if key not in checked:
+        pipe.table(request)
+        checked[key] = request.height, request.width
     guidance = pipe.bundle.defaults.guidance_scale
-    job = replace(
+    return replace(
         job,
         height=request.height,
         width=request.width,
@@ -222,11 +235,6 @@ def _complete_job(pipe: Pipeline, job: Job, words: Keywords, checked: set[tuple[
         sampler=request.sampler.name,
         guidance_scale=guidance if job.guidance_scale is None else job.guidance_scale,
     )
-    key = tuple(getattr(job, name) for name in BATCH_WORDS)
-    if key not in checked:
-        pipe.table(request)
-        checked.add(key)
-    return job
 
 
 def draw_batches(

@@ -342,7 +342,7 @@ class Pipeline(Closeable):
         return self._runner.table(request)
 
     def finish(self, request: Request, x: Array) -> Result:
-        """Decodes latents of a request into a `Result`.
+        """Decodes latents of a request into a `Result`, with the pixels that an overlay keeps.
 
         Args:
             request: A request, from `request`.

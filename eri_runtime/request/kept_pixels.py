@@ -40,7 +40,7 @@ def check_keep(words: Mapping[str, Any], output_type: str) -> Keep:
     if not isinstance(overlay, bool):
         raise UsageError("overlay", got=short(overlay), expected="True or False")
     if padding is not None:
-        integer("padding_mask_crop", padding, 0)
+        padding = integer("padding_mask_crop", padding, 0)
         if not words.get("overlay", True):
             raise UsageError("overlay", got="False with padding_mask_crop", expected="True")
     name = "overlay" if padding is None else "padding_mask_crop"

@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 import eri_runtime as eri
 from eri_runtime.commands.main import main
 from eri_runtime.errors import UsageError
+from eri_runtime.request import image_to_image
 from tests.support.diffusers_pipelines import (
     CALLS,
     PIXEL_TOLERANCE,
@@ -221,11 +222,16 @@ def test_every_prompt_of_a_file_paints_the_picture(pipe, sd35_bundle, files, tmp
     assert "2 done, 0 kept" in capsys.readouterr().out
 
 
-def test_a_batch_has_one_picture(pipe):
+def test_a_batch_has_one_picture(pipe, monkeypatch):
+    fitted, crop = [], image_to_image.crop_to_mask
+    monkeypatch.setattr(
+        image_to_image, "crop_to_mask", lambda *given: fitted.append(given) or crop(*given)
+    )
     config = eri.SamplingConfig(2, height=32, width=48, seed=0)
     words = {"image": picture(), "mask": blurred(), "padding_mask_crop": 4}
     made = eri.batch_sample(PROMPTS, config, pipe=pipe, **words)
     assert [image.shape for image in made] == [(3, TALL, WIDE)] * 2
+    assert len(fitted) == 2, "once to check all jobs, and once for their batch"
     for name in ("image", "mask"):
         with pytest.raises(UsageError, match=f"^{name}: got 2 of them, expected one for all jobs"):
             eri.batch_sample(PROMPTS, config, pipe=pipe, **{**words, name: [words[name]] * 2})
