@@ -5,9 +5,10 @@
 
 One process runs three phases one after the other: images of one open pipeline, LoRAs that are
 loaded, used and unloaded, and pipelines that are opened, used and closed (every second one is only
-dropped). What the kernel counts is read at 48 moments of each phase. The slope of a line through
-the last three quarters of them is the growth per cycle. Its error comes from blocks of neighbouring
-samples, as neighbours are not independent: lines through each of six blocks' means.
+dropped). What the kernel counts is read at 48 moments of each phase, after `malloc_trim`: free
+memory that the allocator keeps grows in steps, and is not lost. The last three quarters of the
+samples are put into six blocks of neighbours, which are not independent; the slope of the line
+through the blocks' means is the growth per cycle, and its standard error is the error.
 
 A fourth phase is the control: it leaks on purpose, bytes and a descriptor per cycle, and the same
 arithmetic must find both. A phase leaks if a slope is more than three errors above 0, and above
@@ -36,6 +37,7 @@ from eri_runtime.bench.process_memory import rss_of
 from eri_runtime.bundle import DENOISER, read_tensors
 from eri_runtime.commands.subcommand import say
 from eri_runtime.errors import BenchmarkError
+from eri_runtime.memory.manager import trim_heap
 
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 WORDS = {"num_inference_steps": 2, "seed": 0, "output_type": "np"}
@@ -103,6 +105,7 @@ def _columns(samples: Sequence[tuple[int, int, int]]) -> dict[str, list[int]]:
 def counts() -> tuple[int, int, int]:
     """Returns resident bytes, open descriptors and threads of this process."""
     gc.collect()
+    trim_heap()
     descriptors, threads = (len([*Path(f"/proc/self/{name}").iterdir()]) for name in ("fd", "task"))
     return rss_of(os.getpid()) or 0, descriptors, threads  # the listing's own descriptor is one
 
