@@ -13,41 +13,46 @@ Example:
 The package is made of rooms: folders that import only from those below them. From the top:
 `commands`, `bench`, `batch` and `standalone`, `training`, `pipeline`, `memory`, `request`, `loop`,
 `weights`, `text`, `latents`, `executors` and `images`, `sampling`, `bundle`, then the files
-`checks`, `files`, `units` and `errors`. Each folder's docstring says what is in it and where to
-start.
+`checks`, `partial_files`, `files`, `units` and `errors`. Each folder's docstring says what is in it
+and where to start.
+
+A name is imported from its room on first use. So the command `eri` runs before NumPy is imported,
+and can answer Ctrl-C from the start.
 """
 
-from eri_runtime.batch import batch_sample
-from eri_runtime.bundle import Bundle, ComponentSpec, ShapeRange, TensorSpec, read_bundle
-from eri_runtime.errors import EriError
-from eri_runtime.loop import Step, denoise
-from eri_runtime.memory import MemoryEfficientSamplingConfig
-from eri_runtime.pipeline import Pipeline, Result, load
-from eri_runtime.request import AncestralSamplerConfig, GuidanceConfig, Job, SamplingConfig
-from eri_runtime.sampling import (
-    SAMPLERS,
-    BrownianNoise,
-    NoiseSource,
-    PhiloxNoise,
-    Point,
-    Sampler,
-    SamplerTable,
-    Schedule,
-    TorchNoise,
-    TorchNormal,
-    dynamic_thresholding,
-    make_schedule,
-    make_table,
-    tabulate,
-)
-from eri_runtime.standalone import (
-    DDPMScheduler,
-    forward_sdxl_sampling,
-    get_flux_schedule,
-    get_linear_schedule,
-)
-from eri_runtime.training import generate_validation_samples, save_image, save_tensor_as_image
-from eri_runtime.weights import apply_lora_for_inference
+TYPE_CHECKING = False  # typing's own takes milliseconds to import
+if TYPE_CHECKING:
+    from eri_runtime.batch import batch_sample
+    from eri_runtime.bundle import Bundle, ComponentSpec, ShapeRange, TensorSpec, read_bundle
+    from eri_runtime.errors import EriError
+    from eri_runtime.loop import Step, denoise
+    from eri_runtime.memory import MemoryEfficientSamplingConfig
+    from eri_runtime.pipeline import Pipeline, Result, load
+    from eri_runtime.request import AncestralSamplerConfig, GuidanceConfig, Job, SamplingConfig
+    from eri_runtime.sampling import (
+        SAMPLERS,
+        BrownianNoise,
+        NoiseSource,
+        PhiloxNoise,
+        Point,
+        Sampler,
+        SamplerTable,
+        Schedule,
+        TorchNoise,
+        TorchNormal,
+        dynamic_thresholding,
+        make_schedule,
+        make_table,
+        tabulate,
+    )
+    from eri_runtime.standalone import (
+        DDPMScheduler,
+        forward_sdxl_sampling,
+        get_flux_schedule,
+        get_linear_schedule,
+    )
+    from eri_runtime.training import generate_validation_samples, save_image, save_tensor_as_image
+    from eri_runtime.weights import apply_lora_for_inference
 
 __all__ = [
     "SAMPLERS",
@@ -90,3 +95,29 @@ __all__ = [
     "save_tensor_as_image",
     "tabulate",
 ]
+
+# the rooms of these names, from the ground up
+_ROOMS: tuple[str, ...] = ("errors", "bundle", "sampling", "weights", "loop", "request")
+_ROOMS += ("memory", "pipeline", "training", "batch", "standalone")
+
+if not TYPE_CHECKING:  # a type checker must not take every name for one of ours
+
+    def __getattr__(name: str) -> object:
+        """Imports a public name from its room, or a room, on first use."""
+        from importlib import import_module
+
+        if name in __all__:
+            for room in _ROOMS:
+                module = import_module(f"{__name__}.{room}")
+                if name in getattr(module, "__all__", vars(module)):
+                    return globals().setdefault(name, getattr(module, name))
+        if not name.startswith("_"):
+            try:
+                return import_module(f"{__name__}.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"{__name__}.{name}":
+                    raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,8 +1,50 @@
-"""Runs the `eri` command as `python -m eri_runtime`."""
+"""The `eri` command, also as `python -m eri_runtime`.
 
-import sys
+Imports nothing before it handles Ctrl-C, so that one at any moment gives one line on standard error
+and exit status 130.
+"""
 
-from eri_runtime.commands.main import main
+TYPE_CHECKING = False  # typing's own takes milliseconds to import
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+def main() -> int:
+    """Runs the command line of the process and returns its exit status."""
+    try:
+        return _run()
+    except KeyboardInterrupt:
+        _stop()
+
+
+def _run() -> int:
+    """Runs the command line; changes nothing for a process that was started to ignore Ctrl-C."""
+    import signal
+
+    def handle(handler: object) -> None:
+        if interruptible:
+            signal.signal(signal.SIGINT, handler)  # type: ignore[arg-type]
+
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    handle(_stop)  # in an import there is nothing to clean up, and libraries lose exceptions
+    from eri_runtime.commands.main import execute, make_parser
+
+    options = make_parser().parse_args()
+    handle(signal.default_int_handler)
+    status = execute(options)
+    handle(signal.SIG_DFL)  # silent, while libraries end
+    return status
+
+
+def _stop(*_: object) -> "NoReturn":
+    """Ends the process with a line on standard error and status 130."""
+    import os  # Python's own start has imported it
+
+    try:
+        os.write(2, b"eri: stopped\n")
+    finally:  # also if standard error is closed
+        os._exit(130)
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from eri_runtime.bundle import Bundle
 from eri_runtime.checks import function, integer, one_of
 from eri_runtime.errors import (
@@ -21,6 +18,7 @@ from eri_runtime.errors import (
     UsageError,
     short,
 )
+from eri_runtime.images import to_signed
 from eri_runtime.latents import images_at_once
 from eri_runtime.pipeline import Pipeline
 from eri_runtime.request import (
@@ -31,6 +29,7 @@ from eri_runtime.request import (
     error_prefix,
     first_seed,
     group_into_batches,
+    list_images,
     make_jobs,
 )
 from eri_runtime.sampling import NoiseName
@@ -39,9 +38,11 @@ from eri_runtime.training import NEGATIVE_EMBEDS, SHARED_KEYWORDS
 Output = Literal["array", "pil"]
 JOB_KEYWORDS = frozenset(CHECKS) - {"prompt", "seed"}  # keywords that each job may set
 BATCH_WORDS = ("height", "width", "num_inference_steps", "sampler")  # equal within a batch
+EDIT_KEYWORDS = frozenset({"image", "mask", "strength", "overlay", "padding_mask_crop"})
 SHARED_JOB_KEYWORDS = (SHARED_KEYWORDS - {*NEGATIVE_EMBEDS, "sampler"}) | {
     "loras",
     "noise",
+    *EDIT_KEYWORDS,
 }  # equal for all jobs
 Keywords = Mapping[str, Any]
 JOB_ERRORS = (NonFiniteError, OutOfMemoryError, SizeError)  # of one job, not of the run
@@ -175,7 +176,8 @@ def check_batch_size(bundle: Bundle, size: int | None) -> int:
 def check_shared_words(words: Keywords) -> dict[str, Any]:
     """Returns the keywords that are not None; each must be one that all jobs can share.
 
-    Raises `UsageError` for any other keyword, a noise function, or LoRAs per image.
+    Raises `UsageError` for any other keyword, a noise function, LoRAs per image, or several images
+    or masks.
     """
     for word, value in words.items():
         if word not in SHARED_JOB_KEYWORDS:
@@ -186,6 +188,9 @@ def check_shared_words(words: Keywords) -> dict[str, Any]:
             raise UsageError("noise", got=short(value), expected=expected)
         if word == "loras" and value is not None and not isinstance(value, Mapping):
             raise UsageError("loras", got=short(value), expected="one mapping for all images")
+        if word in ("image", "mask") and len(list_images(value)) != 1:
+            got = f"{len(list_images(value))} of them"
+            raise UsageError(word, got=got, expected="one for all jobs")
     return {word: value for word, value in words.items() if value is not None}
 
 
@@ -196,7 +201,7 @@ def complete_jobs(
 
     `places` says where each job comes from, for error messages.
     """
-    checked: set[tuple[Any, ...]] = set()
+    checked: dict[tuple[Any, ...], tuple[int, int]] = {}
     completed = []
     for job, place in zip(jobs, places, strict=True):
         with error_prefix(place):
@@ -204,13 +209,26 @@ def complete_jobs(
     return completed
 
 
-def _complete_job(pipe: Pipeline, job: Job, words: Keywords, checked: set[tuple[Any, ...]]) -> Job:
-    """Returns one completed job; `checked` are the keys whose schedules are known to be valid."""
+def _complete_job(
+    pipe: Pipeline, job: Job, words: Keywords, checked: dict[tuple[Any, ...], tuple[int, int]]
+) -> Job:
+    """Returns one completed job.
+
+    `checked` has the size of earlier jobs by what decides their schedules and edits: these are
+    known to be valid, and a large picture is fitted to them once and not for every job.
+    """
     settings: Any = {name: getattr(job, name) for name in JOB_KEYWORDS - {"negative_prompt"}}
     keywords: Any = {**words, **settings, "output_type": "np"}
+    key = tuple(getattr(job, name) for name in BATCH_WORDS)
+    if key in checked:
+        keywords = {name: value for name, value in keywords.items() if name not in EDIT_KEYWORDS}
+        keywords["height"], keywords["width"] = checked[key]
     request = pipe.request([job.prompt] * _min_batch(pipe), job.negative_prompt, **keywords)
+    if key not in checked:
+        pipe.table(request)
+        checked[key] = request.height, request.width
     guidance = pipe.bundle.defaults.guidance_scale
-    job = replace(
+    return replace(
         job,
         height=request.height,
         width=request.width,
@@ -218,11 +236,6 @@ def _complete_job(pipe: Pipeline, job: Job, words: Keywords, checked: set[tuple[
         sampler=request.sampler.name,
         guidance_scale=guidance if job.guidance_scale is None else job.guidance_scale,
     )
-    key = tuple(getattr(job, name) for name in BATCH_WORDS)
-    if key not in checked:
-        pipe.table(request)
-        checked.add(key)
-    return job
 
 
 def draw_batches(
@@ -301,13 +314,8 @@ def _generate_batch(
     kind = "pil" if output_type == "pil" else "np"
     result = pipe([job.prompt for job in padded], negatives, output_type=kind, **keywords)
     count = len(jobs)
-    images = result.images if output_type == "pil" else _to_signed(result.images)
+    images = result.images if output_type == "pil" else to_signed(result.images)
     return list(images)[:count], result.parameters[:count]
-
-
-def _to_signed(unit: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Converts (B, H, W, 3) in [0, 1] to (B, 3, H, W) in [−1, 1]."""
-    return np.ascontiguousarray(np.float32(2) * unit.transpose(0, 3, 1, 2) - np.float32(1))
 
 
 def _call_keywords(jobs: Sequence[Job], words: Keywords) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SHOWN = 8  # lines that failed in the last message
-ONE_PROMPT_ONLY = ("preview", "image", "mask", "strength", "also")  # options without --prompts
+ONE_PROMPT_ONLY = ("preview", "also")  # options without --prompts
 
 
 def generate_many(options: argparse.Namespace) -> None:
@@ -45,6 +45,7 @@ def generate_many(options: argparse.Namespace) -> None:
         jobs, shared = _complete_jobs(pipe, lines, options.negative, call_keywords(options))
         with Run(options.output, pipe.bundle, options.seed) as run:
             words = {**shared, "vae_tile": memory["memory"].mode.vae.tile}
+            words |= _picture_hashes(options)
             about = _image_inputs(pipe, loras, options.textual_inversion, words)
             entries = make_entries(assign_seeds(jobs, run.seed), about)
             pending = run.resume(entries)
@@ -127,6 +128,14 @@ def _complete_jobs(
     )
     places, jobs = zip(*lines, strict=True)
     return complete_jobs(pipe, jobs, defaults, shared, places), shared
+
+
+def _picture_hashes(options: argparse.Namespace) -> dict[str, str]:
+    """Returns the sha256 of the files of `--image` and `--mask`, of those that are given."""
+    from eri_runtime.bundle import sha256
+
+    files = {"image": options.image, "mask": options.mask}
+    return {name: sha256(path) for name, path in files.items() if path is not None}
 
 
 def _image_inputs(

@@ -193,6 +193,18 @@ def _add_image_to_image(group: Any) -> None:
     group.add_argument(
         "--mask", type=Path, metavar="FILE", help="mask of the image; white is repainted"
     )
+    group.add_argument(
+        "--overlay",
+        action="store_true",
+        help="keep the image's own pixels where the mask is black, and mix them where it is grey",
+    )
+    group.add_argument(
+        "--padding-mask-crop",
+        type=int,
+        metavar="N",
+        help="repaint only the part around the mask and N pixels, at --size (default: the "
+        "bundle's), and put it back",
+    )
 
 
 def call_keywords(options: argparse.Namespace) -> Words:
@@ -219,6 +231,8 @@ def call_keywords(options: argparse.Namespace) -> Words:
         "image": _picture("--image", options.image),
         "strength": options.strength,
         "mask": _picture("--mask", options.mask),
+        "overlay": options.overlay or None,
+        "padding_mask_crop": options.padding_mask_crop,
     }
 
 

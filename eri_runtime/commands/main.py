@@ -1,7 +1,8 @@
 """The `eri` command. Subcommands of other packages register under the entry point `eri.commands`.
 
 Exit status: 0 success, 1 failure, 2 invalid arguments, 130 interrupted. An error is one line on
-standard error.
+standard error. A process enters through `eri_runtime.__main__`, which handles Ctrl-C before this
+module and all that it imports are there.
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Arguments without the program's name. Default: `sys.argv[1:]`.
     """
+    return execute(make_parser().parse_args(arguments))
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Runs a parsed command line and returns its exit status."""
     logging.basicConfig(level=logging.WARNING, format="eri: %(message)s")
-    options = make_parser().parse_args(arguments)
     try:
         options.run(options)
     except (UsageError, CheckpointError, BundleError) as error:
@@ -58,7 +63,3 @@ def _fail(error: object, status: int) -> int:
     text = text if isinstance(error, EriError) else cut(text)
     write_line(sys.stderr, f"eri: {text}")
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

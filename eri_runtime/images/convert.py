@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,11 @@ def to_unit(decoded: NDArray[np.float32]) -> NDArray[np.float32]:
     """Converts decoded images (B, 3, H, W) in [−1, 1] to (B, H, W, 3) in [0, 1], clipped."""
     unit: NDArray[np.float32] = np.clip(decoded / 2 + 0.5, 0, 1)
     return unit.transpose(0, 2, 3, 1)
+
+
+def to_signed(unit: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Converts images (B, H, W, 3) in [0, 1] to (B, 3, H, W) in [−1, 1]."""
+    return np.ascontiguousarray(np.float32(2) * unit.transpose(0, 3, 1, 2) - np.float32(1))
 
 
 def to_pil(unit: NDArray[np.float32]) -> list[Image]:
@@ -41,37 +46,54 @@ def size_of(name: str, image: Any) -> tuple[int, int]:
     return image.size
 
 
-def pixels_of(image: Any, height: int, width: int) -> NDArray[np.float32]:
-    """Returns the pixels of `image` as (3, height, width) float32 in [−1, 1].
+def unit_of(image: Any, height: int, width: int) -> NDArray[np.float32]:
+    """Returns the pixels of `image` as (height, width, 3) float32 in [0, 1].
 
     A PIL image is resized if necessary. An array must be (height, width, 3), uint8 or float in
     [0, 1]. Raises `SizeError` for an array of another shape and `UsageError` for another type or
     range.
     """
     size_of("image", image)
-    if isinstance(image, np.ndarray):
-        unit = _unit_array("image", image, (height, width, 3))
-    else:
-        pixels = _pil_array("image", image, "RGB", height, width)
-        unit = _unit_array("image", pixels, (height, width, 3))
-    return np.float32(2) * unit.transpose(2, 0, 1) - np.float32(1)
+    if not isinstance(image, np.ndarray):
+        image = _pil_array("image", image, "RGB", height, width)
+    return _unit_array("image", image, (height, width, 3))
 
 
-def mask_of(mask: Any, image: Any, height: int, width: int) -> NDArray[np.float32]:
-    """Returns a mask as (height, width) float32: 1 where it is at least half white, else 0.
+def grey_of(mask: Any, image: Any, height: int, width: int) -> NDArray[np.float32]:
+    """Returns a mask as (height, width) float32: 0 is black and 1 is white.
 
     A PIL mask is resized if necessary. An array must be (height, width), bool, uint8 or float in
     [0, 1]. Raises `SizeError` unless `mask` has the size of `image`, and `UsageError` for another
     type or range.
     """
+    check_same_size(mask, image)
+    if not isinstance(mask, np.ndarray):
+        mask = _pil_array("mask", mask, "L", height, width)
+    return _unit_array("mask", _without_bool(mask), (height, width))
+
+
+def check_same_size(mask: Any, image: Any) -> None:
+    """Raises `SizeError` unless `mask` has the size of `image`."""
     if size_of("mask", mask) != size_of("image", image):
         got, expected = size_of("mask", mask), f"{size_of('image', image)}, the image's size"
         raise SizeError("mask", got=got, expected=expected)
-    if not isinstance(mask, np.ndarray):
-        mask = _pil_array("mask", mask, "L", height, width)
-    elif mask.dtype == bool:
-        mask = mask.astype(np.float32)
-    return (_unit_array("mask", mask, (height, width)) >= 0.5).astype(np.float32)
+
+
+def picture_of(name: str, image: Any, mode: Literal["RGB", "L"]) -> Image:
+    """Returns a PIL image or an array of any size as a PIL image of `mode`, eight bits a channel.
+
+    Raises the errors of `unit_of` (RGB) and `grey_of` (L); `name` is the argument that they name.
+    """
+    from PIL import Image
+
+    width, height = size_of(name, image)
+    if not isinstance(image, np.ndarray):
+        return _pil_picture(name, image, mode)
+    if mode == "L":
+        unit = _unit_array(name, _without_bool(image), (height, width))
+    else:
+        unit = _unit_array(name, image, (height, width, 3))
+    return Image.fromarray(np.round(unit * 255).astype(np.uint8))
 
 
 def _pil_array(name: str, image: Image, mode: str, height: int, width: int) -> NDArray[np.uint8]:
@@ -81,17 +103,23 @@ def _pil_array(name: str, image: Image, mode: str, height: int, width: int) -> N
     """
     from PIL.Image import Resampling
 
+    converted = _pil_picture(name, image, mode)
+    if converted.size != (width, height):
+        converted = converted.resize((width, height), Resampling.LANCZOS)
+    return np.asarray(converted)
+
+
+def _pil_picture(name: str, image: Image, mode: str) -> Image:
+    """Converts a PIL image to `mode`; raises the errors of `_pil_array`."""
     if image.mode[0] in "IF":
         got, fix = f"a picture of mode {image.mode}", f"scale it to 0 … 255 and convert to {mode}"
         raise UsageError(name, got=got, expected="eight bits a channel", fix=fix)
+    return read_pixels(name, image, lambda picture: picture.convert(mode))
 
-    def convert(picture: Image) -> NDArray[np.uint8]:
-        converted = picture.convert(mode)
-        if converted.size != (width, height):
-            converted = converted.resize((width, height), Resampling.LANCZOS)
-        return np.asarray(converted)
 
-    return read_pixels(name, image, convert)
+def _without_bool(mask: NDArray[Any]) -> NDArray[Any]:
+    """Returns a mask of bools as float32, any other unchanged."""
+    return mask.astype(np.float32) if mask.dtype == bool else mask
 
 
 def _unit_array(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float32]:

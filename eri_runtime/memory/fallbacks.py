@@ -212,7 +212,10 @@ class Attempt:
             OutOfMemoryError: If no mode is left to try.
         """
         if not is_exhausted(error):
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback has this frame: a cycle would keep the components
         if isinstance(error, OutOfMemoryError) and error.component:
             component = error.component
         fallback = next(self._fallbacks(component), None)

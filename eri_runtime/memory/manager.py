@@ -30,6 +30,31 @@ from eri_runtime.weights import LiveWeights, OpenComponent, OpenStep
 ON_HOST = ("cpu", "openvino", "openvino:bf16")  # backends that use the machine's memory
 
 
+class _Needs:
+    """Estimates the memory of runs with the current settings of an engine.
+
+    It is apart from the manager so that the manager's guard does not refer back to the manager: the
+    cycle would keep a dropped pipeline in memory.
+    """
+
+    def __init__(self, engine: Engine | None, live: LiveWeights) -> None:
+        self._engine, self._live = engine, live
+        self.settings = engine.settings if engine else Settings()
+
+    def __call__(self, component: str, sizes: Mapping[str, int]) -> int | None:
+        """Returns how many bytes a run takes in addition to what is in memory; None if unknown."""
+        if self._engine is None or self._engine.name not in ON_HOST:
+            return None
+        return stage_need(
+            self._engine.bundle,
+            self._engine.name,
+            self.settings,
+            component,
+            sizes,
+            is_open=self._live.is_open(component),
+        )
+
+
 class MemoryManager:
     """Opens a pipeline's components in the mode that a request needs."""
 
@@ -48,7 +73,7 @@ class MemoryManager:
         """
         self._live, self._loop = live, loop
         self._engine = opener if isinstance(opener, Engine) else None
-        self._settings = self._engine.settings if self._engine else Settings()
+        self._need = _Needs(self._engine, live)
         check_config(bundle, self._engine, memory, loop)
         self.guard = Guard(self._need)
         self._back_off = BackOff(memory.mode, capabilities_of(bundle, self._engine, loop))
@@ -65,7 +90,7 @@ class MemoryManager:
         if self._engine is None or self._engine.name not in ON_HOST or mode.offloaded:
             return
         settings = engine_settings(self._engine.settings, mode)
-        if settings != self._settings or settings.streamed:
+        if settings != self._need.settings or settings.streamed:
             return
         bundle = self._engine.bundle
         planned = request_stages(bundle, request, mode)
@@ -85,19 +110,6 @@ class MemoryManager:
         if mode.offloaded:
             self._free()
 
-    def _need(self, component: str, sizes: Mapping[str, int]) -> int | None:
-        """Returns the bytes that a run takes beyond what is in memory, or None if unknown."""
-        if self._engine is None or self._engine.name not in ON_HOST:
-            return None
-        return stage_need(
-            self._engine.bundle,
-            self._engine.name,
-            self._settings,
-            component,
-            sizes,
-            is_open=self._live.is_open(component),
-        )
-
     def _adopt(self, mode: Mode) -> None:
         """Opens components as `mode` requires from now on."""
         with self._live.alone() as alone:
@@ -107,10 +119,10 @@ class MemoryManager:
             if self._engine is None or not alone:
                 return
             settings = engine_settings(self._engine.settings, mode)
-            if settings != self._settings:
+            if settings != self._need.settings:
                 engine = replace(self._engine, settings=settings)
                 self._live.open_with(engine, self._stepper(engine))
-                self._settings = settings
+                self._need.settings = settings
 
     def _stepper(self, engine: Engine) -> OpenStep:
         return engine.stepper if self._loop != "numpy" else lambda _: None

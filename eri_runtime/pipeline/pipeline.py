@@ -183,7 +183,7 @@ class Pipeline(Closeable):
         loops = LoopChoice(self._live.stepper, loop)
         self._memory = MemoryManager(bundle, self._live, open_component, memory, loop)
         self._runner = RequestRunner(bundle, self._live, self._weights, loops, self._memory.guard)
-        encoders = TextEncoders(bundle, self.run)
+        encoders = TextEncoders(bundle, self._runner.run)
         self._tokens = TextualInversions(bundle, self._live, self._weights, encoders)
         self._encode = EmbeddingCache(
             bundle,
@@ -193,7 +193,8 @@ class Pipeline(Closeable):
             engine=engine_description(open_component),
             files=None if embeddings is None else EmbeddingFiles(embeddings),
         )
-        self._rgb = lru_cache(1)(lambda _: fit_rgb(bundle, self.run))
+        run = self._runner.run  # not a method of this object: a cycle would keep it alive
+        self._rgb = lru_cache(1)(lambda _: fit_rgb(bundle, run))
 
     def __call__(
         self,
@@ -359,7 +360,7 @@ class Pipeline(Closeable):
         return self._runner.table(_checked(request))
 
     def finish(self, request: Request, x: Array) -> Result:
-        """Decodes latents of a request into a `Result`.
+        """Decodes latents of a request into a `Result`, with the pixels that an overlay keeps.
 
         Args:
             request: A request, from `request`.
@@ -388,6 +389,8 @@ class Pipeline(Closeable):
 
         def decode(mode: Mode) -> Array | list[Image]:
             unit = to_unit(self._decode(mode, x, request.height, request.width))
+            if request.edit is not None and request.edit.overlay is not None:
+                unit = request.edit.overlay.apply(unit)
             return to_pil(unit) if request.output_type == "pil" else unit
 
         images = run_in_fitting_mode(attempt, vae.DECODER, decode)

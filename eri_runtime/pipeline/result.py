@@ -156,6 +156,9 @@ def _settings(bundle: Bundle, request: Request, image: int) -> Iterator[tuple[st
     yield "Size", f"{request.width}x{request.height}"
     if request.edit is not None:
         yield "Denoising strength", f"{request.edit.strength:g}"
+        if request.edit.padding is not None:
+            yield "Inpaint area", "Only masked"
+            yield "Masked area padding", request.edit.padding
     yield "Model hash", bundle.files[bundle.components["denoiser"].weights].sha256[:10]
     yield "Model", bundle.root.resolve().name
     yield "Version", f"eri {eri_version()}"

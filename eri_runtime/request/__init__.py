@@ -2,12 +2,17 @@
 
 `keywords` lists every keyword and `configs` has objects that set several at once. `arguments`
 validates single arguments and `request` a whole call. `image_to_image` handles images, masks and
-strength, `jobs` has prompts with settings of their own, and `option_text` parses options of the
-command line. Start with `keywords`.
+strength, `kept_pixels` what an edit leaves alone, `jobs` has prompts with settings of their own,
+and `option_text` parses options of the command line. Start with `keywords`.
 """
 
 from eri_runtime.request.configs import AncestralSamplerConfig, GuidanceConfig, SamplingConfig
-from eri_runtime.request.image_to_image import add_noise, keep_outside_mask, slice_schedule
+from eri_runtime.request.image_to_image import (
+    add_noise,
+    keep_outside_mask,
+    list_images,
+    slice_schedule,
+)
 from eri_runtime.request.jobs import (
     CHECKS,
     Job,
@@ -42,6 +47,7 @@ __all__ = [
     "first_seed",
     "group_into_batches",
     "keep_outside_mask",
+    "list_images",
     "make_jobs",
     "make_request",
     "parse_also",

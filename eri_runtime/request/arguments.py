@@ -193,9 +193,13 @@ def check_output_type(bundle: Bundle, name: str) -> OutputType:
 
 
 def check_image_size(bundle: Bundle, words: Keywords) -> tuple[int, int]:
-    """Returns height and width; default: the image's size, or the bundle's."""
+    """Returns height and width; default: the image's size, or the bundle's.
+
+    With `padding_mask_crop` a part of the image is generated, so its size is not the default.
+    """
     default = bundle.defaults.height, bundle.defaults.width
-    if (image := words.get("image")) is not None:
+    image, cropped = words.get("image"), words.get("padding_mask_crop") is not None
+    if image is not None and not cropped:
         default = image_size(image, bundle.latents.factor * bundle.latents.patch)
     height = integer("height", words.get("height", default[0]), 0)
     width = integer("width", words.get("width", default[1]), 0)

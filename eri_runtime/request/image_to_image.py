@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from eri_runtime.bundle import ScheduleKind
 from eri_runtime.checks import real
 from eri_runtime.errors import UsageError
-from eri_runtime.images import mask_of, pixels_of, size_of
+from eri_runtime.images import Overlay, grey_of, size_of, to_signed, unit_of
+from eri_runtime.request.kept_pixels import REPAINTED, Keep, check_painted, crop_to_mask
 from eri_runtime.sampling import Point, SamplerTable, Schedule
 
 Array = NDArray[np.float32]
@@ -21,17 +22,21 @@ STRENGTH = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """The checked `image`, `mask` and `strength` of a call.
+    """The checked image, mask and strength of a call, and what it keeps of the image.
 
     Attributes:
         pixels: Images to start from, (B, 3, H, W) float32 in [−1, 1].
         mask: 1 where to repaint, 0 where to keep, (B, 1, h, w) float32; or None.
         strength: Share of the schedule that is run, more than 0, up to 1.
+        overlay: Puts the original's pixels back outside the mask; or None.
+        padding: The `padding_mask_crop` of the call, or None.
     """
 
     pixels: Array
     mask: Array | None
     strength: float
+    overlay: Overlay | None = None
+    padding: int | None = None
 
     @property
     def from_noise(self) -> bool:
@@ -69,6 +74,7 @@ def make_edit(
     mask: Any,
     strength: float | None,
     *,
+    keep: Keep,
     size: tuple[int, int],
     factor: int,
     prompts: int,
@@ -80,6 +86,7 @@ def make_edit(
         image: One image, one per prompt, or one per generated image.
         mask: One mask, one per prompt, or one per generated image; or None.
         strength: Share of the schedule to run, or None for the default.
+        keep: What to keep of the image outside the mask.
         size: Height and width of the generated images in pixels.
         factor: Pixels per latent along a side.
         prompts: Number of prompts.
@@ -96,14 +103,33 @@ def make_edit(
         return None
     strength = STRENGTH if strength is None else strength
     share = real("strength", strength, "more than 0, up to 1", lambda share: 0 < share <= 1)
+    overlay = None
+    if keep.padding is not None:
+        originals = list_images(image), list_images(mask)
+        image, mask, overlay = crop_to_mask(*originals, keep.padding, size)
     images = _one_per_image("image", image, prompts, count)
-    pixels = [pixels_of(each, *size) for each in images]
-    masks = None
+    units, masks = np.stack([unit_of(each, *size) for each in images]), None
     if mask is not None:
         pairs = zip(_one_per_image("mask", mask, prompts, count), images, strict=True)
-        masks = np.stack([mask_of(each, its_image, *size) for each, its_image in pairs])
-        masks = masks[:, None, ::factor, ::factor]  # nearest neighbours, as diffusers
-    return Edit(pixels=np.stack(pixels), mask=masks, strength=share)
+        greys = np.stack([grey_of(each, its_image, *size) for each, its_image in pairs])
+        if keep.overlay and overlay is None:
+            overlay = _whole_overlay(units, greys)
+        white = (greys >= REPAINTED).astype(np.float32)
+        masks = white[:, None, ::factor, ::factor]  # nearest neighbours, as diffusers
+    return Edit(
+        pixels=to_signed(units),
+        mask=masks,
+        strength=share,
+        overlay=overlay,
+        padding=keep.padding,
+    )
+
+
+def _whole_overlay(units: Array, greys: Array) -> Overlay:
+    """Returns the overlay of whole images (B, H, W, 3) and masks (B, H, W)."""
+    for grey in greys:
+        check_painted(grey)
+    return Overlay(originals=units, weights=greys[..., None])
 
 
 def _one_per_image(name: str, value: Any, prompts: int, count: int) -> list[Any]:

@@ -77,6 +77,15 @@ class Words(TypedDict, total=False):
             [0, 1]; values of one half or more are repainted. Or a list, as for `image`. Default:
             everywhere. diffusers: `mask_image`.
         mask_image: Another name of `mask`.
+        overlay: Puts the pixels of `image` back where `mask` is black, and mixes them with the
+            generated ones where it is grey, bool. Without it those pixels go through the VAE.
+            Default: False, or True with `padding_mask_crop`. diffusers: `apply_overlay` of the
+            image processor.
+        padding_mask_crop: Paints only the part of `image` around `mask` with so many pixels on each
+            side, int, 0 or more: cuts it out in the proportions of `width` to `height`, generates
+            it in that size (default: the bundle's), and puts it back. The images have the size of
+            `image`. For one image and one mask. Default: none. diffusers: `padding_mask_crop` of
+            the inpainting pipelines.
         loras: Scales by the name of a loaded LoRA, for all images, or a list of such a mapping or
             None per prompt or per image. For bundles exported with `--lora-rank`. Default: none.
             diffusers: `set_adapters`, for all images.
@@ -130,6 +139,8 @@ class Words(TypedDict, total=False):
     strength: float | None
     mask: Any
     mask_image: Any
+    overlay: bool | None
+    padding_mask_crop: int | None
     loras: Mapping[str, float] | Sequence[Mapping[str, float] | None] | None
     prompt_embeds: NDArray[Any] | None
     pooled_prompt_embeds: NDArray[Any] | None

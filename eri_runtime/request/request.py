@@ -31,6 +31,7 @@ from eri_runtime.request.arguments import (
     default_levels,
 )
 from eri_runtime.request.image_to_image import Edit, make_edit
+from eri_runtime.request.kept_pixels import check_keep
 from eri_runtime.request.keywords import Words, merge_configs
 from eri_runtime.sampling import (
     Guidance,
@@ -68,7 +69,7 @@ class Request:
         seeds: The seed of each image.
         noise: A noise source, or the name of one.
         latents: Initial unit noise in the denoiser's layout, or None.
-        edit: Image, mask and strength for image to image, or None.
+        edit: Image, mask, strength and overlay for image to image, or None.
         max_sequence_length: Longest T5 prompt in tokens.
         output_type: `"pil"`, `"np"` or `"latent"`.
         loras: Scales of the LoRAs that are inputs of the denoiser, by name, for each image.
@@ -166,6 +167,7 @@ def make_request(
             check_encodable(bundle, keywords.get("image")),
             keywords.get("mask"),
             keywords.get("strength"),
+            keep=check_keep(keywords, output_type),
             size=(height, width),
             factor=bundle.latents.factor,
             prompts=len(prompts),

@@ -39,7 +39,8 @@ class PromptTokenizer:
         self.spec: TokenizerSpec = bundle.tokenizers[name]
         self._file = bundle.path(self.spec.file)
         self.name = name
-        self._open: Callable[[], Tokenizer] = lambda: _open(bundle.pinned_path(self.spec.file))
+        file = self.spec.file
+        self._open: Callable[[], Tokenizer] = lambda: _open(bundle.pinned_path(file))
         self._tokenizer = self._open()
         self._borrowed: BorrowedTokens | None = None
         self.rows: Rows = {}

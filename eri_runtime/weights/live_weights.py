@@ -94,13 +94,14 @@ class LiveWeights(Closeable):
         if self.one_at_a_time:
             return
         overrides, stepping = self.overrides(name), stepping and name == DENOISER
+        open_component, open_step = self._open, self._open_step  # the thread must not hold `self`
 
         def open_in_background() -> Refittable:
-            stepper = self._open_step(overrides) if stepping else None
+            stepper = open_step(overrides) if stepping else None
             if stepper is not None:
                 return stepper
             with ExitStack() as undo:
-                executor = undo.enter_context(self._open(name, overrides))
+                executor = undo.enter_context(open_component(name, overrides))
                 executor.prepare(sizes)
                 undo.pop_all()
             return executor

@@ -17,7 +17,7 @@ def loaded_by(code):
 
 
 def test_importing_the_runtime_loads_numpy_and_nothing_heavy():
-    loaded = loaded_by("import eri_runtime")
+    loaded = loaded_by("import eri_runtime; eri_runtime.load")
     assert "numpy" in loaded
     assert not HEAVY & loaded
 

@@ -125,7 +125,10 @@ def _report_unmatched(
         fix=other_model_hint(keys, family) or (WITHOUT_THEM if some_match else None),
     )
     error.keys = tuple(unmatched)
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # its traceback has this frame: a cycle would keep the tensors
 
 
 def _without_guidance(

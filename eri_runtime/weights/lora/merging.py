@@ -234,7 +234,10 @@ def _find_adapters(
             except LoraError as error:
                 failure = error
     if not fitting:
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback has this frame: a cycle would keep the tensors
     if len(fitting) > 1:
         raise LoraError(
             "LoRA",

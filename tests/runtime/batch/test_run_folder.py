@@ -330,9 +330,8 @@ def test_a_place_that_is_no_folder_is_refused(command, folder, capsys):
     ("words", "expected"),
     [
         (["--preview", "x.png"], "--preview: got it with --prompts"),
-        (["--image", "x.png"], "--image: got it with --prompts"),
-        (["--mask", "x.png"], "--mask: got it with --prompts"),
-        (["--strength", "0"], "--strength: got it with --prompts"),
+        (["--strength", "0.5"], "prompts.txt:1: strength: got no image"),
+        (["--overlay"], "prompts.txt:1: overlay: got no mask"),
         (["--also", "x"], "--also: got it with --prompts"),
         (["--batch", "99"], "batch_size: got 99"),
         (["--batch", "0"], "batch_size: got 0"),
