@@ -8,10 +8,8 @@ seconds. Finished cases are kept in `--work`, and the same command continues the
 folder when the code or the bundle has changed. Writes the
 counts to benchmarks/results/hostile.json; exit status 1 if any answer was wrong.
 
-`load` does not hash weights, so flipped bits in them may change the picture. Such a case counts
-apart, and only if `eri inspect` finds the change. Where damage is not detectable (a manifest or a
-LoRA that is changed and still valid, a file whose new hash is in the manifest), any picture is
-right.
+Where damage is not detectable (a manifest or a LoRA that is changed and still valid, a file whose
+new hash is in the manifest), any picture is right.
 """
 
 from __future__ import annotations

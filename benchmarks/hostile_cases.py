@@ -21,8 +21,8 @@ from safetensors.numpy import load, save
 
 import eri_runtime as eri
 from eri_runtime.batch import read_prompts
-from eri_runtime.bundle import file_record, read_tensors, verify_all
-from eri_runtime.errors import EriError, IntegrityError
+from eri_runtime.bundle import file_record, read_tensors
+from eri_runtime.errors import EriError
 from eri_runtime.images import read_picture
 from eri_runtime.pipeline import Pipeline
 
@@ -118,17 +118,6 @@ class Cases:
             images = pipe("a red heart", **WORDS).images
         return "same picture" if np.array_equal(images, self.picture) else "wrong picture"
 
-    def detected(self, bundle: Path) -> str:
-        """As `generate`; a wrong picture counts as found if `eri inspect` refuses the bundle."""
-        kind = self.generate(bundle)
-        if kind != "wrong picture":
-            return kind
-        try:
-            verify_all(eri.read_bundle(bundle))
-        except IntegrityError:
-            return "changed weights, which `load` does not hash and `eri inspect` finds"
-        return kind
-
 
 def flipped(draw: random.Random, content: bytes) -> bytes:
     """Returns `content` with one to eight bits turned over."""
@@ -166,7 +155,7 @@ def _damaged_file(damage: Callable[[random.Random, bytes], bytes]) -> Case:
     def case(cases: Cases, draw: random.Random, folder: Path) -> str:
         file = cases.linked(folder) / draw.choice(cases.names)
         replaced(file, damage(draw, file.read_bytes()))
-        return cases.detected(folder / "bundle")
+        return cases.generate(folder / "bundle")
 
     return case
 
@@ -178,7 +167,7 @@ def swapped_files(cases: Cases, draw: random.Random, folder: Path) -> str:
     one, other = first.read_bytes(), second.read_bytes()
     replaced(first, other)
     replaced(second, one)
-    return cases.detected(bundle)
+    return cases.generate(bundle)
 
 
 def believed_file(cases: Cases, draw: random.Random, folder: Path) -> str:

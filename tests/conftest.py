@@ -52,6 +52,14 @@ def workshop(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(workshop):
+    """The user's cache folder, which is not that of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(workshop / "user-cache"))
+        yield
+
+
 def _checkpoint(name: str, make: Callable[[Path], Path]):
     def checkpoint(workshop: Path) -> Path:
         path = workshop / "checkpoints" / name

@@ -2,10 +2,11 @@
 
 `spec`, `component_spec`, `schedule_spec` and `level_spec` define the dataclasses of the manifest,
 `manifest` reads and writes it, and `integrity` checks files against it; `hashes` has their sha256,
-and `pinned_files` notices files that change while a bundle is in use. `safetensors_header` and
-`safetensors_file` memory-map weights; `magic_bytes` recognises files that are not safetensors.
-`hub` downloads files of the Hugging Face Hub. `manifest_limits` and `interfaces` say what a
-manifest may hold. Uses `errors` and `files` only. Start with `spec`.
+`weight_hashes` compares weights while they are opened, and `pinned_files` notices files that change
+while a bundle is in use. `safetensors_header` and `safetensors_file` memory-map weights;
+`magic_bytes` recognises files that are not safetensors. `hub` downloads files of the Hugging Face
+Hub. `manifest_limits` and `interfaces` say what a manifest may hold. Uses `errors`, `checks`,
+`files` and `partial_files` only. Start with `spec`.
 """
 
 from eri_runtime.bundle import hub
@@ -64,6 +65,7 @@ from eri_runtime.bundle.spec import (
     TokenizerSpec,
 )
 from eri_runtime.bundle.user_folders import cache_folder
+from eri_runtime.bundle.weight_hashes import Verify, WeightHashes
 
 __all__ = [
     "COMPONENTS",
@@ -106,6 +108,8 @@ __all__ = [
     "TensorFile",
     "TensorSpec",
     "TokenizerSpec",
+    "Verify",
+    "WeightHashes",
     "cache_folder",
     "damaged_error",
     "file_record",

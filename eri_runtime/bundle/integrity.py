@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from eri_runtime.bundle.hashes import Listener, no_progress, sha256
 from eri_runtime.bundle.spec import Bundle
@@ -25,16 +26,23 @@ def verify_sizes(bundle: Bundle) -> None:
 def verify_hashes(bundle: Bundle, names: Iterable[str], on_bytes: Listener = no_progress) -> None:
     """Raises `IntegrityError` if the sha256 of a named file differs from the manifest."""
     for name in names:
-        path = bundle.path(name)
-        expected = bundle.files[name].sha256
-        try:
-            actual = sha256(path, on_bytes)
-        except OSError as error:
-            got = error.strerror or error
-            raise IntegrityError(path, got=got, expected="a readable file", fix=FIX) from error
-        if actual != expected:
-            expected = f"sha256 {expected[:16]}…"
-            raise IntegrityError(path, got=f"sha256 {actual[:16]}…", expected=expected, fix=FIX)
+        check_hash(bundle, name, partial(sha256, bundle.path(name), on_bytes))
+
+
+def check_hash(bundle: Bundle, name: str, hashed: Callable[[], str]) -> None:
+    """Raises `IntegrityError` if the sha256 (hex) of a file differs from the manifest.
+
+    `hashed` returns it, or raises `OSError`.
+    """
+    path, expected = bundle.path(name), bundle.files[name].sha256
+    try:
+        actual = hashed()
+    except OSError as error:
+        got = error.strerror or error
+        raise IntegrityError(path, got=got, expected="a readable file", fix=FIX) from error
+    if actual != expected:
+        expected = f"sha256 {expected[:16]}…"
+        raise IntegrityError(path, got=f"sha256 {actual[:16]}…", expected=expected, fix=FIX)
 
 
 def verify_all(bundle: Bundle, on_bytes: Listener = no_progress) -> None:
@@ -49,9 +57,9 @@ def verify_all(bundle: Bundle, on_bytes: Listener = no_progress) -> None:
 def verify_on_load(bundle: Bundle) -> None:
     """Checks the size of every file, and the sha256 of all files but weights and plans.
 
-    Hashing the weights of a 12-billion-parameter model takes longer than opening it. The size
-    still catches a truncated file, and `eri inspect` checks all hashes. The TensorRT executor
-    checks the hash of a plan, which is native code, when it reads the plan.
+    Weights are hashed while an engine opens them, see `weight_hashes`; their size catches a
+    truncated file already now. The TensorRT executor checks the hash of a plan, which is native
+    code, when it reads the plan.
     Raises `IntegrityError` if a file differs from the manifest.
     """
     verify_sizes(bundle)

@@ -51,6 +51,7 @@ def _generate_one(options: argparse.Namespace) -> None:
             options.bundle,
             options.backend,
             threads=options.threads,
+            verify=options.verify,
             **memory_keywords(options),
         ) as pipe,
         progress_bars() as advance,

@@ -33,8 +33,9 @@ def generate_many(options: argparse.Namespace) -> None:
     lines = read_prompts(options.prompts)
     failures = _Failures(lines, options.prompts)
     memory = memory_keywords(options)
+    words = {"threads": options.threads, "verify": options.verify, **memory}
     with (
-        load(options.bundle, options.backend, threads=options.threads, **memory) as pipe,
+        load(options.bundle, options.backend, **words) as pipe,
         progress_bars() as advance,
     ):
         size = check_batch_size(pipe.bundle, options.batch)

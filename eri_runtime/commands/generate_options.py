@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from eri_runtime.bundle import Verify
 from eri_runtime.commands.memory_options import add_memory_options
 from eri_runtime.request import (
     Words,
@@ -89,6 +90,13 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads of the engine (default: all cores)"
+    )
+    parser.add_argument(
+        "--verify",
+        choices=get_args(Verify),
+        default="first",
+        help="compare weights with their sha256 when a file is first used, always or never "
+        "(default: %(default)s)",
     )
     add_memory_options(parser.add_argument_group("memory"))
     parser.add_argument(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from eri_runtime.bundle import Bundle, ComponentSpec
+from eri_runtime.bundle import Bundle, ComponentSpec, Verify, WeightHashes
 from eri_runtime.checks import boolean, integer
 from eri_runtime.errors import BackendError, UnknownNameError, short
 from eri_runtime.executors.backend import Backend
@@ -89,11 +89,13 @@ class Engine:
         bundle: The bundle whose components are opened.
         backend: The engine and device that run them.
         settings: Options for the engine.
+        hashes: Compares the weights with the manifest.
     """
 
     bundle: Bundle
     backend: Backend
     settings: Settings
+    hashes: WeightHashes
 
     @property
     def name(self) -> str:
@@ -114,6 +116,7 @@ class Engine:
         Raises:
             BackendError: If the engine refuses the component.
             IntegrityError: If a file of it was replaced or rewritten after the bundle was loaded.
+                Running it raises this error if its weights are damaged.
         """
         spec = self.bundle.components[name]
         if self.settings.streamed and name == "denoiser" and self.backend.streams_in_segments:
@@ -152,7 +155,7 @@ class Engine:
     def _used_files(self, spec: ComponentSpec, graphs: Iterable[str]) -> UsedFiles:
         """Returns the files that are opened for these graphs: theirs, and the weights."""
         opened = [self.backend.graph_file(graph, self.bundle.files) for graph in graphs]
-        return UsedFiles(self.bundle, (spec.weights, *filter(None, opened)))
+        return UsedFiles(self.bundle, (spec.weights, *filter(None, opened)), self.hashes)
 
 
 def engine_description(opener: object) -> str:
@@ -161,7 +164,12 @@ def engine_description(opener: object) -> str:
 
 
 def choose(
-    bundle: Bundle, backend: str = "auto", *, threads: int | None = None, low_memory: bool = False
+    bundle: Bundle,
+    backend: str = "auto",
+    *,
+    threads: int | None = None,
+    low_memory: bool = False,
+    verify: Verify = "first",
 ) -> Engine:
     """Chooses the backend that runs a bundle.
 
@@ -174,12 +182,13 @@ def choose(
         backend: A name in `BACKENDS`, or `auto`.
         threads: Number of threads, 1 to 1024. Default: all cores.
         low_memory: Leave the weights as pages of their file. Somewhat slower.
+        verify: When to hash the weights: as `WeightHashes` takes it.
 
     Returns:
         An `Engine`, which opens the bundle's components by name.
 
     Raises:
-        UnknownNameError: If there is no backend of that name.
+        UnknownNameError: If there is no backend of that name, or `verify` is unknown.
         UsageError: If `threads` is out of range.
         BackendError: If the backend cannot run the bundle on this machine.
 
@@ -198,7 +207,8 @@ def choose(
     if reasons := refusals(bundle, chosen):
         raise _backend_error(bundle, f"backend {chosen}", reasons)
     settings = Settings(threads=threads, low_memory=low_memory)
-    return Engine(bundle, BACKENDS[chosen].of(bundle), settings)
+    hashes = WeightHashes(bundle, verify)
+    return Engine(bundle, BACKENDS[chosen].of(bundle), settings, hashes)
 
 
 def _first_usable(bundle: Bundle) -> str:

@@ -2,8 +2,9 @@
 
 Every component of a bundle is opened through these, whatever the engine. Opening one, or replacing
 its weights, reads the files by their names: they must be those of the manifest. An open one reads
-weights as pages of its files: they must not be rewritten, before, during and after a run. So a
-result that is returned comes from the bundle that was loaded, or there is an `IntegrityError`.
+weights as pages of its files: they must not be rewritten, before, during and after a run. And the
+weights must have the manifest's sha256, which is computed while they are opened. So a result that
+is returned comes from the bundle that was loaded, whole, or there is an `IntegrityError`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from eri_runtime.bundle import Bundle
+from eri_runtime.bundle import Bundle, WeightHashes
 from eri_runtime.executors.base import Arrays, Closeable, Executor, changed_tensors
 from eri_runtime.executors.step_graph import Array, HeldLatents, Row, StepLoop, Stepper
 
@@ -28,11 +29,13 @@ class UsedFiles:
 
     Attributes:
         bundle: The bundle.
-        names: Their names in the manifest.
+        names: Their names in the manifest; the first is the weights'.
+        hashes: Compares the weights with the manifest.
     """
 
     bundle: Bundle
     names: tuple[str, ...]
+    hashes: WeightHashes
 
     @contextmanager
     def check(self, *, held: bool) -> Iterator[None]:
@@ -51,12 +54,20 @@ class UsedFiles:
     def open(self, opener: Callable[[], Opened]) -> Opened:
         """Opens an engine's component from the files; closes it again if they changed meanwhile."""
         with self.check(held=False), ExitStack() as undo:
+            self.hashes.begin(self.names[0])
             opened = opener()
             if opened is not None:
                 undo.callback(opened.close)
             self.bundle.check_unchanged(self.names)
             undo.pop_all()
         return opened
+
+    def verify(self) -> None:
+        """Waits until the weights are hashed; raises `IntegrityError` if they are damaged.
+
+        Call it before a result is given out.
+        """
+        self.hashes.check(self.names[0])
 
 
 class PinnedExecutor(Executor):
@@ -77,7 +88,9 @@ class PinnedExecutor(Executor):
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         with self._files.check(held=self._held):
-            return self.executor.run(inputs)
+            outputs = self.executor.run(inputs)
+        self._files.verify()
+        return outputs
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
         with self._files.check(held=self._held):
@@ -143,6 +156,7 @@ class PinnedLoop(StepLoop):
         del state  # frees its buffers in the engine once the first row is done
         for after in states:
             self._files.bundle.check_unchanged(self._files.names, held=True)
+            self._files.verify()
             yield after
 
 

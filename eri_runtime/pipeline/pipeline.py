@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack, get_args
 from numpy.typing import NDArray
 
 from eri_runtime import executors
-from eri_runtime.bundle import DENOISER, Bundle, manifest, verify_on_load
+from eri_runtime.bundle import DENOISER, Bundle, Verify, manifest, verify_on_load
 from eri_runtime.checks import function, instance, integer, items, mapping, one_of, to_numpy
 from eri_runtime.checks import text as check_text
 from eri_runtime.errors import UsageError
@@ -65,6 +65,7 @@ def load(
     *,
     threads: int | None = None,
     low_memory: bool = False,
+    verify: Verify = "first",
     loop: Loop = "auto",
     memory: MemoryEfficientSamplingConfig = DEFAULT_MEMORY,
     embeddings: str | Path | bool | None = None,
@@ -73,7 +74,8 @@ def load(
 
     Use the pipeline as a context manager, or call `close` at the end. Components (text encoders,
     denoiser, VAE) are opened on first use. `load` checks the sizes of all files and the sha256 of
-    all but the weights; `eri inspect` checks those too.
+    all but the weights. Those are hashed while they are opened, and nothing that was computed from
+    them is given out before.
 
     The pipeline belongs to the files as they are now. If one is replaced later, components that are
     open go on with the old file, and opening it raises `IntegrityError`; so does using a file that
@@ -89,6 +91,10 @@ def load(
         threads: Number of CPU threads of the engine, 1 to 1024. Default: all cores.
         low_memory: Lets ONNX Runtime map the weights from their files instead of copying them.
             Processes share the mapped pages; inference is somewhat slower.
+        verify: When to compare weights with the manifest's sha256. `"first"`: unless the same file,
+            unchanged, was compared before; the user's cache folder remembers it. `"always"`: once
+            per pipeline, which also finds what a failing disk changed. `"never"`: damaged weights
+            may give wrong pictures.
         loop: `"step"` to run only the step graph (guidance and solver inside the engine),
             `"numpy"` to run only the NumPy loop, `"auto"` to run the step graph whenever it can
             run the request.
@@ -113,7 +119,8 @@ def load(
     folder = embeddings_folder(embeddings)
     contents = manifest.read(bundle)
     verify_on_load(contents)
-    engine = executors.choose(contents, backend, threads=threads, low_memory=low_memory)
+    words: dict[str, Any] = {"threads": threads, "low_memory": low_memory, "verify": verify}
+    engine = executors.choose(contents, backend, **words)
     return Pipeline(contents, engine, engine.stepper, loop, memory, folder)
 
 

@@ -119,8 +119,8 @@ class EmbeddingCache:
     def _verify(self, files: EmbeddingFiles) -> None:
         """Checks once that the encoders' files are those that a key stands for.
 
-        Whoever opens a bundle does not hash its weights. Embeddings of damaged or replaced ones
-        would stay wrong after the bundle is mended, and those in a file would be another encoder's.
+        Embeddings in a file may be read without an encoder being opened, whose weights are hashed
+        only then. And those of damaged weights would stay wrong after the bundle is mended.
         Files that have been hashed are hashed again only when they change on the disk.
         """
         if self._verified:

@@ -228,6 +228,7 @@ UNCHECKED = {
     "bundle/integrity.py": "hashes it",
     "bundle/manifest.py": "notes its state",
     "bundle/spec.py": "checks it",
+    "bundle/weight_hashes.py": "hashes it",
     "executors/choice.py": "opens it within `UsedFiles`",
     "executors/sequential_offload.py": "is opened within `UsedFiles`",
     "executors/tensorrt/backend.py": "is opened within `UsedFiles`",
