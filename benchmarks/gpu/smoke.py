@@ -75,7 +75,7 @@ def expected(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 SPEC = ComponentSpec(
     graph="model.onnx",
-    weights="",
+    weights="model.onnx",  # the graph holds its own
     precision="fp16",
     inputs=(TensorSpec(name="image", dtype="float32", shape=SHAPE),),
     outputs=(TensorSpec(name="output", dtype="float32", shape=(1, HEADS, SIDE * SIDE, WIDTH)),),
