@@ -22,7 +22,7 @@ from eri_export.tensorrt.build_options import check_options, parse_bytes
 from eri_export.tensorrt.build_plan import Attempt, Built, try_all
 from eri_export.tensorrt.library import load_engine
 from eri_export.tensorrt.profiles import make_profiles
-from eri_runtime.bundle import integrity, manifest
+from eri_runtime.bundle import file_record, integrity, manifest
 from eri_runtime.bundle.spec import ShapeRange
 from eri_runtime.commands.main import main
 from eri_runtime.errors import (
@@ -171,7 +171,7 @@ def test_a_graph_that_does_not_parse_is_named(root):
     bundle = manifest.read(root)
     graph = bundle.path("text_encoder/model.onnx")
     graph.write_bytes(b"not a graph")
-    files = {**bundle.files, "text_encoder/model.onnx": integrity.file_record(graph)}
+    files = {**bundle.files, "text_encoder/model.onnx": file_record(graph)}
     (root / "manifest.json").write_text(manifest.dump(replace(bundle, files=files)))
     with pytest.raises(BackendError, match=r"model\.onnx.*a graph that tensorrt-rtx"):
         add_plans(root, ADA, components=ENCODER)
@@ -363,7 +363,7 @@ def test_an_export_during_the_build_is_not_undone(root, monkeypatch):
         weights.unlink()
         weights.write_bytes(b"others")
         bundle = manifest.read(root)
-        files = {**bundle.files, "text_encoder/weights.safetensors": integrity.file_record(weights)}
+        files = {**bundle.files, "text_encoder/weights.safetensors": file_record(weights)}
         (root / "manifest.json").write_text(manifest.dump(replace(bundle, files=files)))
         return plan
 

@@ -110,8 +110,8 @@ def test_a_failed_build_leaves_the_timing_cache(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
 def test_a_timing_cache_on_a_full_disk_is_a_disk_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "with_name", lambda *_: Path("/dev/full"))
-    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda *_: opened(Path("/dev/full"), "wb"))
     with (
         pytest.raises(DiskError, match="a full disk"),
         timing_cache.cache(Config(), tmp_path / "timing"),

@@ -41,6 +41,24 @@ PLAN = PlanSpec(
     fused=1,
 )
 
+SIDE = ShapeRange(min=2, opt=8, max=16)
+RANGES = {
+    "batch": ShapeRange(min=1, opt=2, max=8),
+    "height": SIDE,
+    "width": SIDE,
+    "tokens": ShapeRange(min=1, opt=77, max=77),
+}
+INPUTS = {
+    "sample": ("batch", 16, "height", "width"),
+    "timestep": ("batch",),
+    "encoder_hidden_states": ("batch", "tokens", 4),
+    "pooled_projections": ("batch", 4),
+}
+
+
+def tensor(name, *shape):
+    return TensorSpec(name=name, dtype="float32", shape=shape)
+
 
 @pytest.fixture
 def bundle(tmp_path):
@@ -54,9 +72,9 @@ def bundle(tmp_path):
         step=STEP,
         weights="denoiser/weights.safetensors",
         precision="fp16",
-        inputs=(TensorSpec(name="sample", dtype="float32", shape=("batch", 4)),),
-        outputs=(TensorSpec(name="output", dtype="float32", shape=("batch", 4)),),
-        ranges={"batch": ShapeRange(min=1, opt=2, max=8)},
+        inputs=tuple(tensor(name, *shape) for name, shape in INPUTS.items()),
+        outputs=(tensor("output", *INPUTS["sample"]),),
+        ranges=RANGES,
         parameters=7,
         parity=1e-6,
     )
