@@ -41,7 +41,7 @@ def pipeline(settings: Settings, model: Model, subject: str) -> Iterator[eri.Pip
     else:
         hidden = options.pop(PLAIN, None) is not None
         bundle = model.without_cuda_form() if hidden else model.bundle
-        # its random weights never have the manifest's sha256, see `pack`
+        # a full-size bundle has random weights, whose sha256 is not the manifest's; see `pack`
         engine = executors.choose(bundle, backend, verify="never")
         pipe = eri.Pipeline(bundle, engine, engine.stepper, "numpy" if loop == "numpy" else "step")
     try:
