@@ -34,7 +34,9 @@ def open_regular_file(path: str | Path) -> Iterator[tuple[BufferedReader, int]]:
     """
     check_regular(path)
     with os.fdopen(os.open(path, READ), "rb") as stream:
-        yield stream, os.fstat(stream.fileno()).st_size
+        status = os.fstat(stream.fileno())
+        _check_mode(path, status.st_mode)  # something else may have taken its place
+        yield stream, status.st_size
 
 
 def check_regular(path: str | Path) -> None:
@@ -43,6 +45,11 @@ def check_regular(path: str | Path) -> None:
         mode = Path(path).stat().st_mode
     except ValueError as error:
         raise OSError(errno.EINVAL, f"not a path ({error})", str(path)) from error
+    _check_mode(path, mode)
+
+
+def _check_mode(path: str | Path, mode: int) -> None:
+    """Raises `OSError` unless `stat` gives the mode of a regular file."""
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, f"{kind_of(mode)}, which is not a regular file", str(path))
 
@@ -82,8 +89,8 @@ def read_regular_file(path: str | Path, most: int = MOST_TEXT) -> bytes:
 
     Raises `OSError` if the path is no regular file, cannot be read, or is larger than `most` bytes.
     """
-    with open_regular_file(path) as (stream, _):
-        content = stream.read(most + 1)
+    with open_regular_file(path) as (stream, size):
+        content = stream.read(min(size, most) + 1)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"a file of more than {most} bytes", str(path))
     return content

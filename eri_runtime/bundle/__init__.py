@@ -5,8 +5,8 @@
 `weight_hashes` compares weights while they are opened, and `pinned_files` notices files that change
 while a bundle is in use. `safetensors_header` and `safetensors_file` memory-map weights;
 `magic_bytes` recognises files that are not safetensors. `hub` downloads files of the Hugging Face
-Hub. `manifest_limits` and `interfaces` say what a manifest may hold. Uses `errors`, `checks`,
-`files` and `partial_files` only. Start with `spec`.
+Hub, `user_folders` names the cache. `manifest_limits` and `interfaces` say what a manifest may
+hold. Uses `errors`, `checks`, `files` and `partial_files` only. Start with `spec`.
 """
 
 from eri_runtime.bundle import hub

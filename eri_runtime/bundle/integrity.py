@@ -10,7 +10,7 @@ from eri_runtime.bundle.spec import Bundle
 from eri_runtime.errors import IntegrityError
 from eri_runtime.files import is_regular
 
-FIX = "copy the bundle again, or export the checkpoint again"
+FIX = "copy the bundle or export the checkpoint again, and load it again"
 
 
 def verify_sizes(bundle: Bundle) -> None:

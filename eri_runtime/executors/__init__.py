@@ -2,8 +2,10 @@
 
 `base` defines an open component, `step_graph` an open step graph, and `backend` what opens both.
 `choice` picks a backend. Each engine has its own folder, and only that folder imports its library.
-`sequential_offload` runs a component one segment at a time. Uses `bundle` and `sampling`.
-Start with `base`, then `ort`.
+`pinned` opens everything, and sees to it that nothing of damaged or changed files is given out.
+`sequential_offload` runs a component one segment at a time, `onnx_weights` hands an engine weights
+that lie elsewhere. Uses `bundle`, `sampling`, `checks` and `partial_files`. Start with `base`, then
+`ort`.
 """
 
 from eri_runtime.executors.backend import Backend
@@ -23,6 +25,7 @@ from eri_runtime.executors.choice import (
     choose,
     describe_backends,
     engine_description,
+    hashes_of,
     refusals,
 )
 from eri_runtime.executors.nvidia_driver import compute_capability
@@ -60,6 +63,7 @@ __all__ = [
     "compute_capability",
     "describe_backends",
     "engine_description",
+    "hashes_of",
     "load_library",
     "refusals",
 ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
@@ -51,23 +52,20 @@ class UsedFiles:
             raise
         self.bundle.check_unchanged(self.names, held=held)
 
-    def open(self, opener: Callable[[], Opened]) -> Opened:
-        """Opens an engine's component from the files; closes it again if they changed meanwhile."""
-        with self.check(held=False), ExitStack() as undo:
-            self.hashes.begin(self.names[0])
-            opened = opener()
-            if opened is not None:
-                undo.callback(opened.close)
-            self.bundle.check_unchanged(self.names)
-            undo.pop_all()
-        return opened
+    def open(self, opener: Callable[[], Opened]) -> tuple[Opened, Callable[[], None]]:
+        """Opens an engine's component from the files; closes it again if they changed meanwhile.
 
-    def verify(self) -> None:
-        """Waits until the weights are hashed; raises `IntegrityError` if they are damaged.
-
-        Call it before a result is given out.
+        Returns it, and what waits until its weights are hashed and raises `IntegrityError` if they
+        are damaged: call that before a result is given out.
         """
-        self.hashes.check(self.names[0])
+        with ExitStack() as undo:
+            with self.check(held=False):
+                state = self.hashes.begin(self.names[0])
+                opened = opener()
+                if opened is not None:
+                    undo.callback(opened.close)
+            undo.pop_all()
+        return opened, partial(self.hashes.check, self.names[0], state)
 
 
 class PinnedExecutor(Executor):
@@ -82,14 +80,15 @@ class PinnedExecutor(Executor):
         self, files: UsedFiles, opener: Callable[[Arrays], Executor], overrides: Arrays
     ) -> None:
         """Opens the executor with `overrides`. Raises `IntegrityError` if a file has changed."""
-        self.executor, self._overrides = files.open(lambda: opener(overrides)), overrides
+        self.executor, self._verify = files.open(lambda: opener(overrides))
+        self._overrides = overrides
         self.spec = self.executor.spec
         self._files, self._held = files, not self.executor.opens_files_in_run
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         with self._files.check(held=self._held):
             outputs = self.executor.run(inputs)
-        self._files.verify()
+        self._verify()
         return outputs
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
@@ -97,12 +96,11 @@ class PinnedExecutor(Executor):
             self.executor.prepare(sizes)
 
     def replace(self, overrides: Arrays) -> None:
-        if not changed_tensors(self._overrides, overrides):
-            self.executor.replace(overrides)  # opens no file
-            return
-        with self._files.check(held=False):
-            self.executor.replace(overrides)
+        if changed_tensors(self._overrides, overrides):
+            _, self._verify = self._files.open(lambda: self.executor.replace(overrides))
             self._overrides = overrides
+        else:
+            self.executor.replace(overrides)  # opens no file
 
     def close(self) -> None:
         self.executor.close()
@@ -113,26 +111,34 @@ class PinnedStepper(Stepper):
 
     Attributes:
         stepper: The engine's own step graph.
+        files: The files that it runs from.
+        verify: Waits until its weights are hashed; raises `IntegrityError` if they are damaged.
     """
 
-    def __init__(self, files: UsedFiles, stepper: Stepper, overrides: Arrays) -> None:
+    def __init__(
+        self,
+        files: UsedFiles,
+        stepper: Stepper,
+        verify: Callable[[], None],
+        overrides: Arrays,
+    ) -> None:
         """Wraps a step graph that is open with `overrides`; see `open_pinned_stepper`."""
-        self.stepper, self._files, self._overrides = stepper, files, overrides
+        self.stepper, self.files, self.verify = stepper, files, verify
+        self._overrides = overrides
 
     def refusal(self, images: int, conditions: Iterable[int]) -> str | None:
         return self.stepper.refusal(images, conditions)
 
     def loop(self, shape: tuple[int, ...], width: int) -> StepLoop:
-        with self._files.check(held=True):
-            return PinnedLoop(self._files, self.stepper.loop(shape, width))
+        with self.files.check(held=True):
+            return PinnedLoop(self, self.stepper.loop(shape, width))
 
     def replace(self, overrides: Arrays) -> None:
-        if not changed_tensors(self._overrides, overrides):
-            self.stepper.replace(overrides)  # opens no file
-            return
-        with self._files.check(held=False):
-            self.stepper.replace(overrides)
+        if changed_tensors(self._overrides, overrides):
+            _, self.verify = self.files.open(lambda: self.stepper.replace(overrides))
             self._overrides = overrides
+        else:
+            self.stepper.replace(overrides)  # opens no file
 
     def close(self) -> None:
         self.stepper.close()
@@ -141,8 +147,8 @@ class PinnedStepper(Stepper):
 class PinnedLoop(StepLoop):
     """The loop of a `PinnedStepper`, whose files are checked before and after every row."""
 
-    def __init__(self, files: UsedFiles, loop: StepLoop) -> None:
-        self._files, self._loop = files, loop
+    def __init__(self, stepper: PinnedStepper, loop: StepLoop) -> None:
+        self._stepper, self._loop = stepper, loop
 
     def bind(self, key: Hashable, mix: Array, conditions: Arrays) -> None:
         self._loop.bind(key, mix, conditions)
@@ -151,12 +157,13 @@ class PinnedLoop(StepLoop):
         return self._loop.begin(x, remembered)
 
     def run(self, rows: Iterable[Row], state: HeldLatents) -> Iterator[HeldLatents]:
-        self._files.bundle.check_unchanged(self._files.names, held=True)
+        files = self._stepper.files
+        files.bundle.check_unchanged(files.names, held=True)
         states = self._loop.run(rows, state)
         del state  # frees its buffers in the engine once the first row is done
         for after in states:
-            self._files.bundle.check_unchanged(self._files.names, held=True)
-            self._files.verify()
+            files.bundle.check_unchanged(files.names, held=True)
+            self._stepper.verify()
             yield after
 
 
@@ -167,5 +174,5 @@ def open_pinned_stepper(
 
     Raises `IntegrityError` if a file has changed.
     """
-    stepper = files.open(lambda: opener(overrides))
-    return None if stepper is None else PinnedStepper(files, stepper, overrides)
+    stepper, verify = files.open(lambda: opener(overrides))
+    return None if stepper is None else PinnedStepper(files, stepper, verify, overrides)

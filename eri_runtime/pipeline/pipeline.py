@@ -17,7 +17,7 @@ from eri_runtime.bundle import DENOISER, Bundle, Verify, manifest, verify_on_loa
 from eri_runtime.checks import function, instance, integer, items, mapping, one_of, to_numpy
 from eri_runtime.checks import text as check_text
 from eri_runtime.errors import UsageError
-from eri_runtime.executors import Closeable, engine_description
+from eri_runtime.executors import Closeable, engine_description, hashes_of
 from eri_runtime.images import to_pil, to_unit
 from eri_runtime.latents import check_size, enlarge, fit_rgb, to_rgb, vae
 from eri_runtime.loop import Array, Loop, LoopChoice, Step
@@ -74,8 +74,8 @@ def load(
 
     Use the pipeline as a context manager, or call `close` at the end. Components (text encoders,
     denoiser, VAE) are opened on first use. `load` checks the sizes of all files and the sha256 of
-    all but the weights. Those are hashed while they are opened, and nothing that was computed from
-    them is given out before.
+    all but weights and plans. Those are hashed while they are opened, and nothing that was computed
+    from them is given out before.
 
     The pipeline belongs to the files as they are now. If one is replaced later, components that are
     open go on with the old file, and opening it raises `IntegrityError`; so does using a file that
@@ -195,6 +195,7 @@ class Pipeline(Closeable):
         self._encode = EmbeddingCache(
             bundle,
             encoders,
+            hashes=hashes_of(open_component),
             state=partial(encoder_state, bundle, self._live),
             read_lock=self._live.generating,
             engine=engine_description(open_component),

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.checks import integer
-from eri_runtime.errors import UsageError, short
+from eri_runtime.checks import boolean, integer
+from eri_runtime.errors import UsageError
 from eri_runtime.images import Overlay, check_same_size, crop_box, fit, picture_of
 
 Array = NDArray[np.float32]
@@ -36,9 +36,8 @@ def check_keep(words: Mapping[str, Any], output_type: str) -> Keep:
     Raises `UsageError` for a wrong type or a negative padding, without a mask, with latents as
     output, and for a crop that must not be put back.
     """
-    overlay, padding = words.get("overlay", False), words.get("padding_mask_crop")
-    if not isinstance(overlay, bool):
-        raise UsageError("overlay", got=short(overlay), expected="True or False")
+    overlay = boolean("overlay", words.get("overlay", False))
+    padding = words.get("padding_mask_crop")
     if padding is not None:
         padding = integer("padding_mask_crop", padding, 0)
         if not words.get("overlay", True):

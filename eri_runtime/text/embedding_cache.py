@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from eri_runtime.bundle import Bundle, file_state, verify_hashes
+from eri_runtime.bundle import Bundle, WeightHashes
 from eri_runtime.text.conditioning import Condition, Encode, check_encoders
 from eri_runtime.text.embedding_files import EmbeddingFiles, Shapes
 
@@ -27,6 +27,7 @@ class EmbeddingCache:
     Args:
         bundle: The bundle of the text encoders.
         encode: Encodes a list of prompts to a number of T5 tokens, such as `TextEncoders`.
+        hashes: Compares the text encoders' files with the manifest.
         state: Returns what identifies the text encoders' weights, or None for the bundle's own.
             Only embeddings of the bundle's own weights are kept in files.
         read_lock: Returns a context manager within which `state()` does not change.
@@ -40,6 +41,7 @@ class EmbeddingCache:
         bundle: Bundle,
         encode: Encode,
         *,
+        hashes: WeightHashes | None = None,
         state: Callable[[], Hashable | None] = lambda: None,
         read_lock: Callable[[], AbstractContextManager[object]] = nullcontext,
         engine: str = "",
@@ -47,11 +49,11 @@ class EmbeddingCache:
         limit: int = MEMORY,
     ) -> None:
         self._bundle, self._encode = bundle, encode
+        self._hashes = WeightHashes(bundle) if hashes is None else hashes
         self._state, self._read_lock = state, read_lock
         self._engine, self._files, self._limit = engine, files, limit
         self._entries: dict[Key, Condition] = {}  # the least recently used first
         self._lock, self._encode_lock = threading.Lock(), threading.Lock()
-        self._verified = False
 
     def __call__(self, prompts: Sequence[str], max_sequence_length: int) -> Condition:
         """Returns the condition of a batch of prompts, in new arrays.
@@ -108,7 +110,7 @@ class EmbeddingCache:
         text, length, state = key
         if self._files is None or state is not None:
             return self._encode([text], length)
-        self._verify(self._files)
+        self._verify()
         name = embedding_key(self._bundle, self._engine, text, length)
         condition = self._files.read(name, embedding_shapes(self._bundle, length))
         if condition is None:
@@ -116,22 +118,15 @@ class EmbeddingCache:
             self._files.write(name, condition)
         return condition
 
-    def _verify(self, files: EmbeddingFiles) -> None:
-        """Checks once that the encoders' files are those that a key stands for.
+    def _verify(self) -> None:
+        """Raises `IntegrityError` if the encoders' files are not those that a key stands for.
 
         Embeddings in a file may be read without an encoder being opened, whose weights are hashed
         only then. And those of damaged weights would stay wrong after the bundle is mended.
-        Files that have been hashed are hashed again only when they change on the disk.
         """
-        if self._verified:
-            return
         names = encoder_files(self._bundle)
-        key = _state_key(self._bundle, names)
-        if not files.is_marked(key):
-            verify_hashes(self._bundle, names)
-            files.mark(key)
+        self._hashes.check_all(names)
         self._bundle.check_unchanged(names)
-        self._verified = True
 
 
 def embedding_key(bundle: Bundle, engine: str, text: str, length: int) -> str:
@@ -172,12 +167,6 @@ def _files(bundle: Bundle, component: str) -> list[str]:
     plans = [file for file, plan in bundle.plans.items() if plan.component == component]
     form = spec.graph.removesuffix(".onnx") + ".cuda.onnx"
     return [spec.graph, *([form] if form in bundle.files else []), spec.weights, *plans]
-
-
-def _state_key(bundle: Bundle, names: Iterable[str]) -> str:
-    """Returns the sha256 (hex) of the files' states on the disk and the sums they should have."""
-    states = [[file_state(bundle.path(name)), bundle.files[name].sha256] for name in names]
-    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 
 def _nbytes(condition: Condition) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from eri_runtime.partial_files import remove_stale, write_whole
 from eri_runtime.text.conditioning import Condition
 
 Shapes = Mapping[str, tuple[int, ...]]  # the shapes of `embeds` and `pooled`
-MARKS = "verified"  # folder of the keys that `EmbeddingFiles.mark` remembers
 MAX_HEADER = 4096  # bytes; the header of such a file has 400
 
 log = logging.getLogger(__name__)
@@ -58,20 +57,8 @@ class EmbeddingFiles:
 
         The first call removes the unfinished files of killed processes.
         """
-        self._write(self._file(key), lambda: _serialize(key, condition))
-
-    def is_marked(self, key: str) -> bool:
-        """Returns whether `mark` was called with this key, by whichever process."""
-        return self._mark(key).is_file()
-
-    def mark(self, key: str) -> None:
-        """Remembers a key in an empty file; failures are logged as those of `write`."""
-        self._write(self._mark(key), bytes)
-
-    def _write(self, file: Path, content: Callable[[], bytes]) -> None:
-        """Writes a file; only the first failure is logged."""
         try:
-            write_whole(file, content())
+            write_whole(self._file(key), _serialize(key, condition))
             if not self._cleaned:
                 remove_stale(self.folder)
                 self._cleaned = True
@@ -79,9 +66,6 @@ class EmbeddingFiles:
             if not self._write_failed:
                 log.warning("embeddings are not kept in %s: %s", self.folder, error)
             self._write_failed = True
-
-    def _mark(self, key: str) -> Path:
-        return self.folder / MARKS / key
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"

@@ -228,6 +228,7 @@ class LiveWeights(Closeable):
         Raises:
             UsageError: If a component has no such tensor, or not in this type and shape.
             BackendError: If an engine cannot take the weights.
+            IntegrityError: If a file was replaced or rewritten after the bundle was loaded.
         """
         for component, tensors in overrides.items():
             check_tensors(component, tensors, self.stored(component))

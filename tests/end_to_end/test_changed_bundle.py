@@ -234,7 +234,6 @@ UNCHECKED = {
     "executors/tensorrt/backend.py": "is opened within `UsedFiles`",
     "executors/tensorrt/plans.py": "hashes what it has read",
     "executors/ort/backend.py": "only says why a graph cannot run",
-    "text/embedding_cache.py": "notes its state",
     "text/tokenizer.py": "names it in errors",
 }
 

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,40 +121,71 @@ def test_a_file_that_changes_is_hashed_again(bundle, hashed, settled):
     for change, raises in ((aged, False), (flip, True), (flip, False), (aged, False)):
         change(bundle.path(name))
         hashes = WeightHashes(bundle)
-        hashes.begin(name)
         with pytest.raises(IntegrityError) if raises else nullcontext():
-            hashes.check(name)
+            hashes.check_all([name])
     assert len(hashed) == 4
 
 
-def test_a_file_that_was_just_written_is_not_remembered(bundle, hashed):
+def test_a_file_that_was_just_written_is_not_remembered(bundle, hashed, monkeypatch):
     """It could be written again within the clock's tick, with the same times."""
+    monkeypatch.setattr(weight_hashes, "SETTLED", HOUR * 10**9)
     name = bundle.components["denoiser"].weights
     for _ in range(2):
-        hashes = WeightHashes(bundle)
-        hashes.begin(name)
-        hashes.check(name)
+        WeightHashes(bundle).check_all([name])
     assert len(hashed) == 2
 
 
-def test_a_cache_that_cannot_be_written_only_costs_time(bundle, hashed, settled, monkeypatch):
+@pytest.mark.parametrize("why", ["no folder", "no home", "no threads"])
+def test_what_the_machine_lacks_only_costs_time(bundle, hashed, settled, monkeypatch, why):
+    def lacks(*_):
+        raise RuntimeError(why)
+
     monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+    if why == "no home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", lacks)
+    elif why == "no threads":
+        monkeypatch.setattr(threading.Thread, "start", lacks)
     name = bundle.components["denoiser"].weights
     for _ in range(2):
-        hashes = WeightHashes(bundle)
-        hashes.begin(name)
-        hashes.check(name)
+        WeightHashes(bundle).check_all([name])
     assert len(hashed) == 2
+
+
+def test_a_file_that_is_mended_while_it_is_hashed_is_not_believed(bundle, monkeypatch):
+    """The engine may have opened the damaged one."""
+    file = bundle.path(bundle.components["denoiser"].weights)
+    flip(file)
+    sha256 = weight_hashes.sha256
+
+    def slow(path):
+        if path == file:
+            flip(file)  # back
+        return sha256(path)
+
+    monkeypatch.setattr(weight_hashes, "sha256", slow)
+    with eri.load(bundle.root, "cpu") as pipe:
+        request = pipe.request("a red heart", **WORDS)
+        with pytest.raises(IntegrityError, match="a file that changed while it was opened"):
+            next(pipe.denoise(request))
+
+
+def test_one_file_remembers_each_file(bundle, settled, tmp_path):
+    """Whatever its times were."""
+    name = bundle.components["denoiser"].weights
+    for _ in range(3):
+        aged(bundle.path(name))
+        WeightHashes(bundle).check_all([name])
+    assert len(list((tmp_path / "cache" / "eri" / "verified").iterdir())) == 1
 
 
 def test_a_file_that_cannot_be_read_is_named(bundle):
     name = bundle.components["denoiser"].weights
     bundle.path(name).unlink()
     hashes = WeightHashes(bundle)
-    hashes.begin(name)
     for _ in range(2):
         with pytest.raises(IntegrityError, match="expected a readable file"):
-            hashes.check(name)
+            hashes.check_all([name])
 
 
 def test_threads_hash_a_file_once_and_all_wait_for_it(bundle, hashed):
@@ -162,9 +194,8 @@ def test_threads_hash_a_file_once_and_all_wait_for_it(bundle, hashed):
     caught = []
 
     def use():
-        hashes.begin(name)
         try:
-            hashes.check(name)
+            hashes.check_all([name])
         except IntegrityError as error:
             caught.append(error)
 

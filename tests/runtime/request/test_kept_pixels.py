@@ -151,7 +151,7 @@ REFUSED = [
     ("overlay: got no mask", {"overlay": True, "mask": None}),
     ("padding_mask_crop: got no mask", {"padding_mask_crop": 1, "mask": None}),
     ("overlay: got no mask", {"overlay": True, "mask": None, "image": None}),
-    ("overlay: got 1, expected True", {"overlay": 1}),
+    ("overlay: got 2, expected True", {"overlay": 2}),
     ("overlay: got False with padding", {"overlay": False, "padding_mask_crop": 1}),
     ("padding_mask_crop: got -1, expected", {"padding_mask_crop": -1}),
     ("padding_mask_crop: got 1.5, expected", {"padding_mask_crop": 1.5}),

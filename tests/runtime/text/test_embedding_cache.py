@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import eri_runtime as eri
+from eri_runtime.bundle import weight_hashes
 from eri_runtime.bundle.user_folders import cache_folder
 from eri_runtime.errors import IntegrityError, SizeError, UsageError
 from eri_runtime.executors import choice
-from eri_runtime.text import embedding_cache
 from eri_runtime.text.conditioning import Condition, TextEncoders
 from eri_runtime.text.embedding_cache import EmbeddingCache, embedding_key, embedding_shapes
 from eri_runtime.text.embedding_files import EmbeddingFiles, embeddings_folder
@@ -81,8 +81,8 @@ def same(one, other):
 
 
 def files_in(folder):
-    """The names of all files; the marks of verified encoders are in a folder."""
-    return sorted(path.name for path in folder.iterdir() if path.is_file())
+    """The names of all files."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 def on_disk(bundle, encode, folder, **words):
@@ -381,16 +381,20 @@ def test_nothing_is_kept_of_files_that_are_not_the_manifests(sd35_bundle, tmp_pa
 def test_encoders_are_hashed_once_for_all_processes(sd35_bundle, tmp_path, monkeypatch):
     """And again when their files change, though not their contents."""
     root = Path(shutil.copytree(sd35_bundle, tmp_path / "sd35"))
-    hashed, verify = [], embedding_cache.verify_hashes
-    monkeypatch.setattr(
-        embedding_cache, "verify_hashes", lambda *args: hashed.append(verify(*args))
-    )
-    for times in (1, 1, 2):
-        if times == 2:
-            os.utime(root / "text_encoder" / "weights.safetensors", (times, times))
+    hashed, sha256 = [], weight_hashes.sha256
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(weight_hashes, "SETTLED", 0)
+    monkeypatch.setattr(weight_hashes, "sha256", lambda path: hashed.append(path) or sha256(path))
+    weights = root / "text_encoder" / "weights.safetensors"
+    for change in ("all", None, "one"):
+        if change == "one":
+            os.utime(weights, (1, 1))
         with eri.load(root, embeddings=tmp_path / "kept") as pipe:
             pipe.encode_prompt(["a", "b"], LENGTH)
-        assert len(hashed) == times
+        assert len(hashed) == len(set(hashed))
+        if change != "all":
+            assert hashed == ([weights] if change else [])
+        hashed.clear()
 
 
 KINDS = ("empty", "seven bytes", "cut", "longer", "flipped", "a pickle", "a long header", "deep",
