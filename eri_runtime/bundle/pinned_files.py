@@ -7,6 +7,7 @@ read. `Pins.check` compares before a file is opened, and before and after it is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -36,10 +37,10 @@ class FileState(NamedTuple):
     changed: int
 
 
-def file_state(path: Path) -> FileState | None:
+def file_state(path: str | Path) -> FileState | None:
     """Returns the state of the file that `path` leads to, or None if there is none."""
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116  takes a text too, as every step asks
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return None
     return FileState(
@@ -59,7 +60,7 @@ class Pins:
         self._states = dict(states)
         self._refused: dict[str, FileState] = {}  # states of files with other contents
 
-    def check(self, name: str, path: Path, record: FileRecord, *, held: bool = False) -> None:
+    def check(self, name: str, path: str, record: FileRecord, *, held: bool = False) -> None:
         """Raises `IntegrityError` if a file is no longer what it was.
 
         Args:
@@ -77,7 +78,7 @@ class Pins:
         if found is None:
             raise IntegrityError(path, got="no file", expected=EXPECTED, fix=FIX)
         if found != self._refused.get(name):
-            if _is_recorded(path, found, record):
+            if _is_recorded(Path(path), found, record):
                 self._states[name] = found
                 return
             self._refused[name] = found

@@ -308,5 +308,5 @@ class Bundle:
             held: Whether the files are open. Then only those that were rewritten are refused.
         """
         if self.pins is not None:
-            for name in names:
-                self.pins.check(name, self.path(name), self.files[name], held=held)
+            for name in names:  # as text: making a Path takes longer than the check
+                self.pins.check(name, f"{self.root}/{name}", self.files[name], held=held)
