@@ -86,7 +86,7 @@ def identity_bundle(bundle: Bundle, folder: Path) -> Bundle:
     compose(model)
     ir.save(model, paths[1])
     spec = replace(spec, graph=str(paths[0]), step=str(paths[1]))
-    return replace(bundle, components={**bundle.components, "denoiser": spec})
+    return replace(bundle, pins=None, components={**bundle.components, "denoiser": spec})
 
 
 def measured(bundles: dict[str, Bundle], batch: int) -> dict[str, object]:

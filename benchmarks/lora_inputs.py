@@ -123,7 +123,7 @@ def bundle_with_inputs(bundle: Bundle, folder: Path) -> Bundle:
         inputs=inputs,
         ranges={**spec.ranges, **ranges},
     )
-    return replace(bundle, components={**bundle.components, "denoiser": spec})
+    return replace(bundle, pins=None, components={**bundle.components, "denoiser": spec})
 
 
 def lora(bundle: Bundle, seed: int) -> dict[str, np.ndarray]:

@@ -53,10 +53,10 @@ def workshop(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def user_cache(workshop):
+def user_cache(tmp_path_factory):
     """The user's cache folder, which is not that of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(workshop / "user-cache"))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
         yield
 
 

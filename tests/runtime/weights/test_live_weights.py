@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 import eri_runtime as eri
 from eri_export import export
+from eri_runtime.bundle import file_record
 from eri_runtime.bundle.safetensors_file import read_header, read_tensors
 from eri_runtime.errors import (
     BackendError,
@@ -85,9 +86,12 @@ def live(bundle, backend="cpu", **settings):
 def merged(bundle, root, tensors):
     """A copy of a bundle whose files hold other tensors: what an export of them would write."""
     shutil.copytree(bundle.root, root)
+    files = dict(bundle.files)
     for component, changed in tensors.items():
-        write(root / bundle.components[component].weights, changed)
-    return replace(bundle, root=root, pins=None)  # the files of the copy change
+        name = bundle.components[component].weights
+        write(root / name, changed)
+        files[name] = file_record(root / name)
+    return replace(bundle, root=root, files=files, pins=None)  # the files of the copy change
 
 
 def write(file, tensors):
@@ -119,7 +123,7 @@ def test_every_weight_is_that_of_a_file_with_it(bundle, tmp_path, low_memory):
                 ours.set(component, new)
                 found = ours.executor(component).run(inputs)
                 write(file, new)
-                with live(copied, low_memory=low_memory) as fresh:
+                with live(copied, low_memory=low_memory, verify="never") as fresh:
                     assert same(found, fresh.executor(component).run(inputs)), (component, names)
                 write(file, {name: stored[name] for name in names})
                 assert not same(found, base)
