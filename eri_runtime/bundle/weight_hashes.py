@@ -49,6 +49,7 @@ class WeightHashes:
         self._bundle, self._verify = bundle, verify
         self._lock = threading.Lock()
         self._hashes: dict[tuple[str, FileState | None], Future[str]] = {}
+        self._matching: set[tuple[str, FileState | None]] = set()
 
     def begin(self, name: str) -> FileState | None:
         """Starts to hash a file in the background, unless that was begun before.
@@ -77,8 +78,9 @@ class WeightHashes:
         Raises `IntegrityError` if the hash is not the manifest's, if the file cannot be read, or if
         it changed before it was hashed.
         """
-        if self._verify != "never":
+        if self._verify != "never" and (name, state) not in self._matching:
             check_hash(self._bundle, name, self._hashes[name, state].result)
+            self._matching.add((name, state))
 
     def check_all(self, names: Iterable[str]) -> None:
         """Hashes files, and waits for all of them. Raises the errors of `check`."""
