@@ -22,10 +22,10 @@ from eri_export.checkpoints.shipped_configs import tokenizer as shipped
 from eri_runtime.bundle import TokenizerSpec, hub
 from eri_runtime.errors import CheckpointError, short
 from eri_runtime.files import parse_json, read_regular_file
+from eri_runtime.text import is_library_error
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 VOCABULARY_FILES = (FILE, "vocab.json", "spiece.model")  # any one of them
-PANIC = "PanicException"  # of the package tokenizers, in Rust; it is no Exception
 # everything that transformers may read in a tokenizer's folder
 READ_FILES = (
     *VOCABULARY_FILES,
@@ -159,7 +159,7 @@ def _read(source: Path, file: str, encoder: Component, which: TokenizerName) -> 
     except CheckpointError:
         raise
     except BaseException as error:  # each file format's reader raises errors of its own types
-        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+        if not is_library_error(error):
             raise
         found = [name for name in VOCABULARY_FILES if (source / name).is_file()]
         raise _damaged(source / found[0] if found else source, error) from error

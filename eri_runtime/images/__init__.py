@@ -16,12 +16,13 @@ from eri_runtime.images.convert import (
     unit_of,
 )
 from eri_runtime.images.crop import crop_box, fit
-from eri_runtime.images.output import check_output
+from eri_runtime.images.output import WRITABLE, check_output
 from eri_runtime.images.overlay import Overlay
 from eri_runtime.images.png import parameters_text, save_png, write_png
 from eri_runtime.images.read_picture import read_picture
 
 __all__ = [
+    "WRITABLE",
     "Overlay",
     "check_output",
     "check_same_size",

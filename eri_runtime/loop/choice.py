@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from eri_runtime.bundle import ShapeRange
-from eri_runtime.errors import UnknownNameError, UsageError, short
+from eri_runtime.checks import one_of
+from eri_runtime.errors import UsageError
 from eri_runtime.executors import Stepper
 from eri_runtime.loop.guidance_plan import GuidancePlan
 from eri_runtime.loop.step_graph_loop import condition_counts, step_graph_refusal
@@ -26,9 +27,7 @@ class LoopChoice:
 
         Raises `UnknownNameError` if it is none of "auto", "step" and "numpy".
         """
-        if loop not in get_args(Loop):
-            expected = f"one of {', '.join(get_args(Loop))}"
-            raise UnknownNameError("loop", got=short(loop), expected=expected)
+        one_of("loop", loop, get_args(Loop))
         self._open_step, self._loop = open_step, loop
 
     def choose(

@@ -20,7 +20,7 @@ from eri_runtime.text.conditioning import (
 from eri_runtime.text.embedding_cache import EmbeddingCache
 from eri_runtime.text.embedding_files import EmbeddingFiles, embeddings_folder
 from eri_runtime.text.prompts import EMPTY_PROMPT, Prompt, PromptLike, make_prompts, prompt_columns
-from eri_runtime.text.tokenizer import PromptTokenizer
+from eri_runtime.text.tokenizer import PromptTokenizer, is_library_error
 
 __all__ = [
     "EMPTY_PROMPT",
@@ -38,6 +38,7 @@ __all__ = [
     "condition_from_embeds",
     "condition_inputs",
     "embeddings_folder",
+    "is_library_error",
     "make_prompts",
     "prompt_columns",
     "shared_inputs",

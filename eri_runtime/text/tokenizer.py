@@ -105,6 +105,11 @@ def _open(file: Path) -> Tokenizer:
     return tokenizer
 
 
+def is_library_error(error: BaseException) -> bool:
+    """Returns whether an error may be the package tokenizers' own, and no Ctrl-C or exit."""
+    return isinstance(error, Exception) or type(error).__name__ == PANIC
+
+
 @contextmanager
 def _tokenizer_errors(file: Path) -> Iterator[None]:
     """Turns every error of the library, which has no types for them, into a `BundleError`."""
@@ -113,7 +118,7 @@ def _tokenizer_errors(file: Path) -> Iterator[None]:
     except EriError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+        if not is_library_error(error):
             raise
         expected = "a tokenizer that the package tokenizers reads"
         fix = "export the checkpoint again with `eri export`"

@@ -16,7 +16,7 @@ from eri_runtime.checks import check_finite, integer, to_numpy
 from eri_runtime.checks import path as check_path
 from eri_runtime.checks import text as check_text
 from eri_runtime.errors import SizeError, UsageError, short
-from eri_runtime.images import parameters_text, save_png, write_png
+from eri_runtime.images import WRITABLE, parameters_text, save_png, write_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +30,6 @@ NOT_WRITABLE = frozenset({
     errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
 })  # fmt: skip
 CHANNELS = (1, 3)  # grey or RGB
-WRITABLE = "a place where a PNG can be written"
 
 
 def save_image(
