@@ -60,7 +60,7 @@ PLAN: tuple[Stage, ...] = (
     *_tiny("tiny-sdxl-fp16"),
     *_tiny("tiny-sdxl-dynamic"),
     Stage("sdxl fill", "fill", "sdxl", seconds=15),
-    Stage("sdxl", "measure", "sdxl", (EAGER, "torch/channels-last", "{}/step", CAPTURED), 60),
+    Stage("sdxl", "measure", "sdxl", (EAGER, "torch/channels-last", *TINY), 70),
     Stage("sdxl kernels", "kernels", "sdxl", ("{}/step", EAGER), 30),
     *(Stage(f"sdxl {each}", "measure", "sdxl", (f"{CAPTURED}+{each}",), 20) for each in VARIANTS),
     Stage("flux fill", "fill", "flux", seconds=30),
