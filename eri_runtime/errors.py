@@ -24,6 +24,12 @@ the fix. The command line exits with status 2 for what it was given (`UsageError
     │   └── UnmatchedKeysError   LoRA keys that match no weight of the model
     ├── BackendError             a missing engine, or one that cannot run the component
     ├── OutOfMemoryError         not enough memory; also a MemoryError
+    ├── ServingError             a request that an engine did not finish
+    │   ├── OverloadedError      the queue is full
+    │   ├── DeadlineError        it took longer than it may
+    │   ├── CancelledError       its client gave it up, or an operator
+    │   ├── StoppingError        the engine is being shut down
+    │   └── WorkerLostError      the workers that ran it died or hung, every time
     ├── BenchmarkError           a failed benchmark
     │   ├── WorkerError          a measured process died, timed out or reported a failure
     │   └── RegressionError      a measurement became slower
@@ -205,3 +211,33 @@ class OutOfMemoryError(EriError, MemoryError):
 
     component: str | None = None
     needed: int | None = None
+
+
+class ServingError(EriError):
+    """A request that an engine accepted or refused, and did not finish."""
+
+
+class OverloadedError(ServingError):
+    """A request that was refused because the queue is full.
+
+    Attributes:
+        retry_after: Seconds after which there should be room, from measured times.
+    """
+
+    retry_after: float = 1.0
+
+
+class DeadlineError(ServingError):
+    """A request that took longer than it may."""
+
+
+class CancelledError(ServingError):
+    """A request that was cancelled."""
+
+
+class StoppingError(ServingError):
+    """A request that an engine refused or gave up because it is being shut down."""
+
+
+class WorkerLostError(ServingError):
+    """A request under which worker processes died or hung, as often as it may be begun."""

@@ -11,8 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu.settings import WARM_STEPS, Settings
 from benchmarks.gpu.subjects import begin, pipeline
 
-LISTED = 60
-NAME = 160  # characters
+LISTED = 25
+NAME = 100  # characters
 
 
 def kernels(settings: Settings, name: str, subjects: tuple[str, ...]) -> Iterator[dict[str, Any]]:

@@ -15,8 +15,8 @@ CAPTURED, EAGER = "{}/captured", "torch/eager"
 # forms of the graph and options of ONNX Runtime, each against the defaults
 VARIANTS = (
     "plain",  # the graph without ONNX Runtime's own operators for CUDA
-    "sdpa_kernel=8",  # attention by cuDNN
-    "cudnn_conv_algo_search=HEURISTIC",
+    "cudnn_conv_algo_search=EXHAUSTIVE",  # ONNX Runtime's own default
+    "cudnn_conv_algo_search=DEFAULT",
 )
 
 
@@ -71,8 +71,8 @@ PLAN: tuple[Stage, ...] = (
         "sdxl vae", "decode", "sdxl", (EAGER, "torch/tf32", "{}/numpy", "{}/numpy+use_tf32=1"), 40
     ),
     Stage("sdxl picture", "picture", "sdxl", (CAPTURED,), 40),
-    Stage("sdxl compile", "measure", "sdxl", (CAPTURED, "torch/compile"), 150),
-    Stage("flux compile", "measure", "flux", (CAPTURED, "torch/compile"), 150),
-    Stage("sd35 compile", "measure", "sd35", (CAPTURED, "torch/compile"), 120),
+    Stage("sdxl compile", "measure", "sdxl", (CAPTURED, "torch/compile"), 110),
+    Stage("flux compile", "measure", "flux", (CAPTURED, "torch/compile"), 110),
+    Stage("sd35 compile", "measure", "sd35", (CAPTURED, "torch/compile"), 110),
 )
 NAMES: Mapping[str, Stage] = {each.name: each for each in PLAN}

@@ -24,12 +24,13 @@ def images_at_once(bundle: Bundle) -> ShapeRange:
     """Returns the range of images per call.
 
     This is the batch range of the VAE's decoder or, in a bundle without one, half the denoiser's,
-    since classifier-free guidance runs two rows per image.
+    since classifier-free guidance runs two rows per image; at least one image.
     """
     if DECODER in bundle.components:
         return bundle.components[DECODER].ranges["batch"]
     rows = bundle.components["denoiser"].ranges["batch"]
-    return ShapeRange(min=max(1, rows.min // 2), opt=max(1, rows.opt // 2), max=rows.max // 2)
+    least, usual, most = (max(1, count // 2) for count in (rows.min, rows.opt, rows.max))
+    return ShapeRange(min=least, opt=usual, max=most)
 
 
 def check_size(bundle: Bundle, height: int, width: int) -> None:

@@ -75,11 +75,19 @@ CPU_PROVIDER = Provider(
 # graph may not (the exporter's `graphs/passes/cuda/parts.py`).
 # `fuse_conv_bias` stays off: with it ONNX Runtime 1.31.1 adds to a convolution what lies where the
 # first run's output lay.
+# ONNX Runtime's default, a search that times every algorithm of a convolution, picked kernels
+# without tensor cores for most of SDXL's: a step took 135 ms on an H200, and 36 ms with cuDNN's
+# heuristic (`benchmarks/results/gpu.json`).
 CUDA_PROVIDER = Provider(
     name="CUDAExecutionProvider",
     device="cuda",
     extra="gpu",
-    options={"device_id": "0", "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"},
+    options={
+        "device_id": "0",
+        "use_tf32": "0",
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+    },
     disabled=("ConstantFolding", "GatherSliceToSplitFusion"),
 )
 # TF32 rounds the factors of float32 products to 11 bits, as PyTorch's convolutions do by default

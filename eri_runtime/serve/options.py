@@ -1,0 +1,77 @@
+"""What an operator decides about an engine: workers, queue, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+
+from eri_runtime.checks import integer, real
+
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The largest request that is accepted.
+
+    Attributes:
+        pixels: Pixels per picture.
+        steps: Denoising steps.
+        pictures: Pictures per request.
+        prompt: Characters of a prompt.
+        body: Bytes of a request's body, for servers.
+    """
+
+    pixels: int = 2048 * 2048
+    steps: int = 150
+    pictures: int = 10
+    prompt: int = 32_000
+    body: int = 64 * MEBIBYTE
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            integer(f"limits.{name}", value, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Options of an `Engine`.
+
+    Attributes:
+        backend: As in `eri_runtime.load`.
+        threads: CPU threads of each worker's engine. Default: the cores, divided by `workers`.
+        workers: Number of worker processes; 0 runs everything in a thread of this process.
+        queue: Most requests that wait or run at once; more are refused.
+        running: Most requests that a worker runs at once; the others wait.
+        timeout: Seconds after which a request is given up, unless it names its own.
+        heartbeat: Seconds without a sign of life after which a busy worker is killed.
+        attempts: How often a request is begun, at most, when workers die under it.
+        memory: Bytes of open bundles' weights per worker; the least recently used are closed
+            above it. Default: no limit.
+        loras: LoRA files by name.
+        limits: The largest request that is accepted.
+    """
+
+    backend: str = "auto"
+    threads: int | None = None
+    workers: int = 1
+    queue: int = 64
+    running: int = 16
+    timeout: float = 600.0
+    heartbeat: float = 300.0
+    attempts: int = 3
+    memory: int | None = None
+    loras: Mapping[str, Path] = field(default_factory=dict)
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        integer("workers", self.workers, 0)
+        for name in ("queue", "running", "attempts"):
+            integer(name, getattr(self, name), 1)
+        for name in ("timeout", "heartbeat"):
+            real(name, getattr(self, name), "seconds, more than 0", lambda value: 0 < value < inf)
+
+
+DEFAULT_OPTIONS = EngineOptions()
