@@ -39,6 +39,7 @@ the fix. The command line exits with status 2 for what it was given (`UsageError
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 SHOWN = 160  # characters of a value that a message repeats
 LONGEST = 1200  # characters of each part of a message
@@ -105,6 +106,17 @@ class EriError(Exception):
         self.fix = fix
         sentence = f"{self.offender}: got {self.got}, expected {self.expected}"
         super().__init__(f"{sentence}; {fix}" if fix else sentence)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Lets errors be pickled, and so pass from one process to another."""
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[EriError], args: tuple[Any, ...]) -> EriError:
+    """Returns an error of this kind with these arguments of `Exception`; see `__reduce__`."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class UsageError(EriError, ValueError):

@@ -1,27 +1,31 @@
 """The denoising loops: run a sampler table step by step.
 
 `numpy_loop` is the reference and defines `Step`; `step_graph_loop` runs the same table inside the
-engine; `choice` picks one of the two; `guidance_plan` says which conditions the denoiser gets at
-each step and how their predictions are mixed (CFG, rescale). Uses `sampling` and `executors`.
-Start with `numpy_loop`.
+engine; `choice` picks one of the two. `joint_steps` makes a step of several trajectories with one
+engine call. `guidance_plan` says which conditions the denoiser gets at each step and how their
+predictions are mixed (CFG, rescale). Uses `sampling` and `executors`. Start with `numpy_loop`.
 """
 
 from eri_runtime.loop.choice import Loop, LoopChoice
 from eri_runtime.loop.guidance_plan import GuidancePlan, Inputs, guided_network
-from eri_runtime.loop.numpy_loop import Array, Step, check_start, denoise, identity
+from eri_runtime.loop.joint_steps import GuidedTrajectory, step_together
+from eri_runtime.loop.numpy_loop import Array, Step, Trajectory, check_start, denoise, identity
 from eri_runtime.loop.step_graph_loop import denoise_on_step_graph, denoiser_passes
 
 __all__ = [
     "Array",
     "GuidancePlan",
+    "GuidedTrajectory",
     "Inputs",
     "Loop",
     "LoopChoice",
     "Step",
+    "Trajectory",
     "check_start",
     "denoise",
     "denoise_on_step_graph",
     "denoiser_passes",
     "guided_network",
     "identity",
+    "step_together",
 ]

@@ -99,6 +99,22 @@ def _make_pass(mix: Array, unguided: Array | None = None) -> DenoiserPass:
     return DenoiserPass(conditions, mix[indices], None if unguided is None else unguided[indices])
 
 
+def denoiser_inputs(current: DenoiserPass, conditions: Inputs, x: Array, at: Point) -> Inputs:
+    """Returns the denoiser's inputs of a pass, (K·B, …), for x (B, …) at a point."""
+    sample = np.concatenate([x] * len(current.conditions))
+    timestep = np.full(len(sample), at.t, dtype=np.float32)
+    return {"sample": sample, "timestep": timestep, **conditions}
+
+
+def guided_prediction(plan: GuidancePlan, current: DenoiserPass, predictions: Array) -> Array:
+    """Mixes a pass's predictions (K·B, …) into the guided one (B, …), rescaled if the plan says."""
+    mixed = mix_predictions(current.mix, predictions)
+    if current.unguided is not None:
+        unguided = mix_predictions(current.unguided, predictions)
+        mixed = rescale_guided(mixed, unguided, plan.rescale)
+    return mixed
+
+
 def guided_network(denoiser: Denoiser, plan: GuidancePlan) -> Network:
     """Returns a function x, point -> F, the guided prediction (B, …).
 
@@ -110,13 +126,7 @@ def guided_network(denoiser: Denoiser, plan: GuidancePlan) -> Network:
         current = plan.pass_at(at)
         if current not in cache:
             cache[current] = plan.inputs(current)
-        sample = np.concatenate([x] * len(current.conditions))
-        timestep = np.full(len(sample), at.t, dtype=np.float32)
-        predictions = denoiser({"sample": sample, "timestep": timestep, **cache[current]})
-        mixed = mix_predictions(current.mix, predictions)
-        if current.unguided is not None:
-            unguided = mix_predictions(current.unguided, predictions)
-            mixed = rescale_guided(mixed, unguided, plan.rescale)
-        return mixed
+        inputs = denoiser_inputs(current, cache[current], x, at)
+        return guided_prediction(plan, current, denoiser(inputs))
 
     return network

@@ -159,33 +159,78 @@ def denoise(
         0.60 -> 0.04
         0.01 -> 0.00
     """
-    instance("table", table, SamplerTable)
     function("network", network, "a function (x, point) -> prediction")
-    function("noise", noise, "a function (draw, shape) -> array")
-    function("hook", hook, "a function x_0 -> x_0")
-    function("mend", mend, "a function (x, k) -> x")
-    if isinstance(start, Step):
-        step = start
-    else:
-        integer("draw", draw, 0)
-        step = initial_step(table, floats("start", start), noise, draw)
-    for k in range(step.index + 1, len(table)):
-        at, x = table.points[k], step.x
-        predicted = _like(x, "network", network(float(table.c_in[k]) * x, at))
-        estimate = float(table.c_skip[k]) * x + float(table.c_out[k]) * predicted
-        denoised = _like(x, "hook", hook(estimate))
+    trajectory = Trajectory(table, start, noise, hook=hook, mend=mend, draw=draw)
+    while not trajectory.done:
+        yield trajectory.tell(network(*trajectory.ask()))
+
+
+class Trajectory:
+    """A run of a sampler table, between the evaluations of its network.
+
+    `ask` says what to evaluate next, `tell` takes the prediction and makes the step. So whoever
+    evaluates the network may do so for several trajectories at once; `denoise` does it for one.
+
+    Takes the arguments of `denoise`, and raises its errors.
+
+    Attributes:
+        step: The state after the last step.
+    """
+
+    def __init__(
+        self,
+        table: SamplerTable,
+        start: Array | Step,
+        noise: NoiseSource,
+        *,
+        hook: Callable[[Array], Array] = identity,
+        mend: Callable[[Array, int], Array] = identity,
+        draw: int = 1,
+    ) -> None:
+        self._table = instance("table", table, SamplerTable)
+        self._noise = function("noise", noise, "a function (draw, shape) -> array")
+        self._hook = function("hook", hook, "a function x_0 -> x_0")
+        self._mend = function("mend", mend, "a function (x, k) -> x")
+        if isinstance(start, Step):
+            self.step = start
+        else:
+            integer("draw", draw, 0)
+            self.step = initial_step(table, floats("start", start), noise, draw)
+
+    @property
+    def done(self) -> bool:
+        """Whether every step has been made."""
+        return self.step.index + 1 >= len(self._table)
+
+    @property
+    def point(self) -> Point:
+        """The point of the next evaluation."""
+        return self._table.points[self.step.index + 1]
+
+    def ask(self) -> tuple[Array, Point]:
+        """Returns what to evaluate the network at: c_in·x and its point."""
+        k = self.step.index + 1
+        return float(self._table.c_in[k]) * self.step.x, self.point
+
+    def tell(self, predicted: Array) -> Step:
+        """Makes the step from the network's prediction, of the latents' shape; returns it."""
+        table, before, x = self._table, self.step, self.step.x
+        k = before.index + 1
+        estimate = float(table.c_skip[k]) * x + float(table.c_out[k]) * _like(
+            x, "network", predicted
+        )
+        denoised = _like(x, "hook", self._hook(estimate))
         memory = float(table.p[k]) * x + float(table.q[k]) * denoised
-        remembered = _push(memory, step.remembered, table.B.shape[1])
-        noises, draw = draw_noises(table, k, step.noises, step.draw, noise, x.shape)
-        x = float(table.A[k]) * x
-        x = _accumulate(x, table.B[k], remembered)
+        remembered = _push(memory, before.remembered, table.B.shape[1])
+        noises, draw = draw_noises(table, k, before.noises, before.draw, self._noise, x.shape)
+        x = _accumulate(float(table.A[k]) * x, table.B[k], remembered)
         if table.E is not None and denoised is not estimate:
             x = x + float(table.E[k]) * (denoised - estimate)
-        x = _like(x, "mend", mend(_accumulate(x, table.C[k], noises), k))
+        x = _like(x, "mend", self._mend(_accumulate(x, table.C[k], noises), k))
         check_state(x, k, table)
         latents = HostLatents(x=x, denoised=denoised, remembered=remembered)
-        step = make_step(table, k, latents, noises, draw)
-        yield step
+        self.step = make_step(table, k, latents, noises, draw)
+        return self.step
 
 
 def _like(x: Array, name: str, value: object) -> Array:

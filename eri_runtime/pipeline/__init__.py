@@ -1,14 +1,17 @@
 """The pipeline: runs a request through text encoders, denoising loop and VAE.
 
 `pipeline` has the public class `Pipeline` and `load`, `request_runner` runs one request in one
-memory mode, `memory_fallback` tries the next mode when memory runs out, `prompt_conditions` encodes
-the prompts, and `result` is what a call returns. Start with `pipeline`.
+memory mode, `generation` is a request whose steps are made together with those of others,
+`memory_fallback` tries the next mode when memory runs out, `prompt_conditions` encodes the prompts,
+and `result` is what a call returns. Start with `pipeline`.
 """
 
+from eri_runtime.pipeline.generation import Generation
 from eri_runtime.pipeline.pipeline import Pipeline, load
 from eri_runtime.pipeline.result import Result, eri_version, numbered_paths
 
 __all__ = [
+    "Generation",
     "Pipeline",
     "Result",
     "eri_version",

@@ -29,6 +29,7 @@ from eri_runtime.memory import (
     RequestSize,
     request_size,
 )
+from eri_runtime.pipeline.generation import Generation, joint_size
 from eri_runtime.pipeline.memory_fallback import denoise_in_fitting_mode, run_in_fitting_mode
 from eri_runtime.pipeline.request_runner import RequestRunner
 from eri_runtime.pipeline.result import Result, parameters_texts
@@ -328,6 +329,66 @@ class Pipeline(Closeable):
         attempt = self._memory.attempt(request_size(_checked(request)))
         steps_after = partial(self._runner.steps, self._encode, request)
         return denoise_in_fitting_mode(attempt, steps_after, start)
+
+    def begin(self, request: Request) -> Generation:
+        """Begins a request whose steps are to be made together with those of others.
+
+        Encodes the prompts and validates everything. The NumPy loop runs it.
+
+        Args:
+            request: A request, from `request`.
+
+        Returns:
+            The request in progress, for `step`; `finish` takes its `last.x` when it is `done`.
+
+        Raises:
+            UsageError: If the denoiser cannot run the request.
+            OutOfMemoryError: If the request does not fit in memory in any mode.
+
+        Example:
+            >>> words = {"height": 32, "width": 32, "seed": 0}
+            >>> begun = [
+            ...     pipe.begin(pipe.request("a red heart", num_inference_steps=2, **words)),
+            ...     pipe.begin(pipe.request("a pizza", sampler="flow_heun", **words)),
+            ... ]
+            >>> [step.total for step in pipe.step(begun)]
+            [2, 55]
+        """
+        attempt = self._memory.attempt(request_size(_checked(request)))
+        begin = partial(self._runner.trajectory, self._encode, request)
+        trajectory = run_in_fitting_mode(attempt, DENOISER, begin)
+        tokens = self._tokens.tokens
+        parameters = parameters_texts(self.bundle, request, self.loras, tokens)
+        return Generation(request, parameters, trajectory)
+
+    def step(self, generations: Sequence[Generation]) -> list[Step | Exception]:
+        """Makes the next step of several requests with one call of the denoiser.
+
+        They may be at different steps, and have different samplers, numbers of steps, prompts and
+        guidance. On ONNX Runtime's CPU each keeps the bits that it has alone. If memory runs out,
+        the rows are computed in parts.
+
+        Args:
+            generations: Requests in progress, from `begin`, none of them done, all of one `group`.
+
+        Returns:
+            For each request its step, or what went wrong with it alone.
+
+        Raises:
+            UsageError: If they are not of one group, or one of them is done.
+            OutOfMemoryError: If the step does not fit in memory in any mode. No request has moved
+                then, nor after any other error.
+        """
+        begun = [instance("generations", each, Generation) for each in generations]
+        if any(each.done for each in begun) or len({each.group for each in begun}) > 1:
+            expected = "requests in progress of one group"
+            raise UsageError("generations", got="others", expected=expected)
+        if not begun:
+            return []
+        attempt = self._memory.attempt(joint_size(begun))
+        trajectories = [each.trajectory for each in begun]
+        step = partial(self._runner.step_together, trajectories)
+        return run_in_fitting_mode(attempt, DENOISER, step)
 
     def schedule(self, request: Request) -> Schedule:
         """Returns the noise levels of a request.

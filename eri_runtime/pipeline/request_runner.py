@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,15 +16,18 @@ from eri_runtime.latents import latent_shape, run_in_chunks, token_count, vae
 from eri_runtime.loop import (
     Array,
     GuidancePlan,
+    GuidedTrajectory,
     Inputs,
     LoopChoice,
     Step,
+    Trajectory,
     check_start,
     denoise,
     denoise_on_step_graph,
     denoiser_passes,
     guided_network,
     identity,
+    step_together,
 )
 from eri_runtime.memory import Guard, Mode, is_exhausted, out_of_memory_error, sizes_of
 from eri_runtime.pipeline.prompt_conditions import encode_conditions
@@ -43,6 +46,18 @@ from eri_runtime.sampling import (
 )
 from eri_runtime.text import Encode
 from eri_runtime.weights import LiveWeights, LoraInputs, WeightOverlays
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """What the loop of a request runs on: table, noise, conditions and first latents."""
+
+    table: SamplerTable
+    noise: NoiseSource
+    plan: GuidancePlan
+    shared: Inputs
+    x: Array
+    mend: Callable[[Array, int], Array]
 
 
 class RequestRunner:
@@ -80,15 +95,11 @@ class RequestRunner:
 
         Encodes the prompts and validates everything before the first step.
         """
-        table = self.table(request)
-        noise = check_noise(self._noise(request, table), request.batch)
-        plan, shared = encode_conditions(self._bundle, encode, request, table.points.clock)
-        products = self._lora_inputs.products(request.loras, self._weights.loaded)
-        plan, shared = plan.with_inputs(products.rows), {**shared, **products.shared}
-        x, mend = self._initial_latents(request, table, noise, mode)
+        begun = self._begun(encode, request, mode)
+        table, plan, shared, x = begun.table, begun.plan, begun.shared, begun.x
         if start is not None:
             check_start(start, table, x.shape)
-        draw, changed = request.first_draw, request.hook is not identity or mend is not identity
+        changed = request.hook is not identity or begun.mend is not identity
         rows = self._rows(mode)
 
         def run_loop() -> Generator[Step]:
@@ -97,7 +108,7 @@ class RequestRunner:
                 stepper = self._loop_choice.choose(
                     plan, table, request.batch, rows, changed=changed
                 )
-                begin = start or x
+                begin, noise, draw = start or x, begun.noise, request.first_draw
                 if stepper is not None:
                     yield from denoise_on_step_graph(
                         stepper, plan, shared, rows, table, begin, noise, draw=draw
@@ -105,10 +116,55 @@ class RequestRunner:
                     return
                 network = guided_network(partial(self._run_denoiser, rows, shared), plan)
                 yield from denoise(
-                    network, table, begin, noise, hook=request.hook, mend=mend, draw=draw
+                    network, table, begin, noise, hook=request.hook, mend=begun.mend, draw=draw
                 )
 
         return self._undisturbed(run_loop())
+
+    def trajectory(self, encode: Encode, request: Request, mode: Mode) -> GuidedTrajectory:
+        """Returns a request's trajectory before its first step, for `step_together`.
+
+        Encodes the prompts and validates everything.
+        """
+        begun = self._begun(encode, request, mode)
+        rows = self._rows(mode)
+        sizes = self._input_sizes(begun.plan, begun.shared, rows, begun.table, begun.x)
+        self._guard.check(DENOISER, sizes)
+        trajectory = Trajectory(
+            begun.table,
+            begun.x,
+            begun.noise,
+            hook=request.hook,
+            mend=begun.mend,
+            draw=request.first_draw,
+        )
+        return GuidedTrajectory(trajectory, begun.plan, begun.shared)
+
+    def step_together(
+        self, trajectories: Sequence[GuidedTrajectory], mode: Mode
+    ) -> list[Step | Exception]:
+        """Makes a step of every trajectory in one memory mode; see `loop.step_together`."""
+        rows = self._rows(mode)
+        with self._live.generating(), self._live.using(DENOISER):
+            return step_together(
+                lambda inputs, shared: self._run_denoiser(rows, shared, inputs), trajectories
+            )
+
+    def _begun(self, encode: Encode, request: Request, mode: Mode) -> _Begun:
+        """Encodes the prompts of a request and draws its first latents."""
+        table = self.table(request)
+        noise = check_noise(self._noise(request, table), request.batch)
+        plan, shared = encode_conditions(self._bundle, encode, request, table.points.clock)
+        products = self._lora_inputs.products(request.loras, self._weights.loaded)
+        x, mend = self._initial_latents(request, table, noise, mode)
+        return _Begun(
+            table=table,
+            noise=noise,
+            plan=plan.with_inputs(products.rows),
+            shared={**shared, **products.shared},
+            x=x,
+            mend=mend,
+        )
 
     def _undisturbed(self, steps: Generator[Step]) -> Iterator[Step]:
         """Yields the steps; while one is computed, no other thread changes weights or closes."""

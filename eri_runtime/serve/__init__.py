@@ -5,10 +5,12 @@
 made of. `http/` is the server around it. Start with `engine`.
 """
 
-from eri_runtime.serve.engine import Engine, Model, Status, Submission
+from eri_runtime.serve.engine import Engine
 from eri_runtime.serve.messages import Event, PictureRequest, Pictures, Progress
 from eri_runtime.serve.observer import Ended, Observer, StepTime
 from eri_runtime.serve.options import EngineOptions, Limits
+from eri_runtime.serve.status import Model, Status
+from eri_runtime.serve.submission import Submission
 
 __all__ = [
     "Ended",

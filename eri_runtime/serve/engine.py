@@ -7,89 +7,57 @@ async with Engine({"demo": Path("engines/demo")}) as engine:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Self
 
-from eri_runtime.bundle import Bundle
-from eri_runtime.serve.messages import Event, PictureRequest
-from eri_runtime.serve.observer import UNOBSERVED, Observer
+from eri_runtime.errors import (
+    CancelledError,
+    DeadlineError,
+    EriError,
+    OverloadedError,
+    StoppingError,
+    UsageError,
+    WorkerLostError,
+)
+from eri_runtime.serve.admission import admit
+from eri_runtime.serve.links import Hear, Link, ProcessLink, ThreadLink
+from eri_runtime.serve.messages import PictureRequest, Pictures
+from eri_runtime.serve.observer import UNOBSERVED, Observer, Outcome
 from eri_runtime.serve.options import DEFAULT_OPTIONS, EngineOptions
+from eri_runtime.serve.protocol import Began, Cancel, Failed, FromWorker, Happened, Run, Stepped
+from eri_runtime.serve.seat import Seat
+from eri_runtime.serve.status import Model, Status, read_model
+from eri_runtime.serve.step_times import StepTimes
+from eri_runtime.serve.submission import Submission
 
-
-@dataclass(frozen=True)
-class Model:
-    """A bundle that an engine serves.
-
-    Attributes:
-        name: Its name, that of its folder.
-        bundle: Its manifest.
-        created: When its manifest was written, seconds since 1970.
-    """
-
-    name: str
-    bundle: Bundle
-    created: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """What an engine is doing.
-
-    Attributes:
-        ready: Whether it accepts requests, and a worker is there to run them.
-        stopping: Whether it is being shut down.
-        waiting: Requests that no worker runs yet.
-        running: Requests that a worker runs.
-        workers: Workers that are alive.
-        restarts: Workers that were started anew.
-    """
-
-    ready: bool
-    stopping: bool
-    waiting: int
-    running: int
-    workers: int
-    restarts: int
-
-
-class Submission:
-    """A request that was accepted: an asynchronous iterator of its events.
-
-    The last event is `Pictures`. Iterating raises what went wrong: `UsageError` for a request that
-    the bundle cannot run, `ServingError`, `OutOfMemoryError`, `NonFiniteError` or another
-    `EriError`. Leaving the loop does not cancel the request; `cancel` does.
-
-    Attributes:
-        id: A name that no other request of the engine has.
-        request: The request, with its model's name.
-    """
-
-    id: str
-    request: PictureRequest
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        raise NotImplementedError
-
-    def cancel(self) -> None:
-        """Stops the request at its next step; iterating then raises `CancelledError`.
-
-        Does nothing if it has ended.
-        """
-        raise NotImplementedError
+WATCH = 0.5  # seconds between looks at the workers
+LONGEST_PAUSE = 30.0  # seconds before a worker that keeps dying is started again
+OpenLink = Callable[[Hear, Callable[[], None]], Link]
 
 
 class Engine:
     """Serves pictures from bundles, with everything a server needs but HTTP.
 
-    Attributes:
-        models: The bundles by name; the first is the default.
-        options: The options.
-    """
+    All methods must be called from the event loop that `start` was called from.
 
-    models: Mapping[str, Model]
-    options: EngineOptions
+    Args:
+        bundles: Folders of bundles by the names that requests use; the first is the default.
+        options: Workers, queue and limits.
+        observer: Is told what happens, for metrics.
+
+    Attributes:
+        models: The bundles by name.
+        options: The options.
+
+    Raises:
+        BundleError: If a bundle cannot be used.
+        UsageError: If there is none.
+    """
 
     def __init__(
         self,
@@ -97,10 +65,39 @@ class Engine:
         options: EngineOptions = DEFAULT_OPTIONS,
         observer: Observer = UNOBSERVED,
     ) -> None:
-        """Reads the manifests; raises `BundleError` for a bundle that cannot be used."""
+        if not bundles:
+            raise UsageError("bundles", got="none", expected="at least one")
+        self.options, self._observer = options, observer
+        self._paths = {name: Path(path).absolute() for name, path in bundles.items()}
+        self.models: Mapping[str, Model] = {
+            name: read_model(name, path) for name, path in self._paths.items()
+        }
+        self._submissions: dict[str, Submission] = {}
+        self._waiting: deque[Submission] = deque()
+        self._seats: list[Seat] = []
+        self._times = StepTimes()
+        self._stopping, self._closed, self._restarts = False, False, 0
+        self._watcher: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
 
     async def start(self) -> None:
-        """Starts the workers, and returns when one is ready."""
+        """Starts the workers, and returns when one is ready.
+
+        Raises:
+            WorkerLostError: If none gets ready.
+        """
+        self._loop = asyncio.get_running_loop()
+        count = max(1, self.options.workers)
+        self._seats = [Seat() for _ in range(count)]
+        for seat in self._seats:
+            self._open(seat)
+        self._watcher = asyncio.create_task(self._watch())
+        while not any(seat.ready for seat in self._seats):
+            if any(seat.failures >= self.options.attempts for seat in self._seats):
+                await self.close()
+                got = f"{self.options.attempts} workers that died as they started"
+                raise WorkerLostError("engine", got=got, expected="one that runs")
+            await self._change()
 
     def submit(self, request: PictureRequest) -> Submission:
         """Accepts a request.
@@ -112,26 +109,72 @@ class Engine:
             OutOfMemoryError: If the request cannot fit into memory.
             StoppingError: If the engine is being shut down.
         """
-        raise NotImplementedError
+        try:
+            return self._accepted(request)
+        except EriError as error:
+            self._observer.refused(type(error).__name__)
+            raise
+
+    def _accepted(self, request: PictureRequest) -> Submission:
+        if self._stopping:
+            raise _stopping_error()
+        if len(self._submissions) >= self.options.queue:
+            got = f"{len(self._submissions)} requests already"
+            error = OverloadedError("queue", got=got, expected=f"at most {self.options.queue}")
+            error.retry_after = self._times.until_free(self._undone(), len(self._seats))
+            raise error
+        bundles = {name: model.bundle for name, model in self.models.items()}
+        request, checked = admit(bundles, self.options, request)
+        submission = Submission(request, checked, self.cancel)
+        self._submissions[submission.id] = submission
+        self._waiting.append(submission)
+        timeout = min(request.timeout or self.options.timeout, self.options.timeout)
+        submission.timer = self._loop.call_later(timeout, self._late, submission, timeout)
+        self._dispatch()
+        return submission
 
     @property
     def submissions(self) -> Mapping[str, Submission]:
         """The requests that wait or run, by their ids, oldest first."""
-        raise NotImplementedError
+        return dict(self._submissions)
 
     @property
     def status(self) -> Status:
         """What the engine is doing."""
-        raise NotImplementedError
+        waiting, ready = len(self._waiting), sum(seat.ready for seat in self._seats)
+        return Status(
+            ready=ready > 0 and not self._stopping,
+            stopping=self._stopping,
+            waiting=waiting,
+            running=len(self._submissions) - waiting,
+            workers=ready,
+            restarts=self._restarts,
+        )
+
+    def cancel(self, submission: Submission) -> None:
+        """Stops a request at its next step; see `Submission.cancel`."""
+        error = CancelledError(f"request {submission.id}", got="cancelled", expected="pictures")
+        self._end(submission, "cancelled", error)
 
     async def drain(self, grace: float) -> None:
         """Refuses new requests, and waits up to `grace` seconds for those accepted.
 
         What is left then ends with `StoppingError`.
         """
+        self._stopping = True
+        end = monotonic() + grace
+        while self._submissions and monotonic() < end:
+            await self._change(end - monotonic())
+        self._end_all()
 
     async def close(self) -> None:
         """Stops the workers at once; requests that are left end with `StoppingError`."""
+        self._stopping = self._closed = True
+        self._end_all()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        links = [seat.link for seat in self._seats if seat.link is not None]
+        await asyncio.gather(*(asyncio.to_thread(link.close) for link in links))
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -139,3 +182,144 @@ class Engine:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def _open(self, seat: Seat) -> None:
+        """Starts the worker of a seat."""
+        if self._closed:
+            return
+        seat.number += 1
+        words = self._from_thread(seat, self._heard), self._from_thread(seat, self._lost)
+        kind = ProcessLink if self.options.workers else ThreadLink
+        seat.link = kind(self._paths, self.options, *words)
+        seat.heard = monotonic()
+
+    def _from_thread(self, seat: Seat, method: Callable[..., None]) -> Callable[..., None]:
+        """Returns a function for a link's thread that calls a method in the event loop."""
+        method = partial(method, seat, seat.number)
+
+        def call(*arguments: object) -> None:
+            try:
+                self._loop.call_soon_threadsafe(method, *arguments)
+            except RuntimeError:  # the loop is closed
+                return
+
+        return call
+
+    def _heard(self, seat: Seat, number: int, message: FromWorker) -> None:
+        """Takes a message of a worker."""
+        if number != seat.number:
+            return
+        seat.heard, seat.failures = monotonic(), 0
+        if not seat.ready:
+            seat.ready = True
+            self._dispatch()
+        if isinstance(message, Stepped):
+            self._times.add(message.time)
+            self._observer.stepped(message.time)
+        elif isinstance(message, Began | Happened | Failed):
+            submission = seat.jobs.get(message.id)
+            if submission is not None:
+                self._happened(submission, message)
+        self._notify()
+
+    def _happened(self, submission: Submission, message: Began | Happened | Failed) -> None:
+        """Takes what happened to a request."""
+        if isinstance(message, Began):
+            submission.began()
+        elif isinstance(message, Failed):
+            self._end(submission, "failed", message.error)
+        elif isinstance(message.event, Pictures):
+            self._end(submission, "finished", message.event)
+        else:
+            submission.progressed(message.event)
+
+    def _lost(self, seat: Seat, number: int) -> None:
+        """Starts a worker anew that has gone, and begins its requests again."""
+        if number != seat.number or self._closed:
+            return
+        self._restarts += 1
+        self._observer.restarted()
+        seat.ready, seat.link = False, None
+        seat.failures += 1
+        held, seat.jobs = list(seat.jobs.values()), {}
+        for submission in reversed(held):
+            submission.attempts += 1
+            if submission.attempts >= self.options.attempts:
+                got = f"{submission.attempts} workers that died or hung under it"
+                expected = "one that makes its pictures"
+                error = WorkerLostError(f"request {submission.id}", got=got, expected=expected)
+                self._end(submission, "lost", error)
+            else:
+                self._waiting.appendleft(submission)
+        pause = min(LONGEST_PAUSE, 2.0 ** (seat.failures - 1) - 1)
+        self._loop.call_later(pause, self._open, seat)
+        self._notify()
+
+    def _dispatch(self) -> None:
+        """Gives waiting requests to the workers, the oldest first.
+
+        A request under which a worker died runs alone, so that it takes no other along again.
+        """
+        for submission in list(self._waiting):
+            free = [seat for seat in self._seats if seat.takes(submission, self.options.running)]
+            if not free:
+                return
+            self._waiting.remove(submission)
+            seat = min(free, key=lambda each: len(each.jobs))
+            seat.jobs[submission.id] = submission
+            run = Run(submission.id, submission.request, submission.attempts + 1)
+            assert seat.link is not None  # noqa: S101 it is ready
+            seat.link.send(run)
+
+    def _late(self, submission: Submission, timeout: float) -> None:
+        got, expected = f"no pictures after {timeout:g} s", "pictures in that time"
+        error = DeadlineError(f"request {submission.id}", got=got, expected=expected)
+        self._end(submission, "late", error)
+
+    def _end(self, submission: Submission, outcome: Outcome, result: Pictures | Exception) -> None:
+        """Ends a request, if it has not ended; a worker that runs it forgets it."""
+        if self._submissions.pop(submission.id, None) is None:
+            return
+        if submission in self._waiting:
+            self._waiting.remove(submission)
+        for seat in self._seats:
+            if seat.jobs.pop(submission.id, None) is None or outcome in ("finished", "failed"):
+                continue
+            if seat.link is not None:
+                seat.link.send(Cancel(submission.id))
+        self._observer.ended(submission.end(outcome, result))
+        self._dispatch()
+        self._notify()
+
+    def _end_all(self) -> None:
+        for submission in list(self._submissions.values()):
+            self._end(submission, "stopped", _stopping_error())
+
+    def _undone(self) -> list[int]:
+        """Returns the steps that each accepted request has yet to make."""
+        return [each.steps_left for each in self._submissions.values()]
+
+    async def _watch(self) -> None:
+        """Kills workers that have been silent for too long while they had work."""
+        while True:
+            await asyncio.sleep(min(WATCH, self.options.heartbeat / 4))
+            for seat in self._seats:
+                silent = monotonic() - seat.heard > self.options.heartbeat
+                if silent and seat.link is not None:
+                    await asyncio.to_thread(seat.link.kill)
+                    seat.heard = monotonic()
+
+    def _notify(self) -> None:
+        self._changed.set()
+
+    async def _change(self, timeout: float = WATCH) -> None:
+        """Waits until something has happened, or for a while."""
+        self._changed.clear()
+        try:
+            await asyncio.wait_for(self._changed.wait(), max(0.0, timeout))
+        except TimeoutError:
+            return
+
+
+def _stopping_error() -> StoppingError:
+    return StoppingError("engine", got="a shutdown", expected="a running one; ask another")

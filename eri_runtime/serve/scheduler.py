@@ -1,0 +1,258 @@
+"""Runs the requests of one worker, a step of many at a time.
+
+Steps are made in this thread. Prompts are encoded and pictures decoded in two others, so that
+neither keeps the steps of other requests waiting. Requests join and leave between steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from time import perf_counter
+from typing import Any, TypeVar
+
+from eri_runtime.bundle import DENOISER
+from eri_runtime.errors import EriError, ServingError
+from eri_runtime.loop import Step
+from eri_runtime.serve.job import Job, takes_loras
+from eri_runtime.serve.messages import Progress
+from eri_runtime.serve.observer import StepTime
+from eri_runtime.serve.open_bundles import OpenBundles
+from eri_runtime.serve.protocol import Began, Failed, FromWorker, Happened, Run, Stepped
+from eri_runtime.serve.turns import Group, Turns
+
+T = TypeVar("T")
+Send = Callable[[FromWorker], None]
+
+
+class Scheduler:
+    """Runs requests, and sends what happens to them.
+
+    Args:
+        bundles: The bundles.
+        running: Most requests in progress; others wait in the order they came.
+        send: Sends a message. Called from several threads.
+        wake: Called when a thread has finished something for `advance`.
+    """
+
+    def __init__(
+        self, bundles: OpenBundles, running: int, send: Send, wake: Callable[[], None]
+    ) -> None:
+        self._bundles, self._running, self._send, self._wake = bundles, running, send, wake
+        self._waiting: dict[str, Run] = {}
+        self._jobs: dict[str, Job] = {}
+        self._turns, self._calls = Turns(), 0
+        self._encoding = ThreadPoolExecutor(1, "eri-encoding")
+        self._decoding = ThreadPoolExecutor(1, "eri-decoding")
+        self._since: dict[object, float] = {}  # when the threads' work was begun
+
+    def add(self, run: Run) -> None:
+        """Takes a request."""
+        self._waiting[run.id] = run
+
+    def cancel(self, id_: str) -> None:
+        """Forgets a request; does nothing if there is none of this name."""
+        self._waiting.pop(id_, None)
+        self._forget(id_)
+
+    def advance(self) -> bool:
+        """Does what can be done at once, at most one step; returns whether it made one."""
+        self._collect()
+        self._admit()
+        self._merge()
+        self._encode()
+        ready = [each for each in self._present() if each.steps]
+        if not ready:
+            return False
+        group = self._turns.next(each.group for each in ready)
+        self._step([each for each in ready if each.group == group], group)
+        return True
+
+    def oldest(self) -> float:
+        """Returns for how many seconds the other threads have been at the same work."""
+        now = perf_counter()
+        return max((now - since for since in list(self._since.values())), default=0.0)
+
+    def close(self) -> None:
+        """Forgets all requests and closes the bundles."""
+        self._waiting.clear()
+        for id_ in list(self._jobs):
+            self._forget(id_)
+        for pool in (self._encoding, self._decoding):
+            pool.shutdown(wait=True, cancel_futures=True)
+        self._bundles.close()
+
+    def _admit(self) -> None:
+        """Opens the bundles of the requests whose turn has come."""
+        while self._waiting and len(self._jobs) < self._running:
+            run = self._waiting.pop(next(iter(self._waiting)))
+            try:
+                used = {each.run.request.model for each in self._jobs.values()}
+                opened = self._bundles.get(run.request.model, used)
+            except Exception as error:
+                self._fail(run.id, error)
+                continue
+            inputs = takes_loras(opened.pipe)
+            merged = () if inputs else tuple(sorted(run.request.loras.items()))
+            self._jobs[run.id] = Job(run, opened, merged)
+            self._send(Began(run.id))
+
+    def _merge(self) -> None:
+        """Merges other LoRAs into a bundle's weights, if nobody needs the present ones longer."""
+        for opened in {id(each.opened): each.opened for each in self._jobs.values()}.values():
+            undone = [
+                each
+                for each in self._jobs.values()
+                if each.opened is opened and each.finishing is None
+            ]
+            others = [each for each in undone if each.merged != opened.merged]
+            present = [each for each in undone if each.merged == opened.merged]
+            busy = any(each.beginning is not None and each.generation is None for each in present)
+            if not others or busy or (present and not opened.settled):
+                continue
+            try:
+                opened.merge(min(others, key=lambda each: each.turn).merged)
+            except Exception as error:
+                for each in others:
+                    self._fail(each.run.id, error)
+
+    def _present(self) -> list[Job]:
+        """Returns the requests whose LoRAs are in the weights, or that need none."""
+        return [each for each in self._jobs.values() if each.merged == each.opened.merged]
+
+    def _encode(self) -> None:
+        """Starts to encode the prompts of the requests that can begin."""
+        for job in self._present():
+            if job.beginning is None:
+                job.beginning = self._start(self._encoding, job.begin)
+
+    def _collect(self) -> None:
+        """Takes over what the other threads have finished."""
+        for id_, job in list(self._jobs.items()):
+            try:
+                if job.finishing is not None and job.finishing.done():
+                    self._send(Happened(id_, job.finishing.result()))
+                    self._forget(id_)
+                elif job.generation is None and job.beginning is not None and job.beginning.done():
+                    job.generation = job.beginning.result()
+                    self._decode_if_done(job)
+            except Exception as error:
+                self._fail(id_, error)
+
+    def _step(self, jobs: Sequence[Job], group: Group) -> None:
+        """Makes a step of as many requests of a group as the denoiser takes at once."""
+        batch = _fitting(sorted(jobs, key=lambda each: each.turn))
+        self._calls += 1
+        started = perf_counter()
+        outcomes = _outcomes(batch)
+        seconds = perf_counter() - started
+        self._turns.made(group, seconds)
+        rows = sum(each.rows for each in outcomes)
+        request = batch[0].generation.request  # type: ignore[union-attr]
+        self._send(
+            Stepped(
+                StepTime(
+                    model=batch[0].run.request.model,
+                    width=request.width,
+                    height=request.height,
+                    requests=len(batch),
+                    rows=rows,
+                    seconds=seconds,
+                )
+            )
+        )
+        for outcome in outcomes:
+            outcome.job.turn = self._calls
+            self._after(outcome.job, outcome.step)
+
+    def _after(self, job: Job, step: Step | Exception) -> None:
+        """Tells of a step, and goes on to the pictures after the last one."""
+        if isinstance(step, Exception):
+            self._fail(job.run.id, step)
+            return
+        if job.shows(step):
+            self._start(self._decoding, lambda: self._show(job, step))
+        else:
+            self._progress(job, step)
+        self._decode_if_done(job)
+
+    def _decode_if_done(self, job: Job) -> None:
+        if job.generation is not None and job.generation.done:
+            job.finishing = self._start(self._decoding, job.finish)
+
+    def _show(self, job: Job, step: Step) -> None:
+        """Sends a step with its preview; one that cannot be made is left out."""
+        try:
+            images = job.preview(step)
+        except EriError:
+            images = ()
+        self._progress(job, step, images)
+
+    def _progress(self, job: Job, step: Step, images: Sequence[Any] = ()) -> None:
+        progress = Progress(step=step.index + 1, total=step.total, images=images)
+        self._send(Happened(job.run.id, progress))
+
+    def _start(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> Future[T]:
+        """Starts work in another thread."""
+        key = object()
+
+        def timed() -> T:
+            self._since[key] = perf_counter()
+            try:
+                return work()
+            finally:
+                del self._since[key]
+
+        future = pool.submit(timed)
+        future.add_done_callback(lambda _: self._wake())
+        return future
+
+    def _fail(self, id_: str, error: Exception) -> None:
+        """Ends a request with its error, as one that can be sent."""
+        if not isinstance(error, EriError):
+            text = f"{type(error).__name__}: {error}"
+            error = ServingError(f"request {id_}", got=text, expected="pictures")
+        self._send(Failed(id_, error))
+        self._forget(id_)
+
+    def _forget(self, id_: str) -> None:
+        job = self._jobs.pop(id_, None)
+        for future in (job.beginning, job.finishing) if job is not None else ():
+            if future is not None:
+                future.cancel()
+
+
+class _Outcome:
+    """A request of a step, and what came of it."""
+
+    def __init__(self, job: Job, rows: int, step: Step | Exception) -> None:
+        self.job, self.rows, self.step = job, rows, step
+
+
+def _fitting(jobs: Iterable[Job]) -> list[Job]:
+    """Returns the first requests that fill the denoiser's largest batch; at least one."""
+    batch: list[Job] = []
+    rows = 0
+    for job in jobs:
+        assert job.generation is not None  # noqa: S101 it steps
+        rows += job.generation.rows
+        most = job.opened.pipe.bundle.components[DENOISER].ranges["batch"].max
+        if batch and rows > most:
+            break
+        batch.append(job)
+    return batch
+
+
+def _outcomes(batch: Sequence[Job]) -> list[_Outcome]:
+    """Makes a step of all requests together; if that fails, of each alone."""
+    pipe, begun = batch[0].opened.pipe, [each.generation for each in batch]
+    generations = [each for each in begun if each is not None]
+    rows = [each.rows for each in generations]
+    try:
+        steps = pipe.step(generations)
+    except Exception as error:
+        if len(batch) == 1:
+            steps = [error]
+        else:
+            steps = [outcome.step for each in batch for outcome in _outcomes([each])]
+    return [_Outcome(*each) for each in zip(batch, rows, steps, strict=True)]

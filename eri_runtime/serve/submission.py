@@ -1,0 +1,119 @@
+"""A request that an engine has accepted, as its client sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from time import monotonic
+
+from eri_runtime.request import Request
+from eri_runtime.serve.messages import Event, PictureRequest, Pictures, Progress
+from eri_runtime.serve.observer import Ended, Outcome
+
+
+class Submission:
+    """A request that was accepted: an asynchronous iterator of its events.
+
+    The last event is `Pictures`. Iterating raises what went wrong: `UsageError` for a request that
+    the bundle cannot run, `ServingError`, `OutOfMemoryError`, `NonFiniteError` or another
+    `EriError`. Leaving the loop does not cancel the request; `cancel` does. Every iteration begins
+    with the first event that no other has taken.
+
+    Attributes:
+        id: A name that no other request of the engine has.
+        request: The request, with its model's name and its seeds.
+        progress: Its latest step, or None before the first.
+        preview: Its latest step with previews, or None before the first.
+        attempts: Workers that died or hung under it.
+        timer: Ends it at its deadline.
+    """
+
+    def __init__(
+        self,
+        request: PictureRequest,
+        checked: Request,
+        cancel: Callable[[Submission], None],
+    ) -> None:
+        self.id, self.request = secrets.token_hex(8), request
+        self.progress: Progress | None = None
+        self.preview: Progress | None = None
+        self.attempts = 0
+        self.timer: asyncio.TimerHandle | None = None
+        self._steps, self._pictures = checked.steps, checked.batch
+        self._cancel = cancel
+        self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self._submitted = monotonic()
+        self._began: float | None = None
+        self._first_preview: float | None = None
+        self._result: Pictures | Exception | None = None
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Yields the events; raises what went wrong."""
+        while not (self._result is not None and self._events.empty()):
+            event = await self._events.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            if isinstance(event, Pictures):
+                return
+        if isinstance(self._result, Exception):
+            raise self._result
+
+    async def pictures(self) -> Pictures:
+        """Waits for the pictures and returns them; raises what went wrong."""
+        async for event in self:
+            if isinstance(event, Pictures):
+                return event
+        assert isinstance(self._result, Pictures)  # noqa: S101 no error, so it has ended well
+        return self._result
+
+    def cancel(self) -> None:
+        """Stops the request at its next step; iterating then raises `CancelledError`.
+
+        Does nothing if it has ended.
+        """
+        self._cancel(self)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self._result is not None
+
+    @property
+    def steps_left(self) -> int:
+        """Number of steps that it has yet to make."""
+        if self.progress is None:
+            return self._steps
+        return self.progress.total - self.progress.step
+
+    def began(self) -> None:
+        """Notes that a worker has begun it."""
+        if self._began is None:
+            self._began = monotonic()
+
+    def progressed(self, progress: Progress) -> None:
+        """Takes a step."""
+        if progress.images:
+            self.preview = progress
+            if self._first_preview is None:
+                self._first_preview = monotonic()
+        if self.progress is None or progress.step > self.progress.step or not progress.images:
+            self.progress = progress
+        self._events.put_nowait(progress)
+
+    def end(self, outcome: Outcome, result: Pictures | Exception) -> Ended:
+        """Takes the result, and returns what there is to tell of it."""
+        self._result = result
+        self._events.put_nowait(result)
+        if self.timer is not None:
+            self.timer.cancel()
+        now, first = monotonic(), self._first_preview
+        return Ended(
+            model=self.request.model,
+            outcome=outcome,
+            waited=(self._began or now) - self._submitted,
+            seconds=now - self._submitted,
+            first_preview=None if first is None else first - self._submitted,
+            pictures=self._pictures if outcome == "finished" else 0,
+        )
