@@ -40,7 +40,8 @@ class GuidedTrajectory:
     def __init__(self, trajectory: Trajectory, plan: GuidancePlan, shared: Inputs) -> None:
         self.trajectory, self.shared, self._plan = trajectory, shared, plan
         self._conditions: dict[DenoiserPass, Inputs] = {}
-        self.signature = _signature(self.ask(), shared)
+        # without steps there is nothing to share
+        self.signature = () if trajectory.done else _signature(self.ask(), shared)
 
     @property
     def done(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.bundle import DENOISER, Bundle, ShapeRange
-from eri_runtime.latents import latent_shape, run_in_chunks, token_count, vae
+from eri_runtime.latents import latent_shape, run_in_chunks, vae
 from eri_runtime.loop import (
     Array,
     GuidancePlan,
@@ -31,7 +31,13 @@ from eri_runtime.loop import (
 )
 from eri_runtime.memory import Guard, Mode, is_exhausted, out_of_memory_error, sizes_of
 from eri_runtime.pipeline.prompt_conditions import encode_conditions
-from eri_runtime.request import Request, add_noise, keep_outside_mask, slice_schedule
+from eri_runtime.request import (
+    Request,
+    add_noise,
+    keep_outside_mask,
+    request_schedule,
+    request_table,
+)
 from eri_runtime.sampling import (
     BrownianNoise,
     NoiseSource,
@@ -40,9 +46,7 @@ from eri_runtime.sampling import (
     Schedule,
     TorchNoise,
     check_noise,
-    make_table,
     noise_intervals,
-    with_spacing,
 )
 from eri_runtime.text import Encode
 from eri_runtime.weights import LiveWeights, LoraInputs, WeightOverlays
@@ -189,17 +193,11 @@ class RequestRunner:
 
     def schedule(self, request: Request) -> Schedule:
         """Returns the request's noise levels; for image to image, those after `strength`."""
-        tokens = token_count(self._bundle.latents, request.height, request.width)
-        spec = with_spacing(self._bundle.schedule, request.spacing)
-        whole = request.sampler.schedule(
-            spec, request.steps, tokens, request.sigmas, request.levels
-        )
-        return whole if request.edit is None else slice_schedule(whole, request.edit)
+        return request_schedule(self._bundle, request)
 
     def table(self, request: Request) -> SamplerTable:
         """Returns the sampler's coefficients for a request."""
-        schedule, spec = self.schedule(request), self._bundle.schedule
-        return make_table(request.sampler, schedule, spec, options=request.options)
+        return request_table(self._bundle, request)
 
     def _rows(self, mode: Mode) -> ShapeRange:
         """Returns the range of the denoiser's batch in this mode."""

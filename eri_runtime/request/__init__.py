@@ -32,6 +32,7 @@ from eri_runtime.request.option_text import (
     parse_size,
 )
 from eri_runtime.request.request import Request, make_request
+from eri_runtime.request.tables import request_schedule, request_table
 
 __all__ = [
     "CHECKS",
@@ -56,5 +57,7 @@ __all__ = [
     "parse_option",
     "parse_sigmas",
     "parse_size",
+    "request_schedule",
+    "request_table",
     "slice_schedule",
 ]

@@ -11,7 +11,7 @@ from eri_runtime.errors import OutOfMemoryError, UsageError
 from eri_runtime.executors import Settings
 from eri_runtime.latents import VaeMode
 from eri_runtime.memory import TILE, Mode, available_memory, estimate_peak
-from eri_runtime.request import Request, Words, make_request
+from eri_runtime.request import Request, Words, make_request, request_table
 from eri_runtime.serve.messages import PictureRequest
 from eri_runtime.serve.options import EngineOptions, Limits
 
@@ -43,6 +43,7 @@ def admit(
     words: Words = {**request.words, "output_type": "pil"}  # type: ignore[typeddict-item]
     checked = make_request(bundles[model], request.prompt, request.negative_prompt, words)
     check_limits(options.limits, checked)
+    request_table(bundles[model], checked)  # raises for levels that the model does not have
     check_memory(bundles[model], options, checked)
     seeds = {**request.words, "seed": list(checked.seeds)}
     return replace(request, model=model, words=seeds, loras=dict(loras)), checked

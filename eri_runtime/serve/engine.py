@@ -209,11 +209,12 @@ class Engine:
         """Takes a message of a worker."""
         if number != seat.number:
             return
-        seat.heard, seat.failures = monotonic(), 0
+        seat.heard = monotonic()
         if not seat.ready:
             seat.ready = True
             self._dispatch()
         if isinstance(message, Stepped):
+            seat.failures = 0
             self._times.add(message.time)
             self._observer.stepped(message.time)
         elif isinstance(message, Began | Happened | Failed):
@@ -251,7 +252,7 @@ class Engine:
                 self._end(submission, "lost", error)
             else:
                 self._waiting.appendleft(submission)
-        pause = min(LONGEST_PAUSE, 2.0 ** (seat.failures - 1) - 1)
+        pause = min(LONGEST_PAUSE, 2.0 ** min(seat.failures - 1, 9) - 1)
         self._loop.call_later(pause, self._open, seat)
         self._notify()
 

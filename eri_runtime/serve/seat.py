@@ -17,7 +17,7 @@ class Seat:
         number: Counts the workers that were there, so that none is taken for another.
         ready: Whether the worker has given a sign of life.
         heard: When it was last heard, by `time.monotonic`.
-        failures: Workers in a row that went without a sign of life.
+        failures: Workers in a row that went without having made a step.
         jobs: The requests that it runs, by id.
     """
 
