@@ -58,7 +58,7 @@ class EngineOptions:
     threads: int | None = None
     workers: int = 1
     queue: int = 64
-    running: int = 16
+    running: int = 64
     timeout: float = 600.0
     heartbeat: float = 300.0
     attempts: int = 3
