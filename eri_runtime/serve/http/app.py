@@ -18,6 +18,7 @@ from eri_runtime.serve.http.errors import answer_errors
 from eri_runtime.serve.http.kept_pictures import KeptPictures
 from eri_runtime.serve.http.metrics import Metrics
 from eri_runtime.serve.http.middleware import RequestMiddleware
+from eri_runtime.serve.http.openai_usage import TokenCounter
 from eri_runtime.serve.http.options import DEFAULT_SERVER, ServerOptions
 from eri_runtime.serve.http.origin import OriginMiddleware
 from eri_runtime.serve.http.static_page import add_page
@@ -48,6 +49,7 @@ def make_app(
     app.state.options = options
     app.state.metrics = metrics or Metrics()
     app.state.kept = KeptPictures(options.kept_bytes)
+    app.state.tokens = TokenCounter()
     answer_errors(app)
     _add_middleware(app, engine, options)
     app.include_router(health.router)
