@@ -67,7 +67,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     engine: Engine = app.state.engine
     async with engine:
         yield
-        await engine.drain(app.state.options.grace)
+        if not engine.status.stopping:
+            await engine.drain(app.state.options.grace)
 
 
 def _add_middleware(app: FastAPI, engine: Engine, options: ServerOptions) -> None:

@@ -22,7 +22,7 @@ def _encodable(value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError("it is no UTF-8: it has lone surrogates") from error
+        raise ValueError("text in UTF-8, without lone surrogates") from error
     return value
 
 
