@@ -146,7 +146,13 @@ async def kills(bundle: Path) -> dict[str, Any]:
         restarts = engine.status.restarts
     counts = tally(bundle, found)
     passed = counts == {"right": len(found)} and restarts == killed
-    return {"kills": killed, "restarts": restarts, "accepted": len(found), **counts, "passed": passed}
+    return {
+        "kills": killed,
+        "restarts": restarts,
+        "accepted": len(found),
+        **counts,
+        "passed": passed,
+    }
 
 
 async def hang(bundle: Path) -> dict[str, Any]:
@@ -281,7 +287,11 @@ def main() -> int:
         case = asyncio.run(CASES[name](options.bundle))
         cases[name] = {**case, "seconds": round(time.monotonic() - started, 1)}
         say(f"{name}: {cases[name]}")
-        record = {"machine": machine(), "versions": versions(("onnxruntime", "numpy")), "cases": cases}
+        record = {
+            "machine": machine(),
+            "versions": versions(("onnxruntime", "numpy")),
+            "cases": cases,
+        }
         RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0 if all(each["passed"] for each in cases.values()) else 1
 

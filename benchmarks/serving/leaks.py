@@ -40,15 +40,15 @@ async def _measured(bundle: Path, after: Callable[[], None]) -> dict[str, Any]:
     async with Engine({"bundle": bundle}, options) as engine:
         loop = asyncio.get_running_loop()
 
-        async def together(cycle: int) -> None:
+        async def together() -> None:
             requests = [
                 PictureRequest(prompt="a red heart", words={**WORDS, "seed": number})
                 for number in range(TOGETHER)
             ]
             await asyncio.gather(*(engine.submit(each).pictures() for each in requests))
 
-        def run(cycle: int) -> None:
-            asyncio.run_coroutine_threadsafe(together(cycle), loop).result()
+        def run(_: int) -> None:
+            asyncio.run_coroutine_threadsafe(together(), loop).result()
             after()
 
         row = await asyncio.to_thread(Phase("generations", CYCLES, run).measure)

@@ -1,4 +1,4 @@
-"""An open-loop load: requests that arrive at random moments, whatever has become of earlier ones."""
+"""An open-loop load: requests arrive at random moments, whatever has become of earlier ones."""
 
 from __future__ import annotations
 

@@ -45,9 +45,7 @@ def in_windows(bundle: Path, backend: str, load: Sequence[Arrival]) -> list[Serv
     return _collected(bundle, backend, load, window=WINDOW)
 
 
-def _collected(
-    bundle: Path, backend: str, load: Sequence[Arrival], window: float
-) -> list[Served]:
+def _collected(bundle: Path, backend: str, load: Sequence[Arrival], window: float) -> list[Served]:
     served = [Served(each) for each in load]
     waiting: queue.Queue[Served] = queue.Queue()
     with eri.load(bundle, backend) as pipe:

@@ -12,8 +12,8 @@ from prometheus_client import (
     generate_latest,
 )
 
-from eri_runtime.serve.engine import Status
 from eri_runtime.serve.observer import Ended, Observer, StepTime
+from eri_runtime.serve.status import Status
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 STEP_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)

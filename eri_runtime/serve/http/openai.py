@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
-from eri_runtime.serve.engine import Engine, Model
+from eri_runtime.serve.engine import Engine
 from eri_runtime.serve.http.errors import Reply
 from eri_runtime.serve.http.kept_pictures import KeptPictures
 from eri_runtime.serve.http.openai_fields import Fields, GenerationFields
@@ -19,6 +19,7 @@ from eri_runtime.serve.http.options import ServerOptions
 from eri_runtime.serve.http.running import finish, timeout_of
 from eri_runtime.serve.http.sse import event_stream
 from eri_runtime.serve.messages import PictureRequest
+from eri_runtime.serve.status import Model
 
 router = APIRouter(prefix="/v1", tags=["openai"], responses=ERRORS)
 PRIVATE = {"cache-control": "private, max-age=3600", "x-content-type-options": "nosniff"}

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 
-from eri_runtime.serve.engine import Model, Submission
 from eri_runtime.serve.http.kept_pictures import KeptPictures
 from eri_runtime.serve.http.openai_fields import Fields
 from eri_runtime.serve.http.openai_usage import TokenCounter
@@ -17,6 +16,8 @@ from eri_runtime.serve.http.pictures import MEDIA_TYPES, encode_all, to_base64
 from eri_runtime.serve.http.running import events
 from eri_runtime.serve.http.sse import Frames, frame
 from eri_runtime.serve.messages import Pictures, Progress
+from eri_runtime.serve.status import Model
+from eri_runtime.serve.submission import Submission
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from eri_runtime.errors import UnknownNameError, UsageError, short
 from eri_runtime.images import picture_of
 from eri_runtime.latents import nearest_size
-from eri_runtime.serve.engine import Engine, Model
+from eri_runtime.serve.engine import Engine
 from eri_runtime.serve.http.openai_fields import EditFields, Fields
 from eri_runtime.serve.http.pictures import mask_of
 from eri_runtime.serve.messages import PictureRequest
+from eri_runtime.serve.status import Model
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,8 +12,8 @@ from typing import Any
 from eri_runtime.bundle import Bundle
 from eri_runtime.errors import EriError
 from eri_runtime.latents import token_count
-from eri_runtime.serve.engine import Model
 from eri_runtime.serve.messages import PictureRequest
+from eri_runtime.serve.status import Model
 from eri_runtime.text import PromptTokenizer
 
 log = logging.getLogger(__name__)

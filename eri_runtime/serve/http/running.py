@@ -11,8 +11,8 @@ from fastapi import Request
 
 from eri_runtime.checks import real
 from eri_runtime.errors import UsageError, short
-from eri_runtime.serve.engine import Submission
 from eri_runtime.serve.messages import Event, Pictures
+from eri_runtime.serve.submission import Submission
 
 TIMEOUT = "x-request-timeout"
 POSITIVE = "seconds, more than 0"
