@@ -13,71 +13,25 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import eri_runtime as eri
 from benchmarks.lora_swap import machine
 from benchmarks.serving import http_faults, leaks
+from benchmarks.serving.drawn_requests import RANDOM, Words, alone, digest, request_of, words_of
 from eri_runtime.bench.environment import versions
 from eri_runtime.commands.subcommand import say
 from eri_runtime.errors import CancelledError, EriError, OutOfMemoryError, OverloadedError
-from eri_runtime.serve import Engine, EngineOptions, PictureRequest, Pictures, Submission
+from eri_runtime.serve import Engine, EngineOptions, Pictures, Submission
 
 RESULTS = Path(__file__).parents[1] / "results" / "serving_faults.json"
-PROMPTS = ("a red heart", "a pizza", "a cat face", "")
-SAMPLERS = ("flow_euler", "flow_heun", "dpmpp_2m", "unipc")
-RANDOM = random.Random(0)  # noqa: S311
-
-Words = dict[str, Any]
 Case = Callable[[Path], Awaitable[dict[str, Any]]]
-
-
-def words_of(seed: int, most: int = 12) -> Words:
-    """Draws the arguments of a small request."""
-    return {
-        "prompt": RANDOM.choice(PROMPTS),
-        "num_inference_steps": RANDOM.randint(1, most),
-        "sampler": RANDOM.choice(SAMPLERS),
-        "guidance_scale": RANDOM.choice([1.0, 3.0, 7.0]),
-        "height": RANDOM.choice([48, 64]),
-        "width": 64,
-        "seed": seed,
-    }
-
-
-def request_of(words: Words, **more: Any) -> PictureRequest:
-    """Returns the request of these arguments."""
-    return PictureRequest(
-        prompt=words["prompt"], words={k: v for k, v in words.items() if k != "prompt"}, **more
-    )
-
-
-def digest(image: Any) -> str:
-    """Returns a name for a picture's bits."""
-    return sha256(np.asarray(image).tobytes()).hexdigest()
-
-
-@cache
-def pipe(bundle: Path) -> eri.Pipeline:
-    """Opens the pipeline that makes each picture alone."""
-    return eri.load(bundle, "cpu", threads=1)
-
-
-def alone(bundle: Path, words: Words) -> str:
-    """Returns the bits of a picture made by a call of its own."""
-    return digest(pipe(bundle)(**words).images[0])
 
 
 @asynccontextmanager
@@ -181,6 +135,7 @@ async def burst(bundle: Path) -> dict[str, Any]:
     """Submits ten times as many requests as the queue holds, at once."""
     queue, waits = 16, list[float]()
     async with engine_on(bundle, queue=queue) as engine:
+        await outcome(engine.submit(request_of(words_of(0))))  # so that a step was timed
         accepted: list[tuple[Words, Submission]] = []
         for seed in range(10 * queue):
             words = words_of(seed)
