@@ -29,7 +29,16 @@ from eri_runtime.serve.links import Hear, Link, ProcessLink, ThreadLink
 from eri_runtime.serve.messages import PictureRequest, Pictures
 from eri_runtime.serve.observer import UNOBSERVED, Observer, Outcome
 from eri_runtime.serve.options import DEFAULT_OPTIONS, EngineOptions
-from eri_runtime.serve.protocol import Began, Cancel, Failed, FromWorker, Happened, Run, Stepped
+from eri_runtime.serve.protocol import (
+    Began,
+    Cancel,
+    Failed,
+    FromWorker,
+    Happened,
+    Run,
+    Stepped,
+    Unable,
+)
 from eri_runtime.serve.seat import Seat
 from eri_runtime.serve.status import Model, Status, read_model
 from eri_runtime.serve.step_times import StepTimes
@@ -79,11 +88,13 @@ class Engine:
         self._stopping, self._closed, self._restarts = False, False, 0
         self._watcher: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
+        self._unable: Exception | None = None
 
     async def start(self) -> None:
         """Starts the workers, and returns when one is ready.
 
         Raises:
+            BackendError: If the workers cannot run the bundles.
             WorkerLostError: If none gets ready.
         """
         self._loop = asyncio.get_running_loop()
@@ -94,9 +105,11 @@ class Engine:
         self._watcher = asyncio.create_task(self._watch())
         while not any(seat.ready for seat in self._seats):
             if any(seat.failures >= self.options.attempts for seat in self._seats):
-                await self.close()
                 got = f"{self.options.attempts} workers that died as they started"
-                raise WorkerLostError("engine", got=got, expected="one that runs")
+                self._unable = WorkerLostError("engine", got=got, expected="one that runs")
+            if self._unable is not None:
+                await self.close()
+                raise self._unable
             await self._change()
 
     def submit(self, request: PictureRequest) -> Submission:
@@ -210,7 +223,9 @@ class Engine:
         if number != seat.number:
             return
         seat.heard = monotonic()
-        if not seat.ready:
+        if isinstance(message, Unable):
+            self._unable = message.error
+        elif not seat.ready:
             seat.ready = True
             self._dispatch()
         if isinstance(message, Stepped):

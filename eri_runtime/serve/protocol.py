@@ -35,6 +35,13 @@ class Alive:
 
 
 @dataclass(frozen=True)
+class Unable:
+    """From a worker, the last message: it cannot run the bundles."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
 class Began:
     """From a worker: it has begun a request."""
 
@@ -65,4 +72,4 @@ class Stepped:
 
 
 ToWorker = Run | Cancel | Stop
-FromWorker = Alive | Began | Happened | Failed | Stepped
+FromWorker = Alive | Unable | Began | Happened | Failed | Stepped

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -45,6 +46,17 @@ class Scheduler:
         self._encoding = ThreadPoolExecutor(1, "eri-encoding")
         self._decoding = ThreadPoolExecutor(1, "eri-decoding")
         self._since: dict[object, float] = {}  # when the threads' work was begun
+
+    def open(self, models: Iterable[str]) -> None:
+        """Opens bundles, and the denoiser and VAE of the first in the background.
+
+        Raises `BackendError` if the engine cannot run one of them.
+        """
+        for number, model in enumerate(models):
+            pipe = self._bundles.get(model, ()).pipe
+            if not number:
+                with suppress(EriError):  # such as one without text encoders
+                    pipe.prepare(pipe.request(""))
 
     def add(self, run: Run) -> None:
         """Takes a request."""
@@ -110,11 +122,13 @@ class Scheduler:
             busy = any(each.beginning is not None and each.generation is None for each in present)
             if not others or busy or (present and not opened.settled):
                 continue
+            next_ = min(others, key=lambda each: each.turn).merged
             try:
-                opened.merge(min(others, key=lambda each: each.turn).merged)
+                opened.merge(next_)
             except Exception as error:
                 for each in others:
-                    self._fail(each.run.id, error)
+                    if each.merged == next_:
+                        self._fail(each.run.id, error)
 
     def _present(self) -> list[Job]:
         """Returns the requests whose LoRAs are in the weights, or that need none."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
 
+from eri_runtime.errors import EriError
 from eri_runtime.serve.open_bundles import OpenBundles, OpenPipeline
 from eri_runtime.serve.options import EngineOptions
-from eri_runtime.serve.protocol import Alive, Cancel, Run, Stop, ToWorker
+from eri_runtime.serve.protocol import Alive, Cancel, Run, Stop, ToWorker, Unable
 from eri_runtime.serve.scheduler import Scheduler, Send
 
 IDLE = 1.0  # seconds between signs of life
@@ -33,7 +34,7 @@ class Worker:
         open_pipeline: OpenPipeline | None = None,
     ) -> None:
         self._inbox: SimpleQueue[ToWorker | None] = SimpleQueue()
-        self._send, self._heartbeat = send, options.heartbeat
+        self._send, self._heartbeat, self._models = send, options.heartbeat, tuple(paths)
         bundles = OpenBundles(paths, options, open_pipeline)
         self._scheduler = Scheduler(bundles, options.running, send, self._wake)
         self._alive = 0.0
@@ -45,13 +46,24 @@ class Worker:
     def run(self) -> None:
         """Runs requests until `Stop` comes."""
         try:
-            self._sign()
+            if not self._open():
+                return
             worked = False
             while self._read(wait=not worked):
                 worked = self._scheduler.advance()
                 self._sign()
         finally:
             self._scheduler.close()
+
+    def _open(self) -> bool:
+        """Opens the bundles; returns whether the engine can run them."""
+        try:
+            self._scheduler.open(self._models)
+        except EriError as error:
+            self._send(Unable(error))
+            return False
+        self._sign()
+        return True
 
     def _wake(self) -> None:
         self._inbox.put(None)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import eri_runtime as eri
-from eri_runtime.errors import StoppingError, WorkerLostError
+from eri_runtime.errors import BackendError, StoppingError, WorkerLostError
 from eri_runtime.serve import Engine, EngineOptions
 from eri_runtime.serve import engine as engine_module
 from eri_runtime.serve.links import Link
@@ -130,4 +130,13 @@ def test_a_worker_that_cannot_start_is_an_error(monkeypatch, sd35_bundle):
             pytest.fail("it started")
 
     with pytest.raises(WorkerLostError, match="workers that died as they started"):
+        run(main())
+
+
+def test_a_backend_that_cannot_run_the_bundle_is_said_at_the_start(opened):
+    async def main():
+        async with opened(workers=1, backend="tensorrt"):
+            pytest.fail("it started")
+
+    with pytest.raises(BackendError, match="tensorrt"):
         run(main())
