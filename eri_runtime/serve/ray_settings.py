@@ -121,13 +121,14 @@ def for_replicas(settings: Settings) -> Settings:
 def _bundles(value: Any) -> dict[str, Path]:
     """Returns the bundles by name."""
     if isinstance(value, Mapping):
-        named = checks.mapping("bundles", value, "paths by name")
-        return {name: _full_path("bundles", path) for name, path in named.items()}
-    texts = value.split(",") if isinstance(value, str) else value
-    paths = [_full_path("bundles", each) for each in checks.items("bundles", texts, "paths")]
-    found = {path.name: path for path in paths}
-    if not found or len(found) < len(paths):
-        got = f"{len(paths)} paths with {len(found)} names"
+        named = [*checks.mapping("bundles", value, "paths by name").items()]
+    else:
+        texts = value.split(",") if isinstance(value, str) else value
+        paths = [_full_path("bundles", each) for each in checks.items("bundles", texts, "paths")]
+        named = [(path.name, path) for path in paths]
+    found = {name: _full_path("bundles", path) for name, path in named}
+    if not found or len(found) < len(named):
+        got = f"{len(named)} paths with {len(found)} names"
         raise UsageError("bundles", got=got, expected="one path or more, each of another name")
     return found
 

@@ -14,6 +14,8 @@ from tests.support.ray_processes import wait_until_gone
 # a cluster for this test only, with nothing sent to anybody and no file in the user's home
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
 os.environ.pop("RAY_ADDRESS", None)
+# a proxy that is not ready in five seconds is killed and started anew; a slow machine needs more
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
 
 
 @pytest.fixture(scope="session")
