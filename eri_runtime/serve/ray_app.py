@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its make
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import BackpressureConfig
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from eri_runtime.errors import BackendError
 from eri_runtime.serve.engine import Engine
 from eri_runtime.serve.http import Metrics, make_app
 from eri_runtime.serve.http.options import DEFAULT_SERVER, ServerOptions
@@ -39,6 +42,7 @@ from eri_runtime.serve.ray_settings import (
 
 NAME = "eri"  # of the application and of its deployment
 RETRY = 5  # seconds after which a client that Ray refuses should try again
+LAST_REPLIES = 10  # seconds in which replicas must have ended after `ServerOptions.grace`
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DEFAULT_RAY = RayOptions()
 
@@ -110,23 +114,41 @@ def serve_on_ray(
 
     Raises:
         UnknownNameError: If there is no engine of the class.
-        RuntimeError: If the application cannot start; Ray's log says why.
+        BackendError: If the application cannot start; Ray's log says why.
     """
     full = {name: path.absolute() for name, path in bundles.items()}
     app = application(
         Settings(bundles=full, engine=options, server=server, ray=given, engine_class=engine_class)
     )
-    with _stopped_by_signals() as stopped:
+    try:
         ray.init(ignore_reinit_error=True)
-        try:
-            serve.start(http_options={"host": server.host, "port": server.port})
-            serve.run(app, name=NAME, route_prefix="/")
+        with _stopped_by_signals() as stopped:  # after `ray.init`, which sets handlers of its own
+            _start(app, server)
             on_ready(f"http://{server.host}:{server.port}")
             stopped.wait()
-            serve.delete(NAME)  # waits until replicas have finished, as `serve.shutdown` does not
-        finally:
-            serve.shutdown()
-            ray.shutdown()
+            _drain(server.grace)
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _start(app: serve.Application, server: ServerOptions) -> None:
+    """Starts the proxies and the application; raises `BackendError` if they do not get ready."""
+    try:
+        serve.start(http_options={"host": server.host, "port": server.port})
+        serve.run(app, name=NAME, route_prefix="/")
+    except (RuntimeError, TimeoutError, RayError) as error:
+        fix = "read Ray's log of the replica, in its session's folder `logs/serve`"
+        raise BackendError("Ray", got=error, expected="a running application", fix=fix) from error
+
+
+def _drain(grace: float) -> None:
+    """Removes the application, which waits until its replicas have finished their requests."""
+    end = time.monotonic() + grace + LAST_REPLIES
+    while time.monotonic() < end:
+        with suppress(TimeoutError):  # Ray waits a minute at most
+            serve.delete(NAME)
+            return
 
 
 def _replica_class(models: int) -> type:

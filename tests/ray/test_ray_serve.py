@@ -85,6 +85,11 @@ def count(address: str, outcome: str) -> float:
     return sum(map(float, found))
 
 
+def is_served(address: str, headers: dict[str, str]) -> bool:
+    """Whether an application answers."""
+    return httpx.get(f"{address}/v1/models", headers=headers, timeout=WAIT).status_code == 200
+
+
 def wait_for(condition, seconds=30):
     """Waits until a condition holds; returns whether it does."""
     end = time.monotonic() + seconds
@@ -185,7 +190,7 @@ def test_the_header_leads_to_the_replica_that_has_the_bundle(address):
 
 
 def test_a_config_file_sets_options_and_overrides_ray_s(address):
-    """As `serve run` reads it; two requests at once are the aim, so eight need a second replica."""
+    """As `serve run` reads it; two requests at once are the aim, so 24 need a second replica."""
     command = [
         Path(sys.executable).with_name("serve"),
         "run",
@@ -196,22 +201,26 @@ def test_a_config_file_sets_options_and_overrides_ray_s(address):
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     headers = {"authorization": "Bearer a-key"}
     try:
-        ready = lambda: httpx.get(f"{address}/v1/models", headers=headers).status_code == 200  # noqa: E731
-        assert wait_for(ready, 60)
-        assert httpx.post(f"{address}{GENERATE}", json=ASKED).status_code == 401
+        assert wait_for(lambda: is_served(address, headers), 60)
+        assert httpx.post(f"{address}{GENERATE}", json=ASKED, timeout=WAIT).status_code == 401
         many = {**ASKED, "steps": 51}
-        assert httpx.post(f"{address}{GENERATE}", json=many, headers=headers).status_code == 400
+        refused = httpx.post(f"{address}{GENERATE}", json=many, headers=headers, timeout=WAIT)
+        assert refused.status_code == 400
 
         async def load():
             async with httpx.AsyncClient(timeout=WAIT, headers=headers) as client:
-                words = {**ASKED, "steps": 20}
-                asked = [client.post(f"{address}{GENERATE}", json=words) for _ in range(24)]
+                asked = [client.post(f"{address}{GENERATE}", json=ASKED) for _ in range(24)]
                 return await asyncio.gather(*asked)
 
-        used = {process_of(reply) for _ in range(3) for reply in asyncio.run(load())}
+        used = set()
+
+        def has_grown():
+            used.update(map(process_of, asyncio.run(load())))
+            return len(used) == 2
+
+        assert wait_for(has_grown, 120)
     finally:
         serve.delete(NAME)
-    assert len(used) == 2
 
 
 def test_a_class_that_is_no_engine_is_refused_before_anything_starts(address):
