@@ -32,7 +32,8 @@ ENGINE = "tests.ray.slow_engine:SlowEngine"
 GENERATE = "/v1/images/generations"
 ASKED = {"prompt": "a red heart", "response_format": "b64_json", "size": "64x64", "seed": 7}
 MODEL = "serve_multiplexed_model_id"
-WAIT = httpx.Timeout(60)
+SLOW = 240  # seconds; a replica takes a minute to start on a busy machine of two cores
+WAIT = httpx.Timeout(SLOW)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +169,7 @@ def test_a_killed_replica_comes_back(one):
         replies.append(httpx.post(f"{one}{GENERATE}", json=ASKED, timeout=WAIT))
         return replies[-1].status_code == 200
 
-    assert wait_for(drawn, 60)
+    assert wait_for(drawn, SLOW)
     assert process_of(replies[-1]) != first
 
 
@@ -201,7 +202,7 @@ def test_a_config_file_sets_options_and_overrides_ray_s(address):
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     headers = {"authorization": "Bearer a-key"}
     try:
-        assert wait_for(lambda: is_served(address, headers), 60)
+        assert wait_for(lambda: is_served(address, headers), SLOW)
         assert httpx.post(f"{address}{GENERATE}", json=ASKED, timeout=WAIT).status_code == 401
         many = {**ASKED, "steps": 51}
         refused = httpx.post(f"{address}{GENERATE}", json=many, headers=headers, timeout=WAIT)
@@ -218,7 +219,7 @@ def test_a_config_file_sets_options_and_overrides_ray_s(address):
             used.update(map(process_of, asyncio.run(load())))
             return len(used) == 2
 
-        assert wait_for(has_grown, 120)
+        assert wait_for(has_grown, SLOW)
     finally:
         serve.delete(NAME)
 

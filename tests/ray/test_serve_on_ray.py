@@ -27,15 +27,15 @@ def test_sigterm_lets_the_accepted_request_finish_and_ends_the_cluster(ray_folde
             statuses = []
 
             def ask():
-                reply = httpx.post(f"{address}/v1/images/generations", json=ASKED, timeout=60)
+                reply = httpx.post(f"{address}/v1/images/generations", json=ASKED, timeout=240)
                 statuses.append(reply.status_code)
 
             client = threading.Thread(target=ask)
             client.start()
             client.join(1)  # a request takes four seconds
             server.send_signal(signal.SIGTERM)
-            client.join(60)
-            _, errors = server.communicate(timeout=60)
+            client.join(240)
+            _, errors = server.communicate(timeout=240)
         finally:
             server.kill()
     assert statuses == [200]
