@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint format docs retrieval train gpu-check test-cuda-stand-in cuda-graphs clean
+.PHONY: demo test lint format docs retrieval train gpu-check test-cuda-stand-in test-ray cuda-graphs clean
 
 demo: $(INSTALLED)
 	$(BIN)/eri demo -o out
@@ -79,6 +79,22 @@ $(CUDA)/site: $(INSTALLED) .ci/constraints-cuda.txt
 	rm -rf $@
 	$(BIN)/python -m pip install --quiet --no-deps --constraint .ci/constraints-cuda.txt \
 		--target $@ onnxruntime-gpu
+	touch $@
+
+# the server on a Ray cluster of this machine. Ray brings 37 packages, so it has an environment of its
+# own, which also sees the ordinary one
+RAY := build/ray
+
+test-ray: $(RAY)/installed
+	PYTHONPATH=$(CURDIR) $(RAY)/bin/python -m pytest -q --confcutdir=tests/ray --durations=5 tests/ray
+
+$(RAY)/installed: $(INSTALLED) .ci/constraints-ray.txt
+	rm -rf $(RAY)
+	$(BIN)/python -m venv $(RAY)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(RAY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ordinary.pth
+	$(RAY)/bin/python -m pip install --quiet --constraint .ci/constraints.txt \
+		--constraint .ci/constraints-ray.txt 'ray[serve]'
 	touch $@
 
 # ten minutes of measurements on this machine's NVIDIA GPU, results in out/gpu; needs the exporter and

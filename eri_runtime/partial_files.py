@@ -1,7 +1,7 @@
-"""Files that appear complete or not at all, and the unfinished ones that killed processes left.
+"""Files and folders that appear complete or not at all, and what killed processes left of them.
 
-An unfinished file lies beside the file it becomes, as `.NAME.PID-RANDOM.partial`, and its writer
-holds a lock on it. Whatever writes a file that others may read writes it here.
+An unfinished one lies beside what it becomes, as `.NAME.PID-RANDOM.partial`, and its writer holds a
+lock on it. Whatever writes a file or folder that others may read writes it here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -63,6 +64,28 @@ def write_whole(path: Path, data: bytes, *, durable: bool = False) -> None:
         partial.replace(path)
 
 
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """Context manager that gives a new folder, which becomes `path` if no exception ends the block.
+
+    Creates missing parents. Folders that killed processes left of the same name are removed first.
+    Raises `OSError` if `path` exists by then and is not an empty folder; nothing is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale_folders(path)
+    partial = path.with_name(_partial_name(path.name))
+    partial.mkdir()
+    descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield partial
+        partial.rename(path)
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def claim(partial: Path, path: Path) -> None:
     """Renames a finished file to a name that must be free, whoever else wants it.
 
@@ -89,6 +112,25 @@ def remove_stale(folder: Path) -> None:
                     _remove_unlocked(path, int(match[1]))
 
 
+def _remove_stale_folders(path: Path) -> None:
+    """Removes unfinished folders of `path` that killed processes left."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-[0-9a-f]{{8}}\.partial")
+    for folder in path.parent.iterdir():
+        if (match := pattern.fullmatch(folder.name)) and not folder.is_symlink():
+            with suppress(OSError):
+                _remove_unlocked_folder(folder, int(match[1]))
+
+
+def _remove_unlocked_folder(folder: Path, process: int) -> None:
+    """Removes a folder as `_remove_unlocked` removes a file; raises `OSError` if it is in use."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _lock_if_left(descriptor, process)
+        shutil.rmtree(folder)
+    finally:
+        os.close(descriptor)
+
+
 def _partial_name(name: str) -> str:
     """Returns a new name of an unfinished file, such as `.fox.png.4711-0123abcd.partial`.
 
@@ -108,12 +150,18 @@ def _remove_unlocked(path: Path, process: int) -> None:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_new = time.time() - os.fstat(descriptor).st_mtime < LOCKED_WITHIN
-        if not (is_new and _is_running(process)):
-            path.unlink()
+        _lock_if_left(descriptor, process)
+        path.unlink()
     finally:
         os.close(descriptor)
+
+
+def _lock_if_left(descriptor: int, process: int) -> None:
+    """Locks what a killed process left; raises `OSError` if its process may still write it."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    is_new = time.time() - os.fstat(descriptor).st_mtime < LOCKED_WITHIN
+    if is_new and _is_running(process):
+        raise BlockingIOError(f"process {process} has just made it")
 
 
 def _is_running(process: int) -> bool:

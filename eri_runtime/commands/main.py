@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 
 from eri_runtime.commands.bench import bench_command
+from eri_runtime.commands.export_triton import export_triton_command
 from eri_runtime.commands.generate import generate_command
 from eri_runtime.commands.inspect import inspect_command
 from eri_runtime.commands.serve import serve_command
@@ -53,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     generate_command(commands)
     inspect_command(commands)
     bench_command(commands)
+    export_triton_command(commands)
     serve_command(commands)
     for entry in sorted(entry_points(group="eri.commands"), key=lambda entry: entry.name):
         entry.load()(commands)
