@@ -14,7 +14,7 @@ from eri_runtime.serve.engine import Engine
 from eri_runtime.serve.http import health, openai
 from eri_runtime.serve.http.auth import KeyMiddleware
 from eri_runtime.serve.http.body_limit import BodyLimitMiddleware
-from eri_runtime.serve.http.errors import answer_errors
+from eri_runtime.serve.http.errors import ERRORS, answer_errors
 from eri_runtime.serve.http.kept_pictures import KeptPictures
 from eri_runtime.serve.http.metrics import Metrics
 from eri_runtime.serve.http.middleware import RequestMiddleware
@@ -44,7 +44,9 @@ def make_app(
             engine = Engine({"demo": Path("engines/demo")}, observer=metrics)
             app = make_app(engine, ServerOptions(api_keys=["secret"]), metrics)
     """
-    app = FastAPI(title=options.title, lifespan=_lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title=options.title, lifespan=_lifespan, docs_url=None, redoc_url=None, responses=ERRORS
+    )
     app.state.engine = engine
     app.state.options = options
     app.state.metrics = metrics or Metrics()
@@ -52,13 +54,18 @@ def make_app(
     app.state.tokens = TokenCounter()
     answer_errors(app)
     _add_middleware(app, engine, options)
+    _add_routers(app, engine)
+    return app
+
+
+def _add_routers(app: FastAPI, engine: Engine) -> None:
+    """Adds every API, and the page."""
     app.include_router(health.router)
     app.include_router(openai.router)
     for name in ("a1111", "page_api"):
         if find_spec(f"eri_runtime.serve.http.{name}"):
             app.include_router(import_module(f"eri_runtime.serve.http.{name}").router(engine))
     add_page(app)
-    return app
 
 
 @asynccontextmanager
@@ -83,5 +90,5 @@ def _add_middleware(app: FastAPI, engine: Engine, options: ServerOptions) -> Non
             allow_headers=["*"],
             expose_headers=SHOWN_HEADERS,
         )
-    app.add_middleware(OriginMiddleware, allowed=options.cors)
+    app.add_middleware(OriginMiddleware, options=options)
     app.add_middleware(RequestMiddleware)

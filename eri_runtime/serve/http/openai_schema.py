@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from eri_runtime.serve.http.errors import ERRORS
 from eri_runtime.serve.http.openai_fields import EditFields
 
 _TEXT_OR_NULL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
@@ -24,9 +25,8 @@ _ERROR = {
     },
 }
 _ERROR_CONTENT = {"application/json": {"schema": _ERROR}}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "The request is at fault.", "content": _ERROR_CONTENT},
-    "5XX": {"description": "The server is at fault, or busy.", "content": _ERROR_CONTENT},
+OPENAI_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {**described, "content": _ERROR_CONTENT} for status, described in ERRORS.items()
 }
 
 _PICTURE = {
@@ -46,12 +46,17 @@ _REPLY = {
         "usage": {"type": "object"},
     },
 }
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
 PICTURES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Pictures, or a stream of events.",
         "content": {
             "application/json": {"schema": _REPLY},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {"schema": _EVENT},
         },
     }
 }
@@ -66,4 +71,6 @@ def _edit_schema() -> dict[str, Any]:
     return schema
 
 
-EDIT_BODY = {"required": True, "content": {"multipart/form-data": {"schema": _edit_schema()}}}
+_FILE = {"contentType": "image/png, image/jpeg, image/webp"}
+_FORM = {"schema": _edit_schema(), "encoding": {"image": _FILE, "mask": _FILE}}
+EDIT_BODY = {"required": True, "content": {"multipart/form-data": _FORM}}
