@@ -121,7 +121,9 @@ def _refused(error: UsageError) -> Failure:
     if isinstance(error, UnknownNameError) and error.offender == "model":
         return Failure(status=404, message=str(error), code="model_not_found", param="model")
     code = "unknown_name" if isinstance(error, UnknownNameError) else "invalid_value"
-    return Failure(status=400, message=str(error), code=code, param=error.offender)
+    is_field = " " not in error.offender  # it may be words, such as "images in one call"
+    param = error.offender if is_field else None
+    return Failure(status=400, message=str(error), code=code, param=param)
 
 
 def _overloaded(error: BaseException) -> Failure:

@@ -14,6 +14,7 @@ from eri_runtime.errors import (
     NonFiniteError,
     OutOfMemoryError,
     OverloadedError,
+    SizeError,
     StoppingError,
     UsageError,
     WorkerLostError,
@@ -198,6 +199,7 @@ def test_a_server_that_stops_is_tried_again(sdk, engine, monkeypatch):
         (NonFiniteError("latents", **FACTS), 500, openai.InternalServerError),
         (WorkerLostError("request", **FACTS), 500, openai.InternalServerError),
         (UsageError("sampler", **FACTS), 400, openai.BadRequestError),
+        (SizeError("images in one call", **FACTS), 400, openai.BadRequestError),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -209,6 +211,7 @@ def test_a_failure_that_would_come_again_is_not_tried_again(
         list(sdk.images.generate(prompt="a fox", stream=stream))
     assert caught.value.status_code == status
     assert "got that, expected this" in caught.value.message
+    assert caught.value.param in (None, "sampler")
     assert len(engine.seen) == 1
 
 
