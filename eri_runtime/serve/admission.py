@@ -14,18 +14,20 @@ from eri_runtime.memory import TILE, Mode, available_memory, estimate_peak
 from eri_runtime.request import Request, Words, make_request, request_table
 from eri_runtime.serve.messages import PictureRequest
 from eri_runtime.serve.options import EngineOptions, Limits
+from eri_runtime.serve.parts import COUNT, parts_of
 
 MOST_PREVIEWS = 100
 
 
 def admit(
     bundles: Mapping[str, Bundle], options: EngineOptions, request: PictureRequest
-) -> tuple[PictureRequest, Request]:
+) -> list[tuple[PictureRequest, Request]]:
     """Checks a request.
 
     Returns:
-        The request with its model's name and its seeds, so that it makes the same pictures however
-        often it begins; and what the bundle makes of it.
+        The request, or several that make its pictures in parts: each with its model's name and its
+        seeds, so that it makes the same pictures however often it begins, and what the bundle
+        makes of it.
 
     Raises:
         UnknownNameError: For a model or LoRA that the engine does not have.
@@ -40,13 +42,34 @@ def admit(
     integer("previews", request.previews, 0, MOST_PREVIEWS)
     if request.timeout is not None:
         real("timeout", request.timeout, "seconds, more than 0", lambda value: value > 0)
+    mapping("words", request.words, "keywords of a call")
+    named = replace(request, model=model, loras=dict(loras))
+    count = request.words.get(COUNT)
+    if isinstance(count, int):
+        check_pictures(options.limits, count)  # before so many parts are made
+    parts = [_admit_part(bundles[model], options, each) for each in parts_of(bundles[model], named)]
+    check_pictures(options.limits, sum(checked.batch for _, checked in parts))
+    return parts
+
+
+def _admit_part(
+    bundle: Bundle, options: EngineOptions, request: PictureRequest
+) -> tuple[PictureRequest, Request]:
+    """Checks a request that the bundle can make at once."""
     words: Words = {**request.words, "output_type": "pil"}  # type: ignore[typeddict-item]
-    checked = make_request(bundles[model], request.prompt, request.negative_prompt, words)
+    checked = make_request(bundle, request.prompt, request.negative_prompt, words)
     check_limits(options.limits, checked)
-    request_table(bundles[model], checked)  # raises for levels that the model does not have
-    check_memory(bundles[model], options, checked)
+    request_table(bundle, checked)  # raises for levels that the model does not have
+    check_memory(bundle, options, checked)
     seeds = {**request.words, "seed": list(checked.seeds)}
-    return replace(request, model=model, words=seeds, loras=dict(loras)), checked
+    return replace(request, words=seeds), checked
+
+
+def check_pictures(limits: Limits, count: int) -> None:
+    """Raises `UsageError` if a request is for more pictures than the limit."""
+    if count > limits.pictures:
+        got = f"{count} images"
+        raise UsageError("images in one request", got=got, expected=f"at most {limits.pictures}")
 
 
 def check_limits(limits: Limits, request: Request) -> None:
@@ -56,7 +79,6 @@ def check_limits(limits: Limits, request: Request) -> None:
     sizes = {
         "size": (request.height * request.width, limits.pixels, "pixels"),
         "num_inference_steps": (request.steps, limits.steps, "steps"),
-        "images in one request": (request.batch, limits.pictures, "images"),
         "prompt": (max(map(len, texts), default=0), limits.prompt, "characters"),
     }
     for name, (size, most, unit) in sizes.items():

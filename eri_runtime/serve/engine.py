@@ -24,11 +24,13 @@ from eri_runtime.errors import (
     UsageError,
     WorkerLostError,
 )
+from eri_runtime.request import Request
 from eri_runtime.serve.admission import admit
 from eri_runtime.serve.links import Hear, Link, ProcessLink, ThreadLink
 from eri_runtime.serve.messages import PictureRequest, Pictures
 from eri_runtime.serve.observer import UNOBSERVED, Observer, Outcome
 from eri_runtime.serve.options import DEFAULT_OPTIONS, EngineOptions
+from eri_runtime.serve.parts import JointSubmission
 from eri_runtime.serve.protocol import (
     Began,
     Cancel,
@@ -100,15 +102,22 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         count = max(1, self.options.workers)
         self._seats = [Seat() for _ in range(count)]
-        for seat in self._seats:
-            self._open(seat)
-        self._watcher = asyncio.create_task(self._watch())
+        try:
+            for seat in self._seats:
+                self._open(seat)
+            self._watcher = asyncio.create_task(self._watch())
+            await self._first_ready()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _first_ready(self) -> None:
+        """Waits until a worker is ready; raises if none will be."""
         while not any(seat.ready for seat in self._seats):
             if any(seat.failures >= self.options.attempts for seat in self._seats):
                 got = f"{self.options.attempts} workers that died as they started"
                 self._unable = WorkerLostError("engine", got=got, expected="one that runs")
             if self._unable is not None:
-                await self.close()
                 raise self._unable
             await self._change()
 
@@ -123,21 +132,27 @@ class Engine:
             StoppingError: If the engine is being shut down.
         """
         try:
-            return self._accepted(request)
+            if self._stopping:
+                raise _stopping_error()
+            bundles = {name: model.bundle for name, model in self.models.items()}
+            admitted = admit(bundles, self.options, request)
+            self._check_room(len(admitted))
         except EriError as error:
             self._observer.refused(type(error).__name__)
             raise
+        parts = [self._accept(*each) for each in admitted]
+        return parts[0] if len(parts) == 1 else JointSubmission(request, parts)
 
-    def _accepted(self, request: PictureRequest) -> Submission:
-        if self._stopping:
-            raise _stopping_error()
-        if len(self._submissions) >= self.options.queue:
+    def _check_room(self, more: int) -> None:
+        """Raises `OverloadedError` if the queue has no room for so many requests."""
+        if len(self._submissions) + more > self.options.queue:
             got = f"{len(self._submissions)} requests already"
             error = OverloadedError("queue", got=got, expected=f"at most {self.options.queue}")
             error.retry_after = self._times.until_free(self._undone(), len(self._seats))
             raise error
-        bundles = {name: model.bundle for name, model in self.models.items()}
-        request, checked = admit(bundles, self.options, request)
+
+    def _accept(self, request: PictureRequest, checked: Request) -> Submission:
+        """Queues a request."""
         submission = Submission(request, checked, self.cancel)
         self._submissions[submission.id] = submission
         self._waiting.append(submission)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 
 import numpy as np
@@ -21,8 +22,9 @@ from eri_runtime.errors import (
     UnknownNameError,
     UsageError,
 )
+from eri_runtime.latents import images_at_once
 from eri_runtime.pipeline import Pipeline
-from eri_runtime.serve import Ended, Engine, Limits, Observer, PictureRequest
+from eri_runtime.serve import Ended, Engine, EngineOptions, Limits, Observer, PictureRequest
 from tests.support.serving import SIZE, asked, events, run
 
 SAMPLERS = ("flow_euler", "flow_heun", "dpmpp_2m", "unipc", "lcm", "euler_a")
@@ -284,3 +286,61 @@ def test_an_engine_needs_a_bundle(tmp_path):
         Engine({})
     with pytest.raises(BundleError):
         Engine({"none": tmp_path})
+
+
+def test_more_pictures_than_a_call_makes_come_in_parts(opened, pipe):
+    """One more than twice as many are three parts, and look like one request."""
+    count = 2 * images_at_once(pipe.bundle).max + 1
+    limits = Limits(pictures=count)
+
+    async def main():
+        async with opened(limits=limits) as engine:
+            words = {"num_inference_steps": 4, "num_images_per_prompt": count, "seed": 5}
+            submission = engine.submit(asked(previews=1, **words))
+            assert len(engine.submissions) == 3
+            steps, pictures = await events(submission)
+            assert submission.ended
+            return steps, pictures
+
+    steps, pictures = run(main())
+    assert sorted({each.step for each in steps}) == [1, 2, 3, 4]
+    (shown,) = [each for each in steps if each.images]
+    assert len(shown.images) == count
+    assert tuple(pictures.seeds) == tuple(range(5, 5 + count))
+    for number, image in enumerate(pixels(pictures)):
+        alone = pipe("a red heart", **SIZE, num_inference_steps=4, seed=5 + number).images[0]
+        np.testing.assert_array_equal(image, np.asarray(alone))
+
+
+def test_parts_are_accepted_together_or_not_at_all(opened, pipe):
+    most = images_at_once(pipe.bundle).max
+    limits = Limits(pictures=3 * most)
+
+    async def main():
+        async with opened(queue=2, limits=limits) as engine:
+            with pytest.raises(OverloadedError):
+                engine.submit(asked(num_images_per_prompt=3 * most))
+            assert engine.submissions == {}
+            joint = engine.submit(asked(num_images_per_prompt=2 * most, num_inference_steps=150))
+            assert len(engine.submissions) == 2
+            joint.cancel()
+            with pytest.raises(CancelledError):
+                await joint.pictures()
+            assert engine.submissions == {}
+
+    run(main())
+
+
+def test_a_start_that_is_cancelled_leaves_no_worker(sd35_bundle):
+    async def main():
+        engine = Engine({"tiny": sd35_bundle}, EngineOptions(backend="cpu", workers=1))
+        starting = asyncio.create_task(engine.start())
+        await asyncio.sleep(0.05)
+        pid = engine._seats[0].link.pid
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        return pid
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(run(main()), 0)
