@@ -1,0 +1,41 @@
+"""Reads AUTOMATIC1111's `parameters` text, which `eri_runtime.images.parameters_text` writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+
+NEGATIVE = "Negative prompt: "
+# a name, and a value that is quoted or ends at a comma; bounds keep hostile texts from taking long
+SETTING = re.compile(r'(\w[\w \-/]{0,40}): ?("(?:\\.|[^\\"]){0,2000}"|[^,]{0,2000})(?:,|$)')
+FEWEST = 3  # settings on the last line; fewer are the prompt's own words
+
+
+def parse_parameters(text: str) -> dict[str, str]:
+    """Returns the settings of a picture by name, with its `Prompt` and `Negative prompt`.
+
+    A text without a line of settings is all prompt.
+    """
+    lines = text.strip().split("\n")
+    settings = dict(SETTING.findall(lines[-1]))
+    if len(settings) >= FEWEST:
+        lines.pop()
+    else:
+        settings = {}
+    whole = "\n".join(lines)
+    start = 0 if whole.startswith(NEGATIVE) else whole.find(f"\n{NEGATIVE}")
+    prompt, negative = (whole, "") if start < 0 else (whole[:start], whole[start:])
+    return {
+        "Prompt": prompt.strip(),
+        "Negative prompt": negative.strip().removeprefix(NEGATIVE).strip(),
+        **{name.strip(): _unquoted(value.strip()) for name, value in settings.items()},
+    }
+
+
+def _unquoted(value: str) -> str:
+    """Returns a value without the JSON quotes that it may have."""
+    if value.startswith('"'):
+        with suppress(ValueError):
+            return str(json.loads(value))
+    return value
