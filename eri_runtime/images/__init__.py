@@ -18,8 +18,8 @@ from eri_runtime.images.convert import (
 from eri_runtime.images.crop import crop_box, fit
 from eri_runtime.images.output import WRITABLE, check_output
 from eri_runtime.images.overlay import Overlay
-from eri_runtime.images.png import parameters_text, save_png, write_png
-from eri_runtime.images.read_picture import read_picture
+from eri_runtime.images.png import parameters_text, png_bytes, save_png, write_png
+from eri_runtime.images.read_picture import read_picture, read_picture_bytes
 
 __all__ = [
     "WRITABLE",
@@ -32,7 +32,9 @@ __all__ = [
     "grey_of",
     "parameters_text",
     "picture_of",
+    "png_bytes",
     "read_picture",
+    "read_picture_bytes",
     "save_png",
     "size_of",
     "to_pil",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from eri_runtime.partial_files import claim, partial_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.PngImagePlugin import PngInfo
 
 
 def parameters_text(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> str:
@@ -41,12 +43,24 @@ def save_png(image: Image, path: str | Path, parameters: str, *, overwrite: bool
 
     `overwrite` is as in `write_png`.
     """
+    return write_png(image, path, overwrite=overwrite, pnginfo=_png_info(parameters))
+
+
+def png_bytes(image: Image, parameters: str) -> bytes:
+    """Returns the content of the file that `save_png` writes."""
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", pnginfo=_png_info(parameters))
+    return stream.getvalue()
+
+
+def _png_info(parameters: str) -> PngInfo:
+    """Returns the `parameters` text chunk."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     add_text = info.add_text if parameters.isascii() else info.add_itxt
     add_text("parameters", parameters)
-    return write_png(image, path, overwrite=overwrite, pnginfo=info)
+    return info
 
 
 def write_png(image: Image, path: str | Path, *, overwrite: bool = True, **options: Any) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from eri_runtime.errors import UsageError, short
 from eri_runtime.files import open_regular_file
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 EXPECTED = "a picture that Pillow reads"
 PROGRAMS = frozenset({"EPS"})  # Pillow starts Ghostscript to read it
+SENT = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # what a client of a server may send
 
 Value = TypeVar("Value")
 
@@ -35,15 +37,46 @@ def read_picture(name: str, path: str | Path) -> Image:
             for a format that only another program reads, and for a picture of so many pixels that
             Pillow takes it for an attack.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with _refused(name, path):
         Image.init()
-        formats = [each for each in Image.OPEN if each not in PROGRAMS]
-        with open_regular_file(path) as (stream, _), Image.open(stream, formats=formats) as image:
-            image.load()
-            upright: Image.Image = ImageOps.exif_transpose(image)
-            return upright
+        formats = tuple(each for each in Image.OPEN if each not in PROGRAMS)
+        with open_regular_file(path) as (stream, _):
+            return _read_upright(stream, formats)
+
+
+def read_picture_bytes(name: str, content: bytes, most_pixels: int) -> Image:
+    """Reads the first frame of a picture that a client sent, rotated as its EXIF data says.
+
+    Args:
+        name: The argument that the message names.
+        content: The file's content: PNG, JPEG, WebP, GIF or BMP.
+        most_pixels: Most pixels that the picture may have. They are counted before any is decoded.
+
+    Returns:
+        The picture, in the mode of its file.
+
+    Raises:
+        UsageError: If Pillow cannot read all of the picture, or it has too many pixels.
+    """
+    with _refused(name, "the picture"):
+        return _read_upright(io.BytesIO(content), SENT, most_pixels)
+
+
+def _read_upright(
+    stream: IO[bytes], formats: tuple[str, ...], most_pixels: int | None = None
+) -> Image:
+    """Reads a stream's first frame; raises `ValueError` if it has more than `most_pixels`."""
+    from PIL import Image, ImageOps
+
+    with Image.open(stream, formats=formats) as image:
+        if most_pixels is not None and image.width * image.height > most_pixels:
+            size = f"{image.width}x{image.height}"
+            raise ValueError(f"a picture of {size} pixels, more than {most_pixels} in all")
+        image.load()
+        upright: Image.Image = ImageOps.exif_transpose(image)
+        return upright
 
 
 def read_pixels(name: str, picture: Image, convert: Callable[[Image], Value]) -> Value:
