@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from eri_runtime.memory import available_memory
 from eri_runtime.serve.engine import Engine, Model
 from eri_runtime.serve.http.a1111_options import Options, sha256_of
-from eri_runtime.serve.http.a1111_samplers import ALIASES, SCHEDULERS, samplers_for
+from eri_runtime.serve.http.a1111_samplers import SCHEDULERS, aliases_of, samplers_for
 
 # what this server has none of, in AUTOMATIC1111's shapes
 EMPTY: dict[str, Any] = {
@@ -41,7 +41,11 @@ def add_lists(routes: APIRouter, engine: Engine, options: Options) -> None:
         """Lists the samplers of the chosen model."""
         kind = options.model.bundle.schedule.kind
         return [
-            {"name": each.label, "aliases": [each.name, *ALIASES.get(each.label, ())], "options": {}}
+            {
+                "name": each.label,
+                "aliases": aliases_of(each),
+                "options": {},
+            }
             for each in samplers_for(kind)
         ]
 

@@ -1,4 +1,4 @@
-"""The bodies of requests to `/sdapi/v1`. Fields that are not here are ignored, as AUTOMATIC1111 does."""
+"""The bodies of requests to `/sdapi/v1`. Other fields are ignored, as by AUTOMATIC1111."""
 
 from __future__ import annotations
 

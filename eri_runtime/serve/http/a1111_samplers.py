@@ -67,7 +67,7 @@ def choose_sampler(name: str, kind: ScheduleKind) -> Sampler:
     """
     fitting = list(samplers_for(kind))
     for sampler in fitting:
-        if _key(name) in map(_key, (sampler.name, *_labels(sampler))):
+        if _key(name) in map(_key, (sampler.label, *aliases_of(sampler))):
             return sampler
     expected = f"one of {', '.join(sampler.label for sampler in fitting)}"
     raise UnknownNameError("sampler_name", got=short(name), expected=expected)
@@ -91,9 +91,9 @@ def split_label(label: str) -> tuple[str, str | None]:
     return label, None
 
 
-def _labels(sampler: Sampler) -> tuple[str, ...]:
-    """Returns the names that AUTOMATIC1111 has for a sampler."""
-    return (sampler.label, *ALIASES.get(sampler.label, ()))
+def aliases_of(sampler: Sampler) -> list[str]:
+    """Returns the names of a sampler beside its label."""
+    return [sampler.name, *ALIASES.get(sampler.label, ())]
 
 
 def _key(name: str) -> str:

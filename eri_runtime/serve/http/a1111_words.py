@@ -94,10 +94,10 @@ def _sampling(body: TextToImage, model: Model) -> dict[str, Any]:
 
 def _sampler_options(body: TextToImage, sampler: Sampler) -> dict[str, float]:
     """Returns the options of the body that this sampler has; an `s_tmax` of 0 is no limit."""
-    given: Mapping[str, float | None] = {name: getattr(body, name) for name in NOISE_OPTIONS}
-    options = {
-        name: value for name, value in given.items() if name in sampler.options and value is not None
+    given: Mapping[str, float | None] = {
+        name: getattr(body, name) for name in NOISE_OPTIONS if name in sampler.options
     }
+    options = {name: value for name, value in given.items() if value is not None}
     if options.get("s_tmax") == 0:
         options["s_tmax"] = inf
     return options
@@ -138,8 +138,9 @@ def _fitted(image: Image, body: ImageToImage) -> Image:
 
     if body.resize_mode != 1 or not body.width or not body.height:
         return image
-    side = min(image.width / body.width, image.height / body.height)
-    return ImageOps.fit(image, (max(1, round(body.width * side)), max(1, round(body.height * side))))
+    scale = min(image.width / body.width, image.height / body.height)
+    width, height = (max(1, round(side * scale)) for side in (body.width, body.height))
+    return ImageOps.fit(image, (width, height))
 
 
 def _repainted(mask: Image, body: ImageToImage) -> Image:

@@ -7,8 +7,9 @@ import re
 from contextlib import suppress
 
 NEGATIVE = "Negative prompt: "
-# a name, and a value that is quoted or ends at a comma; bounds keep hostile texts from taking long
-SETTING = re.compile(r'(\w[\w \-/]{0,40}): ?("(?:\\.|[^\\"]){0,2000}"|[^,]{0,2000})(?:,|$)')
+# a name, and a value that is quoted or ends at a comma
+SETTING = re.compile(r'(\w[\w \-/]{0,40}): ?("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+LONGEST = 10_000  # characters of that line; a longer one would take long
 FEWEST = 3  # settings on the last line; fewer are the prompt's own words
 
 
@@ -18,7 +19,7 @@ def parse_parameters(text: str) -> dict[str, str]:
     A text without a line of settings is all prompt.
     """
     lines = text.strip().split("\n")
-    settings = dict(SETTING.findall(lines[-1]))
+    settings = dict(SETTING.findall(lines[-1])) if len(lines[-1]) <= LONGEST else {}
     if len(settings) >= FEWEST:
         lines.pop()
     else:
