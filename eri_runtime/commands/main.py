@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from eri_runtime.commands.bench import bench_command
 from eri_runtime.commands.generate import generate_command
 from eri_runtime.commands.inspect import inspect_command
+from eri_runtime.commands.serve import serve_command
 from eri_runtime.commands.subcommand import IntermixedParser, Parser, write_line
 from eri_runtime.errors import BundleError, CheckpointError, EriError, UsageError, cut
 
@@ -52,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     generate_command(commands)
     inspect_command(commands)
     bench_command(commands)
+    serve_command(commands)
     for entry in sorted(entry_points(group="eri.commands"), key=lambda entry: entry.name):
         entry.load()(commands)
     return parser

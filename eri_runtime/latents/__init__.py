@@ -21,6 +21,7 @@ from eri_runtime.latents.size_limits import (
     check_size,
     images_at_once,
     latent_side_range,
+    nearest_size,
 )
 from eri_runtime.latents.vae import DECODER, ENCODER, WHOLE, VaeMode, pack
 
@@ -40,6 +41,7 @@ __all__ = [
     "images_at_once",
     "latent_shape",
     "latent_side_range",
+    "nearest_size",
     "pack",
     "patchify",
     "run_in_chunks",

@@ -44,6 +44,25 @@ def check_size(bundle: Bundle, height: int, width: int) -> None:
             raise SizeError(name, got=pixels, expected=expected)
 
 
+def nearest_size(bundle: Bundle, width: int, height: int) -> tuple[int, int]:
+    """Returns the width and height, in pixels, that suit a picture of any size best.
+
+    It has the picture's proportions as nearly as the bundle's sizes allow, and at most the pixels
+    of the bundle's default size.
+    """
+    step = bundle.latents.factor * bundle.latents.patch
+    most = bundle.defaults.width * bundle.defaults.height
+    scale = min(1.0, math.sqrt(most / (width * height)))
+
+    def side(name: str, pixels: int) -> int:
+        limits = latent_side_range(bundle, name)
+        least = -(-limits.min * bundle.latents.factor // step) * step
+        greatest = limits.max * bundle.latents.factor // step * step
+        return max(least, min(greatest, round(pixels * scale / step) * step))
+
+    return side("width", width), side("height", height)
+
+
 def latent_side_range(bundle: Bundle, name: str) -> ShapeRange:
     """Returns the range of latents along `name`, which is "height" or "width".
 

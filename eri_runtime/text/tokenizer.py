@@ -73,6 +73,11 @@ class PromptTokenizer:
                 log.warning("%s: %s is cut to %d tokens", self.name, short(prompt), length)
         return ids
 
+    def count(self, prompt: str) -> int:
+        """Returns how many tokens of a prompt the text encoder reads, special ones included."""
+        with _tokenizer_errors(self._file):
+            return min(len(self._tokenizer.encode(prompt).ids), self.spec.max_length)
+
     def has(self, token: str) -> bool:
         """Returns whether a token is in the tokenizer's own vocabulary."""
         return self._tokenizer.token_to_id(token) is not None

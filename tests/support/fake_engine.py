@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -77,6 +78,7 @@ class FakeSubmission(Submission):
         self.id = name
         self.request = request
         self.cancelled = asyncio.Event()
+        self.is_stopped = False
         self.started = asyncio.get_running_loop().time()
         self._engine = engine
 
@@ -92,6 +94,7 @@ class FakeEngine(Engine):
 
     Attributes:
         delay: Seconds that each step takes.
+        start_seconds: Seconds that `start` takes.
         fault: Raised by the first step, if set.
         refusals: Raised by `submit`, one each time, first to last.
         seen: Every request that was accepted.
@@ -110,7 +113,7 @@ class FakeEngine(Engine):
         }
         self.options = options or EngineOptions()
         self.observer = observer or Observer()
-        self.delay = 0.0
+        self.delay = self.start_seconds = 0.0
         self.fault: Exception | None = None
         self.refusals: list[Exception] = []
         self.seen: list[PictureRequest] = []
@@ -123,6 +126,7 @@ class FakeEngine(Engine):
         self._names = map("request-{}".format, itertools.count())
 
     async def start(self) -> None:
+        await asyncio.sleep(self.start_seconds)
         self.started = True
 
     def submit(self, request: PictureRequest) -> FakeSubmission:
@@ -233,7 +237,7 @@ class FakeEngine(Engine):
         except TimeoutError:
             if left <= self.delay:
                 raise DeadlineError("request", got="more", expected=f"{limit} s") from None
-        if self.closed:
+        if submission.is_stopped:
             raise StoppingError("engine", got="no time left", expected="an end before")
         if submission.cancelled.is_set():
             raise CancelledError("request", got="a cancellation", expected="none")
@@ -255,14 +259,21 @@ class FakeEngine(Engine):
 
     async def drain(self, grace: float) -> None:
         self.stopping = True
-        async with asyncio.timeout(grace):
-            while self._live:
-                await asyncio.sleep(0.01)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                while self._live:
+                    await asyncio.sleep(0.01)
+        self._stop_all()
 
     async def close(self) -> None:
-        self.stopping = self.closed = True
+        self.closed = True
+        self._stop_all()
+
+    def _stop_all(self) -> None:
+        self.stopping = True
         for submission in self._live.values():
-            submission.cancel()
+            submission.is_stopped = True
+            submission.cancelled.set()
 
 
 def draw(seed: int, width: int, height: int) -> Image.Image:

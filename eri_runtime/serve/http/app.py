@@ -18,6 +18,7 @@ from eri_runtime.serve.http.errors import answer_errors
 from eri_runtime.serve.http.kept_pictures import KeptPictures
 from eri_runtime.serve.http.metrics import Metrics
 from eri_runtime.serve.http.middleware import RequestMiddleware
+from eri_runtime.serve.http.openai_usage import TokenCounter
 from eri_runtime.serve.http.options import DEFAULT_SERVER, ServerOptions
 from eri_runtime.serve.http.origin import OriginMiddleware
 from eri_runtime.serve.http.static_page import add_page
@@ -48,6 +49,7 @@ def make_app(
     app.state.options = options
     app.state.metrics = metrics or Metrics()
     app.state.kept = KeptPictures(options.kept_bytes)
+    app.state.tokens = TokenCounter()
     answer_errors(app)
     _add_middleware(app, engine, options)
     app.include_router(health.router)
@@ -65,7 +67,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     engine: Engine = app.state.engine
     async with engine:
         yield
-        await engine.drain(app.state.options.grace)
+        if not engine.status.stopping:
+            await engine.drain(app.state.options.grace)
 
 
 def _add_middleware(app: FastAPI, engine: Engine, options: ServerOptions) -> None:

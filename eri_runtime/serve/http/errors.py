@@ -177,7 +177,8 @@ def invalid(errors: Any) -> Failure:
         message = f"{path}: unknown parameter; /openapi.json lists those that exist"
         return Failure(status=400, message=message, code="unknown_parameter", param=path)
     got = "nothing" if first["type"] == "missing" else short(first.get("input"))
-    message = f"{path or 'body'}: got {got}, expected: {first['msg']}"
+    reason = first["msg"].removeprefix("Value error, ")
+    message = f"{path or 'body'}: got {got}, expected: {reason}"
     return Failure(status=400, message=message, code="invalid_value", param=path or None)
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from eri_runtime.errors import EriError
 from eri_runtime.latents import ENCODER, latent_side_range
 from eri_runtime.sampling import SigmaName
 from eri_runtime.serve.engine import Engine, Model, Submission
 from eri_runtime.serve.http.a1111_samplers import samplers_for
-from eri_runtime.serve.http.errors import failure_of
 from eri_runtime.serve.http.pictures import encode_all, read_base64, to_base64
 from eri_runtime.serve.http.running import events, timeout_of
+from eri_runtime.serve.http.sse import Frames, event_stream, frame
 from eri_runtime.serve.messages import Event, PictureRequest, Pictures
 
 PREVIEWS = 20  # at most
@@ -90,13 +88,11 @@ def router(engine: Engine) -> APIRouter:
     async def generate(request: Request, drawing: Drawing) -> StreamingResponse:
         """Draws; sends `progress` after each step, with previews now and then, then `pictures`.
 
-        What goes wrong after the start is the event `error`. A client that disconnects cancels.
+        What goes wrong later is the event `error`, with OpenAI's error object. A client that
+        disconnects cancels.
         """
         asked = await _asked(request, drawing)
-        submission = engine.submit(asked)
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        frames = _frames(request, submission)
-        return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
+        return await event_stream(_frames(request, engine.submit(asked)))
 
     return routes
 
@@ -157,32 +153,23 @@ async def _asked(request: Request, drawing: Drawing) -> PictureRequest:
     )
 
 
-async def _frames(request: Request, submission: Submission) -> AsyncIterator[str]:
+async def _frames(request: Request, submission: Submission) -> Frames:
     """Yields the events of a request as server-sent events."""
-    try:
-        async for event in events(request, submission):
-            yield await _frame(event)
-    except EriError as error:
-        failure = failure_of(error)
-        yield _sent("error", {"message": failure.message, "code": failure.code})
+    async for event in events(request, submission):
+        yield await _frame(event)
 
 
-async def _frame(event: Event) -> str:
+async def _frame(event: Event) -> bytes:
     """Returns one event of the engine as a server-sent event."""
     if isinstance(event, Pictures):
         files = await encode_all(event.images, event.parameters)
         seeds = [str(seed) for seed in event.seeds]  # larger than JavaScript's exact integers
         told = {"images": _urls(files), "seeds": seeds, "parameters": list(event.parameters)}
-        return _sent("pictures", told)
+        return frame("pictures", told)
     previews = _urls(await encode_all(event.images))
-    return _sent("progress", {"step": event.step, "total": event.total, "images": previews})
+    return frame("progress", {"step": event.step, "total": event.total, "images": previews})
 
 
 def _urls(files: Sequence[bytes]) -> list[str]:
     """Returns PNG files as data URLs."""
     return [f"data:image/png;base64,{to_base64(file)}" for file in files]
-
-
-def _sent(name: str, data: Mapping[str, Any]) -> str:
-    """Returns a server-sent event."""
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n"

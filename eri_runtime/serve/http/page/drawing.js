@@ -12,7 +12,7 @@ export async function draw(request) {
   say("Drawing.");
   try {
     for await (const { event, data } of stream("eri/v1/generate", request, running.signal)) {
-      if (event === "error") throw new Error(data.message);
+      if (event === "error") throw new Error(data.error.message);
       if (event === "progress") step(data);
       if (event === "pictures") return finished(data);
     }

@@ -1,0 +1,181 @@
+"""The options of `eri serve`, and the engine's and server's options that they set."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eri_runtime.errors import UsageError
+from eri_runtime.serve.options import DEFAULT_OPTIONS, EngineOptions, Limits
+
+if TYPE_CHECKING:
+    from eri_runtime.serve.http import ServerOptions
+
+KEYS = "ERI_API_KEYS"  # environment variable: keys with commas between
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_D, _L = DEFAULT_OPTIONS, DEFAULT_OPTIONS.limits
+
+
+def parse_bytes(text: str) -> int:
+    """Parses a number of bytes such as `8G`, `500M` or `1.5GiB`, in powers of 1024."""
+    stem = text.strip().upper().removesuffix("B").removesuffix("I")
+    number, unit = (stem[:-1], stem[-1]) if stem[-1:] in UNITS and stem else (stem, "")
+    try:
+        size = int(float(number) * UNITS[unit])
+    except (ValueError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected bytes, such as 8G") from error
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected 1 byte or more")
+    return size
+
+
+def add_serve_options(parser: argparse.ArgumentParser) -> None:
+    """Adds all options and arguments of `eri serve`."""
+    parser.add_argument(
+        "bundles", metavar="BUNDLE", nargs="+", type=Path, help="folders written by eri export"
+    )
+    _add_server(parser.add_argument_group("server"))
+    _add_engine(parser.add_argument_group("engine"))
+    _add_limits(parser.add_argument_group("largest request"))
+
+
+def _add_server(group: Any) -> None:
+    """Adds the options of the HTTP server."""
+    group.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
+    )
+    group.add_argument(
+        "--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)"
+    )
+    group.add_argument(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help=f"key that clients must send; may be repeated, and {KEYS} adds keys with commas "
+        "between (default: none)",
+    )
+    group.add_argument(
+        "--cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="origin of a web page that may use the server, or * for all; may be repeated",
+    )
+    group.add_argument(
+        "--grace",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="time for accepted requests when the server stops (default: %(default)g)",
+    )
+
+
+def _add_engine(group: Any) -> None:
+    """Adds the options of the engine."""
+    group.add_argument(
+        "--backend", default=_D.backend, metavar="NAME", help="as in eri generate (default: auto)"
+    )
+    for name, default, text in (
+        ("workers", _D.workers, "worker processes; 0 runs all in this one"),
+        ("threads", None, "CPU threads of each worker (default: the cores, divided by workers)"),
+        ("queue", _D.queue, "most requests that wait or run; more get 429"),
+        ("running", _D.running, "most requests that a worker runs at once"),
+    ):
+        shown = text if default is None else f"{text} (default: {default})"
+        group.add_argument(f"--{name}", type=int, default=default, metavar="N", help=shown)
+    for name, seconds, text in (
+        ("timeout", _D.timeout, "time after which a request is given up, unless it names its own"),
+        ("heartbeat", _D.heartbeat, "time without a sign of life that kills a busy worker"),
+    ):
+        shown = f"{text} (default: {seconds:g})"
+        group.add_argument(f"--{name}", type=float, default=seconds, metavar="SECONDS", help=shown)
+    group.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="LoRA that requests may name (default name: the file's stem); may be repeated",
+    )
+    group.add_argument(
+        "--memory",
+        type=parse_bytes,
+        metavar="BYTES",
+        help="weights of open bundles per worker, such as 8G; the least recently used are closed "
+        "above it (default: no limit)",
+    )
+
+
+def _add_limits(group: Any) -> None:
+    """Adds the limits of a request."""
+    for name, default, text in (
+        ("pixels", _L.pixels, "pixels per picture"),
+        ("steps", _L.steps, "denoising steps"),
+        ("pictures", _L.pictures, "pictures per request"),
+    ):
+        shown = f"{text} (default: {default})"
+        group.add_argument(f"--max-{name}", type=int, default=default, metavar="N", help=shown)
+
+
+def engine_options(options: argparse.Namespace) -> EngineOptions:
+    """Returns the engine's options; raises `UsageError` for an invalid one."""
+    limits = Limits(
+        pixels=options.max_pixels, steps=options.max_steps, pictures=options.max_pictures
+    )
+    return EngineOptions(
+        backend=options.backend,
+        threads=options.threads,
+        workers=options.workers,
+        queue=options.queue,
+        running=options.running,
+        timeout=options.timeout,
+        heartbeat=options.heartbeat,
+        memory=options.memory,
+        loras=named_loras(options.lora),
+        limits=limits,
+    )
+
+
+def server_options(options: argparse.Namespace) -> ServerOptions:
+    """Returns the server's options; raises `UsageError` for an invalid one."""
+    from eri_runtime.serve.http import ServerOptions
+
+    variable = [key.strip() for key in os.environ.get(KEYS, "").split(",")]
+    return ServerOptions(
+        host=options.host,
+        port=options.port,
+        api_keys=(*options.api_key, *filter(None, variable)),
+        cors=tuple(options.cors),
+        grace=options.grace,
+    )
+
+
+def named_loras(texts: Iterable[str]) -> dict[str, Path]:
+    """Returns the files of `--lora` by name; raises `UsageError` for a name that comes twice."""
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, file = text.partition("=")
+        path = Path(file if equals else text).resolve()
+        _add("--lora", found, name if equals else path.stem, path)
+    return found
+
+
+def named_bundles(paths: Iterable[Path]) -> dict[str, Path]:
+    """Returns the bundles by their folders' names; raises `UsageError` for two of one name."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        _add("BUNDLE", found, path.resolve().name, path)
+    return found
+
+
+def _add(offender: str, found: dict[str, Path], name: str, path: Path) -> None:
+    """Adds a path under its name; raises `UsageError` if it has none, or it is taken."""
+    if not name:
+        raise UsageError(offender, got=f"no name for {path}", expected="a name")
+    if name in found:
+        got = f"{found[name]} and {path}, both named {name!r}"
+        raise UsageError(offender, got=got, expected="one of each name")
+    found[name] = path
