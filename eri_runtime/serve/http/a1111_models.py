@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from eri_runtime.errors import UsageError, short
+
+Side = Annotated[int, Field(ge=1, le=2**16)]
 
 
 class TextToImage(BaseModel):
@@ -36,6 +38,8 @@ class TextToImage(BaseModel):
         timeout: Seconds after which the request is given up.
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     prompt: str = ""
     negative_prompt: str | None = None
     seed: int | None = -1
@@ -47,8 +51,8 @@ class TextToImage(BaseModel):
     steps: int | None = None
     cfg_scale: float | None = None
     distilled_cfg_scale: float | None = None
-    width: int | None = None
-    height: int | None = None
+    width: Side | None = None
+    height: Side | None = None
     eta: float | None = None
     s_churn: float | None = None
     s_tmin: float | None = None
@@ -57,7 +61,7 @@ class TextToImage(BaseModel):
     override_settings: dict[str, Any] | None = None
     override_settings_restore_afterwards: bool = True
     send_images: bool = True
-    timeout: float | None = None
+    timeout: float | None = Field(None, gt=0)
     # what this server cannot do: see `check_possible`
     enable_hr: bool = False
     restore_faces: bool | None = False

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from eri_runtime.checks import string
 from eri_runtime.errors import UnknownNameError, UsageError, short
 from eri_runtime.serve.engine import Engine, Model
 
 MODEL = "sd_model_checkpoint"
+HASH = "sd_checkpoint_hash"  # read only: a client that posts all options back need not change it
 # values that mean what this server does anyway; the first is what it reports
 FIXED: Mapping[str, tuple[object, ...]] = {
     "sd_vae": ("Automatic", "None", "", None),
@@ -34,7 +36,7 @@ class Options:
 
     def shown(self) -> dict[str, Any]:
         """Returns what `GET /options` replies."""
-        own = {MODEL: self.model.name, "sd_checkpoint_hash": sha256_of(self.model)}
+        own = {MODEL: self.model.name, HASH: sha256_of(self.model)}
         return {**own, **{name: values[0] for name, values in FIXED.items()}}
 
     def checked(self, given: Mapping[str, Any]) -> Model:
@@ -45,12 +47,13 @@ class Options:
             UsageError: For a value that this server cannot take on.
         """
         for name, value in given.items():
-            allowed = FIXED.get(name)
-            if allowed is not None and value not in allowed:
-                raise UsageError(name, got=short(value), expected=short(allowed[0]))
-            if allowed is None and name not in (MODEL, "sd_checkpoint_hash"):
+            if name in FIXED and value not in FIXED[name]:
+                raise UsageError(name, got=short(value), expected=short(FIXED[name][0]))
+            if name not in self.shown():
                 expected = f"one of {', '.join(self.shown())}"
                 raise UnknownNameError("option", got=short(name), expected=expected)
+        if given.get(HASH) is not None:
+            string(HASH, given[HASH])
         return self._named(given.get(MODEL))
 
     def _named(self, name: object) -> Model:

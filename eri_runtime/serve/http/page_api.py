@@ -13,12 +13,19 @@ from eri_runtime.latents import ENCODER, latent_side_range
 from eri_runtime.sampling import SigmaName
 from eri_runtime.serve.engine import Engine, Model, Submission
 from eri_runtime.serve.http.a1111_samplers import samplers_for
-from eri_runtime.serve.http.pictures import encode_all, read_base64, to_base64
+from eri_runtime.serve.http.pictures import (
+    MEDIA_TYPES,
+    Format,
+    encode_all,
+    read_base64,
+    to_base64,
+)
 from eri_runtime.serve.http.running import events, timeout_of
 from eri_runtime.serve.http.sse import Frames, event_stream, frame
 from eri_runtime.serve.messages import Event, PictureRequest, Pictures
 
 PREVIEWS = 20  # at most
+QUALITY = 85  # of a preview's JPEG
 PADDING = 32  # pixels around the mask, if only what is around it is drawn
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
@@ -45,7 +52,7 @@ class Drawing(BaseModel):
         only_masked: Whether only the part around the mask is drawn, in full size.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model: str = ""
     prompt: str = ""
@@ -166,10 +173,10 @@ async def _frame(event: Event) -> bytes:
         seeds = [str(seed) for seed in event.seeds]  # larger than JavaScript's exact integers
         told = {"images": _urls(files), "seeds": seeds, "parameters": list(event.parameters)}
         return frame("pictures", told)
-    previews = _urls(await encode_all(event.images))
+    previews = _urls(await encode_all(event.images, form="jpeg", quality=QUALITY), "jpeg")
     return frame("progress", {"step": event.step, "total": event.total, "images": previews})
 
 
-def _urls(files: Sequence[bytes]) -> list[str]:
-    """Returns PNG files as data URLs."""
-    return [f"data:image/png;base64,{to_base64(file)}" for file in files]
+def _urls(files: Sequence[bytes], form: Format = "png") -> list[str]:
+    """Returns the contents of files as data URLs."""
+    return [f"data:{MEDIA_TYPES[form]};base64,{to_base64(file)}" for file in files]

@@ -14,8 +14,10 @@ from eri_runtime.errors import OverloadedError
 from eri_runtime.serve import EngineOptions, PictureRequest
 from eri_runtime.serve.http import make_app
 from eri_runtime.serve.http.a1111_lists import EMPTY
+from eri_runtime.serve.http.a1111_models import ImageToImage, TextToImage
 from tests.support.fake_engine import FakeEngine
 from tests.support.fake_models import give_models
+from tests.support.http_pictures import opened
 
 API = "/sdapi/v1"
 
@@ -42,10 +44,6 @@ def encoded(image: Image.Image) -> str:
     stream = io.BytesIO()
     image.save(stream, format="PNG")
     return base64.b64encode(stream.getvalue()).decode()
-
-
-def opened(text: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(text)))
 
 
 PHOTO = encoded(Image.new("RGB", (64, 32), "red"))
@@ -191,6 +189,11 @@ def test_the_reply_repeats_pictures_only_if_asked(client):
         (400, {"alwayson_scripts": {"controlnet": {"args": [{}]}}}, "alwayson_scripts"),
         (400, {"clip_skip": 3}, "clip_skip"),
         (400, {"batch_size": 0}, "batch_size"),
+        (400, {"cfg_scale": "nan"}, "cfg_scale"),
+        (400, {"cfg_scale": "1e999"}, "cfg_scale"),
+        (400, {"width": 10**400}, "width"),
+        (400, {"timeout": 0}, "timeout"),
+        (400, {"override_settings": {"sd_checkpoint_hash": 1}}, "sd_checkpoint_hash"),
         (400, {"steps": "many"}, "steps"),
         (400, [], "body"),
     ],
@@ -226,6 +229,21 @@ def test_a_bad_edit_is_refused(client, engine, field, value):
     assert reply.status_code == 400
     assert field in reply.json()["detail"]
     assert engine.seen == []
+
+
+STRANGE = ("\ud800", float("nan"), float("-inf"), 10**400, 1e308, True, "x" * 2000, None, [], {})
+
+
+@pytest.mark.parametrize("value", STRANGE, ids=lambda value: repr(value)[:12])
+def test_strange_values_are_taken_or_refused_but_break_nothing(client, value):
+    for name in {**TextToImage.model_fields, **ImageToImage.model_fields}:
+        for endpoint in ("txt2img", "img2img"):
+            body = json.dumps({"init_images": [PHOTO], "mask": PHOTO, "width": 64, name: value})
+            reply = client.post(f"{API}/{endpoint}", content=body)
+            assert reply.status_code in (200, 400, 404), (name, reply.text)
+    for endpoint, name in (("options", "sd_model_checkpoint"), ("png-info", "image")):
+        body = json.dumps({name: value})
+        assert client.post(f"{API}/{endpoint}", content=body).status_code in (200, 400, 404)
 
 
 def test_a_full_queue_says_when_to_try_again(client, engine):

@@ -44,6 +44,11 @@ def engine(tmp_path):
     return give_models(FakeEngine(options=EngineOptions(loras=loras)))
 
 
+def is_fault(said) -> bool:
+    """Whether a line of the console is an error other than a status of HTTP."""
+    return said.type == "error" and not said.text.startswith("Failed to load resource")
+
+
 @pytest.fixture
 def page(browser, address):
     """The page, loaded; the test fails if it logs an error."""
@@ -51,7 +56,7 @@ def page(browser, address):
     page = context.new_page()
     page.set_default_timeout(10_000)
     logged = []
-    page.on("console", lambda said: logged.append(said.text) if said.type == "error" else None)
+    page.on("console", lambda said: is_fault(said) and logged.append(said.text))
     page.on("pageerror", lambda error: logged.append(str(error)))
     page.goto(address)
     loaded(page)
@@ -202,8 +207,9 @@ def test_the_gallery_keeps_pictures_with_what_to_do_with_them(page, engine):
 def test_a_painted_mask_is_sent_white_on_black(page, engine):
     upload(page, "#source", png(size=(64, 64)))
     page.wait_for_selector("#edit-tools:not([hidden])")
-    box = page.locator("#mask").bounding_box()
     page.fill("#brush", "8")
+    page.locator("#mask").scroll_into_view_if_needed()
+    box = page.locator("#mask").bounding_box()
     page.mouse.move(box["x"] + 10, box["y"] + 10)
     page.mouse.down()
     page.mouse.move(box["x"] + 30, box["y"] + 10, steps=4)
