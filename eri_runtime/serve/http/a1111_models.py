@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from eri_runtime.errors import UsageError, short
+from eri_runtime.serve.http.openai_fields import Positive, Text
 
 Side = Annotated[int, Field(ge=1, le=2**16)]
 
@@ -40,12 +41,12 @@ class TextToImage(BaseModel):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    prompt: str = ""
-    negative_prompt: str | None = None
+    prompt: Text = ""
+    negative_prompt: Text | None = None
     seed: int | None = -1
-    sampler_name: str | None = None
-    sampler_index: str | None = None
-    scheduler: str | None = None
+    sampler_name: Text | None = None
+    sampler_index: Text | None = None
+    scheduler: Text | None = None
     batch_size: int = Field(1, ge=1)
     n_iter: int = Field(1, ge=1)
     steps: int | None = None
@@ -61,18 +62,18 @@ class TextToImage(BaseModel):
     override_settings: dict[str, Any] | None = None
     override_settings_restore_afterwards: bool = True
     send_images: bool = True
-    timeout: float | None = Field(None, gt=0)
+    timeout: Positive | None = None
     # what this server cannot do: see `check_possible`
     enable_hr: bool = False
     restore_faces: bool | None = False
     tiling: bool | None = False
-    styles: list[str] | None = None
+    styles: list[Text] | None = None
     subseed_strength: float | None = 0
     seed_resize_from_w: int | None = 0
     seed_resize_from_h: int | None = 0
     clip_skip: int | None = None
-    refiner_checkpoint: str | None = None
-    script_name: str | None = None
+    refiner_checkpoint: Text | None = None
+    script_name: Text | None = None
     alwayson_scripts: dict[str, Any] | None = None
     hr_second_pass_steps: int | None = None
 
@@ -99,8 +100,8 @@ class ImageToImage(TextToImage):
         include_init_images: Whether the reply's `parameters` repeat the pictures.
     """
 
-    init_images: list[str] = Field(min_length=1)
-    mask: str | None = None
+    init_images: list[Text] = Field(min_length=1)
+    mask: Text | None = None
     denoising_strength: float = 0.75
     resize_mode: int = 0
     mask_blur: int = 4

@@ -13,6 +13,7 @@ from eri_runtime.latents import ENCODER, latent_side_range
 from eri_runtime.sampling import SigmaName
 from eri_runtime.serve.engine import Engine, Model, Submission
 from eri_runtime.serve.http.a1111_samplers import samplers_for
+from eri_runtime.serve.http.openai_fields import Text
 from eri_runtime.serve.http.pictures import (
     MEDIA_TYPES,
     Format,
@@ -54,18 +55,18 @@ class Drawing(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    model: str = ""
-    prompt: str = ""
-    negative_prompt: str | None = None
+    model: Text = ""
+    prompt: Text = ""
+    negative_prompt: Text | None = None
     width: int | None = None
     height: int | None = None
     n: int | None = None
     seed: Seed | None = None
     steps: int | None = None
     guidance_scale: float | None = None
-    sampler: str | None = None
-    sigmas: str | None = None
-    loras: dict[str, float] = Field(default_factory=dict)
+    sampler: Text | None = None
+    sigmas: Text | None = None
+    loras: dict[Text, float] = Field(default_factory=dict)
     image: str | None = None
     mask: str | None = None
     strength: float | None = None

@@ -20,6 +20,7 @@ from tests.support.fake_models import give_models
 from tests.support.http_pictures import opened
 
 API = "/sdapi/v1"
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
@@ -236,14 +237,18 @@ STRANGE = ("\ud800", float("nan"), float("-inf"), 10**400, 1e308, True, "x" * 20
 
 @pytest.mark.parametrize("value", STRANGE, ids=lambda value: repr(value)[:12])
 def test_strange_values_are_taken_or_refused_but_break_nothing(client, value):
+    statuses = set()
     for name in {**TextToImage.model_fields, **ImageToImage.model_fields}:
         for endpoint in ("txt2img", "img2img"):
             body = json.dumps({"init_images": [PHOTO], "mask": PHOTO, "width": 64, name: value})
-            reply = client.post(f"{API}/{endpoint}", content=body)
+            reply = client.post(f"{API}/{endpoint}", content=body, headers=JSON)
             assert reply.status_code in (200, 400, 404), (name, reply.text)
+            statuses.add(reply.status_code)
     for endpoint, name in (("options", "sd_model_checkpoint"), ("png-info", "image")):
         body = json.dumps({name: value})
-        assert client.post(f"{API}/{endpoint}", content=body).status_code in (200, 400, 404)
+        reply = client.post(f"{API}/{endpoint}", content=body, headers=JSON)
+        assert reply.status_code in (200, 400, 404), reply.text
+    assert 400 in statuses
 
 
 def test_a_full_queue_says_when_to_try_again(client, engine):
