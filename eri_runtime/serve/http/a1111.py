@@ -19,7 +19,7 @@ from eri_runtime.serve.http.a1111_models import ImageToImage, PngInfo, TextToIma
 from eri_runtime.serve.http.a1111_options import Options
 from eri_runtime.serve.http.a1111_reply import reply_of
 from eri_runtime.serve.http.a1111_words import image_words, text_request
-from eri_runtime.serve.http.infotext import parse_parameters
+from eri_runtime.serve.http.infotext import parameters_of, parse_parameters
 from eri_runtime.serve.http.pictures import encode, read_base64, to_base64
 from eri_runtime.serve.http.running import finish, timeout_of
 from eri_runtime.serve.messages import PictureRequest
@@ -72,7 +72,7 @@ def _add_generation(routes: APIRouter, engine: Engine, options: Options, jobs: J
         """Reads the parameters of a picture."""
         image = await read_base64("image", body.image, request.app.state.options.upload_pixels)
         items = {name: text for name, text in image.info.items() if isinstance(text, str)}
-        info = items.get("parameters", "")
+        info = parameters_of(image)
         return {"info": info, "items": items, "parameters": parse_parameters(info) if info else {}}
 
 

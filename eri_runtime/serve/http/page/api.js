@@ -37,7 +37,7 @@ function parsed(frame) {
 
 async function send(path, body, signal) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const options = { headers, signal };
+  const options = { headers, signal, credentials: "omit" }; // else a browser asks for a password
   if (body !== undefined) {
     headers["Content-Type"] = "application/json";
     Object.assign(options, { method: "POST", body: JSON.stringify(body) });

@@ -76,7 +76,7 @@ export function apply(parameters) {
   at("prompt").value = parameters.Prompt ?? "";
   at("negative").value = parameters["Negative prompt"] ?? "";
   const rest = Object.entries(parameters).filter(([name]) => !IGNORED.has(name));
-  rest.sort(([name]) => (name === "Model" ? -1 : 0)); // its defaults come before the other values
+  rest.sort(([a], [b]) => (b === "Model") - (a === "Model")); // its defaults come before the other values
   for (const [, box] of loraInputs()) box.checked = false;
   at("sigmas").value = "default";
   return rest.filter(([name, value]) => !setOne(name, value)).map(([name]) => name);

@@ -327,6 +327,11 @@ def test_png_info_reads_what_pictures_carry(client):
     assert found["info"] == opened(picture).info["parameters"]
     assert found["parameters"]["Prompt"] == "a fox"
     assert found["parameters"]["Seed"] == "3"
+    for form in ("jpeg", "webp"):
+        body = {"prompt": "a fox", "output_format": form}
+        picture = client.post("/v1/images/generations", json=body).json()["data"][0]["b64_json"]
+        found = client.post(f"{API}/png-info", json={"image": picture}).json()
+        assert found["parameters"]["Prompt"] == "a fox"
     empty = client.post(f"{API}/png-info", json={"image": PHOTO}).json()
     assert (empty["info"], empty["parameters"]) == ("", {})
     assert client.post(f"{API}/png-info", json={"image": "AAAA"}).status_code == 400
