@@ -6,7 +6,8 @@ clients list, `a1111_jobs` the progress of what runs.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
@@ -33,39 +34,56 @@ def router(engine: Engine) -> APIRouter:
     """
     routes = APIRouter(prefix="/sdapi/v1", tags=["automatic1111"])
     options, jobs = Options(engine), Jobs()
-    _add_generation(routes, engine, options, jobs)
+    _add_generation(routes, _Drawing(engine, options, jobs))
+    _add_png_info(routes)
     _add_jobs(routes, jobs)
     _add_options(routes, options)
     a1111_lists.add_lists(routes, engine, options)
     return routes
 
 
-def _add_generation(routes: APIRouter, engine: Engine, options: Options, jobs: Jobs) -> None:
-    """Adds what makes pictures, and what reads their parameters."""
+@dataclass(frozen=True)
+class _Drawing:
+    """What it takes to answer a request for pictures."""
 
-    async def draw(request: Request, body: TextToImage, extra: dict[str, Any]) -> dict[str, Any]:
-        model = options.checked(body.override_settings or {})
-        asked = _asked(request, body, model, engine)
+    engine: Engine
+    options: Options
+    jobs: Jobs
+
+    async def reply(
+        self, request: Request, body: TextToImage, extra: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Makes the pictures of a body, with keywords beside its own, and returns the reply."""
+        model = self.options.checked(body.override_settings or {})
+        asked = _asked(request, body, model, self.engine)
         asked = replace(asked, words={**asked.words, **extra})
-        submission = engine.submit(asked)
+        submission = self.engine.submit(asked)
         if not body.override_settings_restore_afterwards:
-            options.model = model
-        with jobs.tracked(submission) as job:
+            self.options.model = model
+        with self.jobs.tracked(submission) as job:
             pictures = await finish(request, job)
         return await reply_of(body, asked, model, pictures)
+
+
+def _add_generation(routes: APIRouter, drawing: _Drawing) -> None:
+    """Adds what makes pictures."""
 
     @routes.post("/txt2img")
     async def txt2img(request: Request, body: TextToImage) -> dict[str, Any]:
         """Makes pictures from a prompt."""
         check_possible(body)
-        return await draw(request, body, {})
+        return await drawing.reply(request, body, {})
 
     @routes.post("/img2img")
     async def img2img(request: Request, body: ImageToImage) -> dict[str, Any]:
         """Makes pictures from a prompt and a picture, of all of it or where a mask is white."""
         check_possible(body)
         extra = await image_words(body, request.app.state.options.upload_pixels)
-        return await draw(request, body, extra)
+        return await drawing.reply(request, body, extra)
+
+
+def _add_png_info(routes: APIRouter) -> None:
+    """Adds what reads a picture's parameters."""
 
     @routes.post("/png-info")
     async def png_info(request: Request, body: PngInfo) -> dict[str, Any]:

@@ -55,6 +55,14 @@ def add_lists(routes: APIRouter, engine: Engine, options: Options) -> None:
         shape = {"aliases": None, "default_rho": -1, "need_inner_model": False}
         return [{"name": each.name, "label": each.label, **shape} for each in SCHEDULERS]
 
+    _add_loras(routes, engine)
+    _add_memory(routes)
+    _add_empty(routes)
+
+
+def _add_loras(routes: APIRouter, engine: Engine) -> None:
+    """Adds the LoRAs, and what clients call before a list: all are those of the server's start."""
+
     @routes.get("/loras")
     async def loras() -> list[dict[str, Any]]:
         """Lists the LoRAs; no path of the server is shown."""
@@ -63,22 +71,19 @@ def add_lists(routes: APIRouter, engine: Engine, options: Options) -> None:
             for name in engine.options.loras
         ]
 
-    @routes.get("/memory")
-    async def memory() -> dict[str, Any]:
-        """Tells how many bytes of memory the server may still take."""
-        return _memory()
-
-    _add_without_effect(routes)
-    _add_empty(routes)
-
-
-def _add_without_effect(routes: APIRouter) -> None:
-    """Adds what clients call before a list; models and LoRAs are those of the server's start."""
-
     @routes.post("/refresh-loras")
     @routes.post("/refresh-checkpoints")
     async def refresh() -> None:
         """Does nothing: models and LoRAs are those with which the server was started."""
+
+
+def _add_memory(routes: APIRouter) -> None:
+    """Adds the memory that is left."""
+
+    @routes.get("/memory")
+    async def memory() -> dict[str, Any]:
+        """Tells how many bytes of memory the server may still take."""
+        return _memory()
 
 
 def _add_empty(routes: APIRouter) -> None:

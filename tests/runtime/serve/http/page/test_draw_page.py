@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -11,13 +12,13 @@ from docs import draw_page
 from tests.support.fake_models import give_models
 
 
-@pytest.mark.skipif(bool(os.environ.get("ERI_NO_BROWSER")), reason="ERI_NO_BROWSER is set")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_picture_is_small_and_shows_what_was_drawn(address, engine, tmp_path, scheme):
+def test_the_picture_is_small_and_shows_what_was_drawn(chromium, address, engine, tmp_path, scheme):
     give_models(engine)
     target = tmp_path / "page.png"
     arguments = [address, "-o", str(target), "--prompt", "a fox", "--prompt", "a cat"]
-    assert draw_page.main([*arguments, *(["--dark"] if scheme == "dark" else [])]) == 0
+    dark = ["--dark"] if scheme == "dark" else []
+    subprocess.run([sys.executable, "-m", "docs.draw_page", *arguments, *dark], check=True)
     assert [request.prompt for request in engine.seen] == ["a fox", "a cat"]
     assert target.stat().st_size < draw_page.MOST_BYTES
     with Image.open(target) as picture:
