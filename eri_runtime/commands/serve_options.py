@@ -38,18 +38,17 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
         "bundles", metavar="BUNDLE", nargs="+", type=Path, help="folders written by eri export"
     )
     _add_server(parser.add_argument_group("server"))
-    _add_engine(parser.add_argument_group("engine"))
+    engine = parser.add_argument_group("engine")
+    _add_engine(engine)
+    _add_weights(engine)
     _add_limits(parser.add_argument_group("largest request"))
 
 
 def _add_server(group: Any) -> None:
     """Adds the options of the HTTP server."""
-    group.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
-    )
-    group.add_argument(
-        "--port", type=int, default=8000, help="port; 0 takes a free one (default: %(default)s)"
-    )
+    host, port = "address to listen on (default: this machine only)", "port; 0 takes a free one"
+    group.add_argument("--host", default="127.0.0.1", help=host)
+    group.add_argument("--port", type=int, default=8000, help=f"{port} (default: %(default)s)")
     group.add_argument(
         "--api-key",
         action="append",
@@ -93,6 +92,10 @@ def _add_engine(group: Any) -> None:
     ):
         shown = f"{text} (default: {seconds:g})"
         group.add_argument(f"--{name}", type=float, default=seconds, metavar="SECONDS", help=shown)
+
+
+def _add_weights(group: Any) -> None:
+    """Adds the options about LoRAs and open bundles."""
     group.add_argument(
         "--lora",
         action="append",

@@ -14,7 +14,11 @@ from safetensors.numpy import load_file, save_file
 import eri_runtime as eri
 from eri_export import export
 from eri_runtime.commands.main import main, make_parser
+from eri_runtime.serve import EngineOptions
+from eri_runtime.serve.http import ServerOptions, make_app
 from tests.docs.pages import PAGES, commands, fences, name, run_python
+from tests.support.fake_engine import FakeEngine
+from tests.support.http_server import listening
 
 PYTHON = [page for page in PAGES if fences(page, "python")]
 SHELL = [page for page in PAGES if commands(page)]
@@ -98,8 +102,22 @@ def prelude(page: str) -> dict[str, object]:
     return {}
 
 
+@pytest.fixture
+def server(page, monkeypatch):
+    """A server that the page's clients find, around an engine that draws at once."""
+    if name(page) != "docs/guides/serving.md":
+        yield
+        return
+    options = EngineOptions(loras={"fox": Path("fox.safetensors")})
+    app = make_app(FakeEngine(("demo",), options), ServerOptions(api_keys=["secret"]))
+    with listening(app) as address:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{address}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", "secret")
+        yield
+
+
 @pytest.mark.parametrize("page", PYTHON, ids=name)
-def test_the_python_of_a_page_runs(page, folder):
+def test_the_python_of_a_page_runs(page, folder, server):
     names = prelude(name(page))
     try:
         run_python(page, names)

@@ -21,6 +21,7 @@ from eri_runtime.errors import (
     UsageError,
 )
 from eri_runtime.images import parameters_text
+from eri_runtime.latents import check_size
 from eri_runtime.serve import (
     Ended,
     Engine,
@@ -153,13 +154,21 @@ class FakeEngine(Engine):
                 raise UnknownNameError("loras", got=lora, expected="one of the server's")
         if len(self._live) >= self.options.queue:
             raise OverloadedError("queue", got="a request", expected="room in the queue")
+        self._check_limits(name, request)
+        return PictureRequest(**{**vars(request), "model": name})
+
+    def _check_limits(self, name: str, request: PictureRequest) -> None:
         limits, words = self.options.limits, request.words
         for key, most in (("num_inference_steps", limits.steps), ("num_images_per_prompt", 10)):
             if (words.get(key) or 1) > most:
                 raise UsageError(key, got=words[key], expected=f"{most} at most")
+        defaults = self.models[name].bundle.defaults
+        height, width = words.get("height", defaults.height), words.get("width", defaults.width)
+        check_size(self.models[name].bundle, height, width)
+        if height * width > limits.pixels:
+            raise UsageError("size", got=f"{width}x{height}", expected=f"{limits.pixels} pixels")
         if len(request.prompt or "") > limits.prompt:
             raise UsageError("prompt", got="too much", expected=f"{limits.prompt} at most")
-        return PictureRequest(**{**vars(request), "model": name})
 
     async def run(self, submission: FakeSubmission) -> AsyncIterator[Event]:
         """Yields the events, and tells the observer."""

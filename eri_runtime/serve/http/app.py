@@ -52,13 +52,18 @@ def make_app(
     app.state.tokens = TokenCounter()
     answer_errors(app)
     _add_middleware(app, engine, options)
+    _add_routers(app, engine)
+    return app
+
+
+def _add_routers(app: FastAPI, engine: Engine) -> None:
+    """Adds every API, and the page."""
     app.include_router(health.router)
     app.include_router(openai.router)
     for name in ("a1111", "page_api"):
         if find_spec(f"eri_runtime.serve.http.{name}"):
             app.include_router(import_module(f"eri_runtime.serve.http.{name}").router(engine))
     add_page(app)
-    return app
 
 
 @asynccontextmanager
@@ -83,5 +88,5 @@ def _add_middleware(app: FastAPI, engine: Engine, options: ServerOptions) -> Non
             allow_headers=["*"],
             expose_headers=SHOWN_HEADERS,
         )
-    app.add_middleware(OriginMiddleware, allowed=options.cors)
+    app.add_middleware(OriginMiddleware, options=options)
     app.add_middleware(RequestMiddleware)

@@ -6,9 +6,9 @@ and say nothing. Fields that only OpenAI's own models use are accepted without e
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from eri_runtime.sampling import MAX_SEED
 from eri_runtime.serve.http.pictures import Format
@@ -26,6 +26,12 @@ def _encodable(value: str) -> str:
     return value
 
 
+def _whole(value: Any) -> Any:
+    """Returns a float without a fraction as an integer, as JSON means it; else the value itself."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 Text = Annotated[str, AfterValidator(_encodable)]
 Name = Annotated[Text, Field(max_length=256)]
 Positive = Annotated[float, Field(gt=0)]
@@ -66,25 +72,25 @@ class Fields(BaseModel):
 
     prompt: Text
     model: Name | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[Whole, Field(ge=1)] | None = None
     size: Annotated[str, Field(pattern=SIZE)] | None = None
     stream: bool | None = None
-    partial_images: Annotated[int, Field(ge=0, le=MOST_PARTIAL)] | None = None
+    partial_images: Annotated[Whole, Field(ge=0, le=MOST_PARTIAL)] | None = None
     response_format: Literal["b64_json", "url"] | None = None
     output_format: Format | None = None
-    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
+    output_compression: Annotated[Whole, Field(ge=0, le=100)] | None = None
     background: Name | None = None
     quality: Name | None = None
     moderation: Name | None = None
     user: Name | None = None
     safety_identifier: Name | None = None
     negative_prompt: Text | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
-    num_inference_steps: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[Whole, Field(ge=1)] | None = None
+    num_inference_steps: Annotated[Whole, Field(ge=1)] | None = None
     guidance_scale: float | None = None
     cfg_scale: float | None = None
     true_cfg_scale: float | None = None
-    seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = None
+    seed: Annotated[Whole, Field(ge=-1, le=MAX_SEED)] | None = None
     sampler: Name | None = None
     sigmas: Name | Annotated[list[float], Field(max_length=1000)] | None = None
     loras: dict[Name, float] | Annotated[list[Name], Field(max_length=64)] | None = None
@@ -107,11 +113,13 @@ class Fields(BaseModel):
 
 
 class GenerationFields(Fields):
-    """The body of `POST /v1/images/generations`.
+    """The body of `POST /v1/images/generations`. JSON has types: "2" is no number there.
 
     Attributes:
         style: No effect.
     """
+
+    model_config = ConfigDict(strict=True)
 
     style: Name | None = None
 
@@ -129,4 +137,4 @@ class EditFields(Fields):
     input_fidelity: Name | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
     overlay: bool | None = None
-    padding_mask_crop: Annotated[int, Field(ge=0)] | None = None
+    padding_mask_crop: Annotated[Whole, Field(ge=0)] | None = None

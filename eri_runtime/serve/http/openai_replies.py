@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,14 +68,15 @@ class Replies:
         Those of several pictures tell their number, from 0, as `image_index`.
         """
         made = 0
-        async for event in events(request, submission):
-            if isinstance(event, Pictures):
-                async for each in self._completed(submission, event):
-                    yield each
-            elif event.images:
-                for each in await self._partial(event, made):
-                    yield each
-                made += 1
+        async with aclosing(events(request, submission)) as coming:
+            async for event in coming:
+                if isinstance(event, Pictures):
+                    async for each in self._completed(submission, event):
+                        yield each
+                elif event.images:
+                    for each in await self._partial(event, made):
+                        yield each
+                    made += 1
 
     async def _partial(self, progress: Progress, number: int) -> list[bytes]:
         """Returns the frames of one preview of each picture."""

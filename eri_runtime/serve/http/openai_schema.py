@@ -46,12 +46,17 @@ _REPLY = {
         "usage": {"type": "object"},
     },
 }
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
 PICTURES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Pictures, or a stream of events.",
         "content": {
             "application/json": {"schema": _REPLY},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {"schema": _EVENT},
         },
     }
 }
@@ -66,4 +71,6 @@ def _edit_schema() -> dict[str, Any]:
     return schema
 
 
-EDIT_BODY = {"required": True, "content": {"multipart/form-data": {"schema": _edit_schema()}}}
+_FILE = {"contentType": "image/png, image/jpeg, image/webp"}
+_FORM = {"schema": _edit_schema(), "encoding": {"image": _FILE, "mask": _FILE}}
+EDIT_BODY = {"required": True, "content": {"multipart/form-data": _FORM}}

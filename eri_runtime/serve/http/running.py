@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from math import inf
 
 from fastapi import Request
@@ -31,15 +31,16 @@ async def finish(request: Request, submission: Submission) -> Pictures:
         EriError: What the engine raises, `CancelledError` after a disconnect.
     """
     pictures: Pictures | None = None
-    async for event in events(request, submission):
-        if isinstance(event, Pictures):
-            pictures = event
+    async with aclosing(events(request, submission)) as coming:
+        async for event in coming:
+            if isinstance(event, Pictures):
+                pictures = event
     if pictures is None:
         raise RuntimeError("the engine ended a request without pictures and without an error")
     return pictures
 
 
-async def events(request: Request, submission: Submission) -> AsyncIterator[Event]:
+async def events(request: Request, submission: Submission) -> AsyncGenerator[Event, None]:
     """Yields the events of a request, as `finish` waits for them; raises what it raises."""
     async with cancelled_on_disconnect(request, submission):
         async for event in submission:

@@ -91,47 +91,13 @@ def test_the_defaults_are_the_engines_and_the_servers(monkeypatch):
 
 def test_every_option_arrives(monkeypatch, tmp_path):
     monkeypatch.setenv("ERI_API_KEYS", "two, three,")
-    options = options_of(
-        *[
-            "--host",
-            "::",
-            "--port",
-            "81",
-            "--backend",
-            "cpu",
-            "--workers",
-            "2",
-            "--threads",
-            "3",
-            "--queue",
-            "4",
-            "--running",
-            "5",
-        ],
-        *[
-            "--timeout",
-            "6",
-            "--heartbeat",
-            "7",
-            "--grace",
-            "8",
-            "--max-pixels",
-            "9",
-            "--max-steps",
-            "10",
-        ],
-        *[
-            "--max-pictures",
-            "11",
-            "--memory",
-            "1.5GiB",
-            "--api-key",
-            "one",
-            "--cors",
-            "https://a.example",
-        ],
-        *("--lora", f"fox={tmp_path}/x.safetensors", "--lora", f"{tmp_path}/dog.safetensors"),
-    )
+    given = """
+        --host :: --port 81 --backend cpu --workers 2 --threads 3 --queue 4 --running 5
+        --timeout 6 --heartbeat 7 --grace 8 --max-pixels 9 --max-steps 10 --max-pictures 11
+        --memory 1.5GiB --api-key one --cors https://a.example
+    """
+    loras = "--lora", f"fox={tmp_path}/x.safetensors", "--lora", f"{tmp_path}/dog.safetensors"
+    options = options_of(*given.split(), *loras)
     engine, server = engine_options(options), server_options(options)
     assert (engine.backend, engine.workers, engine.threads) == ("cpu", 2, 3)
     assert (engine.queue, engine.running, engine.timeout, engine.heartbeat) == (4, 5, 6, 7)

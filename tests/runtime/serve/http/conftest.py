@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from contextlib import contextmanager
 
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
 from eri_runtime.serve.http import ServerOptions, make_app
 from tests.support.fake_engine import FakeEngine
-
-
-@contextmanager
-def listening(app):
-    """Serves an app on a free port; gives its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
+from tests.support.http_server import listening
 
 
 @pytest.fixture

@@ -100,8 +100,15 @@ def test_keys_are_checked_and_never_shown():
         assert not key or repr(key) not in str(caught.value)
 
 
-def test_a_page_of_another_site_is_refused(client):
+@pytest.mark.parametrize("options", [{"host": "0.0.0.0"}, {"api_keys": ["k"]}])  # noqa: S104
+def test_a_page_of_another_site_is_refused(engine, client_of, options):
     evil = {"origin": "https://evil.example"}
+    with client_of(engine, **options) as client:
+        client.headers["authorization"] = "Bearer k"
+        check_origins(client, evil)
+
+
+def check_origins(client, evil):
     for headers, status in (
         ({}, 200),
         ({"origin": "http://testserver"}, 200),
@@ -117,6 +124,19 @@ def test_a_page_of_another_site_is_refused(client):
     preflight = {**evil, "access-control-request-method": "POST"}
     reply = client.options("/v1/images/generations", headers=preflight)
     assert (reply.status_code, reply.json()["error"]["code"]) == (403, "forbidden_origin")
+
+
+def test_a_page_whose_name_leads_to_this_machine_is_refused(client):
+    """Its origin looks like the server's own."""
+
+    def status(host):
+        headers = {"host": host, "origin": f"http://{host}"}
+        return client.post("/v1/images/generations", json={"prompt": "a"}, headers=headers)
+
+    for host in ("127.0.0.1:8000", "localhost:8000", "[::1]:8000", "eri.localhost"):
+        assert status(host).status_code == 200, host
+    for host in ("evil.example:8000", "localhost.evil.example", "192.168.0.1"):
+        assert status(host).status_code == 403, host
 
 
 def test_cors_lets_the_pages_in_that_it_names(engine, client_of):
