@@ -13,10 +13,10 @@ from PIL import Image
 
 from eri_runtime.serve import EngineOptions
 from eri_runtime.serve.http import ServerOptions, make_app
-from tests.runtime.serve.http.conftest import listening
 from tests.support.fake_engine import FakeEngine
 from tests.support.fake_models import give_models
 from tests.support.http_pictures import opened
+from tests.support.http_server import listening
 
 API = "/sdapi/v1"
 SLOW = 0.1  # seconds a step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eri_runtime.serve.http import ServerOptions, make_app
-from tests.runtime.serve.http.conftest import listening
+from tests.support.http_server import listening
 from tests.support.page_actions import draw, loaded, png, says, upload
 
 FOCUSED = "document.activeElement.id || document.activeElement.textContent"
