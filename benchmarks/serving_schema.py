@@ -4,7 +4,7 @@
 
 schemathesis makes requests that fit the document and requests that do not. Every answer must have a
 status and a content type that the document names. JSON that does not fit must be refused; a form
-has only text, so false is a valid prompt there. An error must be OpenAI's error object, and a 5xx
+has only text, so false is a valid prompt there. An error must be the API's error object, and a 5xx
 one of those that a client may cause: a deadline that the request itself names. The engine draws
 pictures of one colour at once, so the server is what is tested. Writes the counts to
 benchmarks/results/serving_schema.json; exit status 1 if any answer was wrong.
@@ -37,6 +37,7 @@ from schemathesis.specs.openapi.checks import (
 from eri_runtime.pipeline import eri_version
 from eri_runtime.serve import EngineOptions
 from eri_runtime.serve.http import make_app
+from eri_runtime.serve.http.errors import A1111_PATH
 from tests.support.fake_engine import FakeEngine
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,7 +50,7 @@ SHARES = {
     ("GET", "/v1/models/{name}"): (0.025, 0),
     ("GET", "/v1/images/files/{name}"): (0.025, 0),
 }
-ONCE = ("/health/live", "/health/ready", "/metrics", "/v1/models")
+OTHER = (0.01, 0.01)  # operations with a body that are not listed
 CHECKS = [
     status_code_conformance,
     content_type_conformance,
@@ -102,7 +103,7 @@ class Counted:
 
     def add(self, case: schemathesis.Case, mode: GenerationMode, response: Any) -> None:
         """Counts an answer, and judges it."""
-        error = error_of(response) if response.status_code >= 400 else {}
+        error = error_of(case.operation.path, response) if response.status_code >= 400 else {}
         word = f"{response.status_code} {(error or {}).get('code', '')}".strip()
         fits = "fits" if mode is GenerationMode.POSITIVE else "does not fit"
         self.answers[case.operation.label, fits, word] += 1
@@ -118,25 +119,34 @@ class Counted:
         return {"cases": total, "wrong": self.wrong[:20], "operations": operations}
 
 
-def error_of(response: Any) -> dict[str, Any] | None:
-    """Returns the members of OpenAI's error object, or None if the answer is none."""
+def error_of(path: str, response: Any) -> dict[str, Any] | None:
+    """Returns the members of the error object, or None if the answer is none.
+
+    AUTOMATIC1111's object has its code as `error`, and its message as `detail`.
+    """
     try:
-        error = response.json()["error"]
+        body = response.json()
+        error = body if path.startswith(A1111_PATH) else body["error"]
     except (ValueError, KeyError, TypeError):
         return None
-    whole = isinstance(error, dict) and set(error) == {"message", "type", "param", "code"}
-    return error if whole else None
+    if not isinstance(error, dict):
+        return None
+    if path.startswith(A1111_PATH) and set(error) == {"error", "detail", "body", "errors"}:
+        return {"code": error["error"], "message": error["detail"]}
+    return error if set(error) == {"message", "type", "param", "code"} else None
 
 
 def reasons(case: schemathesis.Case, response: Any, error: dict[str, Any] | None) -> list[str]:
     """Returns what is wrong with an answer."""
     found = []
     if error is None:
-        found.append(f"{response.status_code} without OpenAI's error object")
+        found.append(f"{response.status_code} without an error object")
     elif response.status_code >= 500 and error["code"] not in CAUSED:
         found.append(f"{response.status_code}: {error['message']}")
     if not response.headers.get("x-request-id"):
         found.append("no request id")
+    if case.operation.path.startswith(A1111_PATH):
+        return found  # its clients expect no document
     try:
         is_json = case.media_type == "application/json"
         case.validate_response(response, checks=JSON_CHECKS if is_json else CHECKS)
@@ -147,15 +157,16 @@ def reasons(case: schemathesis.Case, response: Any, error: dict[str, Any] | None
 
 
 def run_all(app: FastAPI, cases: int, seed: int, count: Counted) -> None:
-    """Sends every operation its share of the cases."""
+    """Sends every operation its share of the cases, and once those that have no input."""
     load_all_checks()
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
-    for (method, path), shares in SHARES.items():
-        for mode, share in zip(GenerationMode, shares, strict=True):
-            if number := round(share * cases):
-                run(schema[path][method], mode, number, seed, count)
-    for path in ONCE:
-        run(schema[path]["GET"], GenerationMode.POSITIVE, 1, seed, count)
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        share = SHARES.get((operation.method.upper(), operation.path), OTHER)
+        has_input = bool(operation.body) or bool(list(operation.path_parameters))
+        numbers = [round(each * cases) for each in share] if has_input else [1, 0]
+        for mode, number in zip(GenerationMode, numbers, strict=True):
+            run(operation, mode, number, seed, count)
 
 
 def run(operation: Any, mode: GenerationMode, number: int, seed: int, count: Counted) -> None:

@@ -14,7 +14,7 @@ from eri_runtime.serve.engine import Engine
 from eri_runtime.serve.http import health, openai
 from eri_runtime.serve.http.auth import KeyMiddleware
 from eri_runtime.serve.http.body_limit import BodyLimitMiddleware
-from eri_runtime.serve.http.errors import answer_errors
+from eri_runtime.serve.http.errors import ERRORS, answer_errors
 from eri_runtime.serve.http.kept_pictures import KeptPictures
 from eri_runtime.serve.http.metrics import Metrics
 from eri_runtime.serve.http.middleware import RequestMiddleware
@@ -44,7 +44,9 @@ def make_app(
             engine = Engine({"demo": Path("engines/demo")}, observer=metrics)
             app = make_app(engine, ServerOptions(api_keys=["secret"]), metrics)
     """
-    app = FastAPI(title=options.title, lifespan=_lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title=options.title, lifespan=_lifespan, docs_url=None, redoc_url=None, responses=ERRORS
+    )
     app.state.engine = engine
     app.state.options = options
     app.state.metrics = metrics or Metrics()

@@ -37,6 +37,11 @@ NO_RETRY = {"x-should-retry": "false"}
 STOPPING_RETRY = 5  # seconds until another server may have taken over
 CLIENT_GONE = 499  # nginx's number for a client that closed the connection
 A1111_PATH = "/sdapi/"
+# what the OpenAPI document says of every path
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "The request is at fault."},
+    "5XX": {"description": "The server is at fault, or busy."},
+}
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from eri_runtime.serve.http.openai_fields import Fields, GenerationFields
 from eri_runtime.serve.http.openai_form import read_edit
 from eri_runtime.serve.http.openai_replies import Replies
 from eri_runtime.serve.http.openai_requests import edit, find_model, generation
-from eri_runtime.serve.http.openai_schema import EDIT_BODY, ERRORS, PICTURES
+from eri_runtime.serve.http.openai_schema import EDIT_BODY, OPENAI_ERRORS, PICTURES
 from eri_runtime.serve.http.options import ServerOptions
 from eri_runtime.serve.http.running import finish, timeout_of
 from eri_runtime.serve.http.sse import event_stream
 from eri_runtime.serve.messages import PictureRequest
 
-router = APIRouter(prefix="/v1", tags=["openai"], responses=ERRORS)
+router = APIRouter(prefix="/v1", tags=["openai"], responses=OPENAI_ERRORS)
 PRIVATE = {"cache-control": "private, max-age=3600", "x-content-type-options": "nosniff"}
 
 

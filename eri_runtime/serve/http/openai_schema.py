@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from eri_runtime.serve.http.errors import ERRORS
 from eri_runtime.serve.http.openai_fields import EditFields
 
 _TEXT_OR_NULL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
@@ -24,9 +25,8 @@ _ERROR = {
     },
 }
 _ERROR_CONTENT = {"application/json": {"schema": _ERROR}}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "The request is at fault.", "content": _ERROR_CONTENT},
-    "5XX": {"description": "The server is at fault, or busy.", "content": _ERROR_CONTENT},
+OPENAI_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {**described, "content": _ERROR_CONTENT} for status, described in ERRORS.items()
 }
 
 _PICTURE = {
