@@ -9,8 +9,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from eri_runtime.checks import integer
 from eri_runtime.latents import ENCODER, latent_side_range
-from eri_runtime.sampling import SigmaName
+from eri_runtime.sampling import MAX_SEED, SigmaName
 from eri_runtime.serve.engine import Engine, Model, Submission
 from eri_runtime.serve.http.a1111_samplers import samplers_for
 from eri_runtime.serve.http.openai_fields import Text
@@ -28,7 +29,8 @@ from eri_runtime.serve.messages import Event, PictureRequest, Pictures
 PREVIEWS = 20  # at most
 QUALITY = 85  # of a preview's JPEG
 PADDING = 32  # pixels around the mask, if only what is around it is drawn
-Seed = Annotated[int, Field(ge=0, lt=2**64)]
+# as text too: a seed may be larger than JavaScript's exact integers
+Seed = int | Annotated[str, Field(pattern="^[0-9]{1,20}$")]
 
 
 class Drawing(BaseModel):
@@ -53,7 +55,7 @@ class Drawing(BaseModel):
         only_masked: Whether only the part around the mask is drawn, in full size.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     model: Text = ""
     prompt: Text = ""
@@ -136,7 +138,7 @@ async def _asked(request: Request, drawing: Drawing) -> PictureRequest:
         "width": drawing.width,
         "height": drawing.height,
         "num_images_per_prompt": drawing.n,
-        "seed": drawing.seed,
+        "seed": None if drawing.seed is None else _seed(drawing.seed),
         "num_inference_steps": drawing.steps,
         "guidance_scale": drawing.guidance_scale,
         "sampler": drawing.sampler,
@@ -159,6 +161,11 @@ async def _asked(request: Request, drawing: Drawing) -> PictureRequest:
         previews=PREVIEWS,
         timeout=timeout_of(request),
     )
+
+
+def _seed(seed: int | str) -> int:
+    """Returns a seed as an integer; raises `UsageError` if it is out of range."""
+    return integer("seed", int(seed), 0, MAX_SEED)
 
 
 async def _frames(request: Request, submission: Submission) -> Frames:
