@@ -16,7 +16,13 @@ from eri_runtime.latents.geometry import (
     token_count,
 )
 from eri_runtime.latents.preview import block_means, enlarge, fit_rgb, to_rgb
-from eri_runtime.latents.size_limits import check_count, check_size, images_at_once, nearest_size
+from eri_runtime.latents.size_limits import (
+    check_count,
+    check_size,
+    images_at_once,
+    latent_side_range,
+    nearest_size,
+)
 from eri_runtime.latents.vae import DECODER, ENCODER, WHOLE, VaeMode, pack
 
 __all__ = [
@@ -34,6 +40,7 @@ __all__ = [
     "image_ids",
     "images_at_once",
     "latent_shape",
+    "latent_side_range",
     "nearest_size",
     "pack",
     "patchify",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from eri_runtime.bundle import Bundle, Defaults, LatentSpec, ScheduleSpec
+from eri_runtime.bundle import Bundle, Defaults, FileRecord, LatentSpec, ScheduleSpec
 from eri_runtime.bundle.component_spec import ComponentSpec, ShapeRange
 from eri_runtime.errors import (
     CancelledError,
@@ -56,7 +56,7 @@ def tiny_bundle(name: str = "tiny") -> Bundle:
     return Bundle(
         root=Path("/nowhere") / name,
         family="sd35",
-        components={"vae_decoder": decoder},
+        components={"denoiser": decoder, "vae_decoder": decoder},
         tokenizers={},
         schedule=ScheduleSpec(kind="flow", prediction="flow"),
         latents=LatentSpec(channels=16, factor=8, scale=1.0, shift=0.0, patch=2),
@@ -68,7 +68,7 @@ def tiny_bundle(name: str = "tiny") -> Bundle:
             width=64,
             max_sequence_length=16,
         ),
-        files={},
+        files={decoder.weights: FileRecord(size=1, sha256="0123456789abcdef" * 4)},
     )
 
 
