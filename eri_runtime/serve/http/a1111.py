@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request
 
 from eri_runtime.errors import UnknownNameError
-from eri_runtime.serve.engine import Engine, Model
+from eri_runtime.serve.engine import Engine
 from eri_runtime.serve.http import a1111_lists
 from eri_runtime.serve.http.a1111_jobs import Jobs
 from eri_runtime.serve.http.a1111_models import ImageToImage, PngInfo, TextToImage, check_possible
@@ -24,6 +24,7 @@ from eri_runtime.serve.http.infotext import parameters_of, parse_parameters
 from eri_runtime.serve.http.pictures import encode, read_base64, to_base64
 from eri_runtime.serve.http.running import finish, timeout_of
 from eri_runtime.serve.messages import PictureRequest
+from eri_runtime.serve.status import Model
 
 
 def router(engine: Engine) -> APIRouter:

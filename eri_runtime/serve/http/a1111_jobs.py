@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eri_runtime.serve.engine import Submission
 from eri_runtime.serve.messages import Event, Progress
+from eri_runtime.serve.submission import Submission
 
 if TYPE_CHECKING:
     from PIL.Image import Image

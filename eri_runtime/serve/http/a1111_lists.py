@@ -7,9 +7,10 @@ from typing import Any
 from fastapi import APIRouter
 
 from eri_runtime.memory import available_memory
-from eri_runtime.serve.engine import Engine, Model
+from eri_runtime.serve.engine import Engine
 from eri_runtime.serve.http.a1111_options import Options, sha256_of
 from eri_runtime.serve.http.a1111_samplers import SCHEDULERS, aliases_of, samplers_for
+from eri_runtime.serve.status import Model
 
 # what this server has none of, in AUTOMATIC1111's shapes
 EMPTY: dict[str, Any] = {

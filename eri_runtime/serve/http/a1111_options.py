@@ -7,7 +7,8 @@ from typing import Any
 
 from eri_runtime.checks import string
 from eri_runtime.errors import UnknownNameError, UsageError, short
-from eri_runtime.serve.engine import Engine, Model
+from eri_runtime.serve.engine import Engine
+from eri_runtime.serve.status import Model
 
 MODEL = "sd_model_checkpoint"
 HASH = "sd_checkpoint_hash"  # read only: a client that posts all options back need not change it

@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 from eri_runtime.sampling import SAMPLERS
-from eri_runtime.serve.engine import Model
 from eri_runtime.serve.http.a1111_models import ImageToImage, TextToImage
 from eri_runtime.serve.http.a1111_options import sha256_of
 from eri_runtime.serve.http.pictures import encode_all, to_base64
 from eri_runtime.serve.messages import PictureRequest, Pictures
+from eri_runtime.serve.status import Model
 
 
 async def reply_of(

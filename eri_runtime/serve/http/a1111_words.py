@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from eri_runtime.checks import integer
 from eri_runtime.errors import UsageError
 from eri_runtime.sampling import SAMPLERS, Sampler
-from eri_runtime.serve.engine import Model
 from eri_runtime.serve.http.a1111_models import ImageToImage, TextToImage
 from eri_runtime.serve.http.a1111_samplers import choose_sampler, choose_scheduler, split_label
 from eri_runtime.serve.http.lora_tags import take_loras
 from eri_runtime.serve.http.pictures import read_base64
 from eri_runtime.serve.messages import PictureRequest
+from eri_runtime.serve.status import Model
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from eri_runtime.checks import integer
 from eri_runtime.latents import ENCODER, latent_side_range
 from eri_runtime.sampling import MAX_SEED, SigmaName
-from eri_runtime.serve.engine import Engine, Model, Submission
+from eri_runtime.serve.engine import Engine
 from eri_runtime.serve.http.a1111_samplers import samplers_for
 from eri_runtime.serve.http.openai_fields import Text
 from eri_runtime.serve.http.pictures import (
@@ -25,6 +25,8 @@ from eri_runtime.serve.http.pictures import (
 from eri_runtime.serve.http.running import events, timeout_of
 from eri_runtime.serve.http.sse import Frames, event_stream, frame
 from eri_runtime.serve.messages import Event, PictureRequest, Pictures
+from eri_runtime.serve.status import Model
+from eri_runtime.serve.submission import Submission
 
 PREVIEWS = 20  # at most
 QUALITY = 85  # of a preview's JPEG
