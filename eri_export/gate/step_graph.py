@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from eri_export.gate.lora_inputs import random_loras
 from eri_export.graphs.recipes.base import Arrays, Recipe, Sizes
 from eri_export.graphs.step_graph import compose
 from eri_runtime.bundle import ComponentSpec, LoraSpec, ShapeRange
-from eri_runtime.executors import CPU, Array, Layout, Row, Settings
+from eri_runtime.executors import CPU, Array, Layout, Row, Settings, even_layout
 from eri_runtime.sampling import COLUMNS, MAX_V, MAX_W
 
 STEP = "step.onnx"
@@ -27,7 +27,7 @@ ROWS = 3  # of the batch: two conditions of one image, and one of another
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """The inputs of a step graph for one row per image, and the x after those rows."""
+    """The inputs of a step graph for one row per image."""
 
     sizes: Sizes
     x: Array
@@ -37,38 +37,38 @@ class Probe:
     mix: Array
     layout: Layout
     conditions: Arrays
-    expected: Array
 
 
-def draw_probe(recipe: Recipe, run: Callable[[Arrays], Arrays], lora: LoraSpec | None) -> Probe:
+def draw_probe(recipe: Recipe, lora: LoraSpec | None) -> Probe:
     """Draws rows at the smallest sizes: of two images, if the batch allows.
 
-    `run` runs the bare graph; `lora` describes its LoRA inputs.
+    `lora` describes the LoRA inputs of the graph.
     """
-    batch = probe_batch(recipe.ranges["batch"])
-    sizes = {**{name: each.min for name, each in recipe.ranges.items()}, "batch": batch}
-    return make_probe(recipe.sample(sizes, SEED), run, random_loras(lora, 1, batch), sizes)
+    sizes = probe_sizes(recipe.ranges)
+    loras = random_loras(lora, 1, sizes["batch"])
+    return make_probe({**recipe.sample(sizes, SEED), **loras}, sizes)
 
 
-def probe_batch(rows: ShapeRange) -> int:
-    """Returns the number of rows to compare with: three, or the nearest to it."""
-    return min(max(ROWS, rows.min), rows.max)
+def probe_sizes(ranges: Mapping[str, ShapeRange]) -> dict[str, int]:
+    """Returns the smallest sizes, with a batch of three rows or the nearest to it."""
+    rows = ranges["batch"]
+    smallest = {name: each.min for name, each in ranges.items()}
+    return {**smallest, "batch": min(max(ROWS, rows.min), rows.max)}
 
 
-def make_probe(
-    inputs: Arrays, run: Callable[[Arrays], Arrays], loras: Arrays, sizes: Sizes
-) -> Probe:
-    """Draws rows, mix and states for the inputs of a bare graph, and computes the x after them.
+def make_probe(inputs: Arrays, sizes: Sizes, *, even: bool = False) -> Probe:
+    """Draws rows, mix and states for the inputs of a bare graph.
 
     Args:
-        inputs: The bare graph's inputs, without those of LoRAs.
-        run: Runs the bare graph.
-        loras: The inputs of LoRAs.
+        inputs: The bare graph's inputs.
         sizes: The size of each dynamic dimension in `inputs`.
+        even: One row for all images, which have as many conditions, as older step graphs take.
     """
-    conditions = {**inputs, **loras}
+    conditions = dict(inputs)
     sample = np.asarray(conditions.pop("sample"), np.float32)
-    layout = uneven_layout(len(conditions.pop("timestep")))
+    batch = len(conditions.pop("timestep"))
+    pairs = 2 if batch % 2 == 0 else 1
+    layout = even_layout(pairs, batch // pairs) if even else uneven_layout(batch)
     count, images = layout.index.shape
     x = sample[:images]
 
@@ -78,21 +78,32 @@ def make_probe(
     mix[1:][layout.index[1:] == layout.index[:-1]] = 0  # an image with one condition
     rows = rng.standard_normal((images, sum(COLUMNS.values())), np.float32)
     rows[:, 0] = T - np.arange(images)
-    _, c_in, *_ = _columns(rows, x.ndim)
-    sample, t = (c_in * x)[layout.owner], rows[layout.owner, 0]
-    predicted = run({"sample": sample, "timestep": t, **conditions})["output"]
-    expected = _formula(rows, x, history, noise, mix, predicted[layout.index])
     return Probe(
         sizes=sizes,
         x=x,
         history=history,
         noise=noise,
-        rows=rows,
+        rows=np.broadcast_to(rows[0], rows.shape) if even else rows,
         mix=mix,
         layout=layout,
         conditions=conditions,
-        expected=expected,
     )
+
+
+def expected_x(probe: Probe, run: Callable[[Arrays], Arrays]) -> Array:
+    """Returns the x after the rows by the formula; `run` runs the bare graph."""
+    columns = [column.reshape(-1, *(1,) * (probe.x.ndim - 1)) for column in probe.rows.T]
+    _, c_in, c_skip, c_out, p, q, A, *weights = columns
+    x, owner = probe.x, probe.layout.owner
+    inputs = {"sample": (c_in * x)[owner], "timestep": probe.rows[owner, 0], **probe.conditions}
+    predicted = run(inputs)["output"][probe.layout.index]
+    with np.errstate(all="ignore"):  # the comparison reports a network that overflows
+        mixed = np.einsum("kb,kb...->b...", probe.mix, predicted)
+        memory = p * x + q * (c_skip * x + c_out * mixed)
+        states = [memory, *probe.history[:-1], *probe.noise]
+        terms = [weight * state for weight, state in zip(weights, states, strict=True)]
+        after: Array = (A * x + np.sum(terms, axis=0)).astype(np.float32)
+    return after
 
 
 def uneven_layout(rows: int) -> Layout:
@@ -103,31 +114,15 @@ def uneven_layout(rows: int) -> Layout:
     return Layout(owner=owner, index=index[: min(rows, 2)])
 
 
-def _columns(rows: Array, rank: int) -> list[Array]:
-    """Returns each column of the rows, (B, 1, …) for latents of so many axes."""
-    return [column.reshape(-1, *(1,) * (rank - 1)) for column in rows.T]
-
-
-def _formula(
-    rows: Array, x: Array, history: Array, noise: Array, mix: Array, predicted: Array
-) -> Array:
-    """Returns the x after a row of each image, from its predictions (K, B, …)."""
-    _, _, c_skip, c_out, p, q, A, *weights = _columns(rows, x.ndim)
-    with np.errstate(all="ignore"):  # the comparison reports a network that overflows
-        mixed = np.einsum("kb,kb...->b...", mix, predicted)
-        memory = p * x + q * (c_skip * x + c_out * mixed)
-        states = [memory, *history[:-1], *noise]
-        terms = [weight * state for weight, state in zip(weights, states, strict=True)]
-        after: Array = (A * x + np.sum(terms, axis=0)).astype(np.float32)
-    return after
-
-
 def run_probe(bare: Path, published: Path, spec: ComponentSpec, probe: Probe) -> Array:
     """Returns the x that the step graph of `bare` computes; the weights stay in their file."""
-    with (
-        _step_graph(bare, published) as graph,
-        CPU.stepper(graph, spec, PAGED) as stepper,
-    ):
+    with _step_graph(bare, published) as graph:
+        return run_step(graph, spec, probe)
+
+
+def run_step(graph: Path, spec: ComponentSpec, probe: Probe) -> Array:
+    """Returns the x that a step graph computes; the weights stay in their file."""
+    with CPU.stepper(graph, spec, PAGED) as stepper:
         loop = stepper.loop(probe.x.shape, MAX_W)
         loop.bind("probe", probe.mix, probe.conditions, probe.layout)
         state = loop.begin(probe.x, tuple(probe.history))

@@ -110,9 +110,10 @@ def compose(model: ir.Model) -> None:
 def _ends(graph: ir.Graph) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Returns `sample`, `timestep` and the output of a denoiser, or raises `ExportError`."""
     named = {each.name: each for each in graph.inputs}
-    if not {"sample", "timestep"} <= named.keys() or len(graph.outputs) != 1:
+    shape = named["sample"].shape if "sample" in named else None
+    if not shape or "timestep" not in named or len(graph.outputs) != 1:
         got = f"the inputs {', '.join(map(str, named))} and {len(graph.outputs)} outputs"
-        expected = "a denoiser: sample and timestep among the inputs, and one output"
+        expected = "a denoiser: sample of a known shape and timestep, and one output"
         raise ExportError(graph.name or "the graph", got=got, expected=expected)
     return named["sample"], named["timestep"], graph.outputs[0]
 
