@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import eri_runtime as eri
-from eri_runtime.errors import UsageError
+from eri_runtime.errors import BackendError, UsageError
 from eri_runtime.executors import CPU, Layout, Row, Settings, even_layout
 from tests.support import mixed_images
 from tests.support.mixed_images import draw, layout_of, run
@@ -154,6 +154,17 @@ def test_an_older_bundle_refuses_what_it_cannot_run(both):
         x[1].flat[0] = np.nan
         (state,) = loop.run([Row("all", rows, ())], loop.begin(x, ()))
         assert state.finite_images.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_manifest_that_names_the_other_form_is_an_error(both, older):
+    """As someone might write it by hand."""
+    bundle = eri.read_bundle(both[older])
+    spec = replace(bundle.components["denoiser"], step_per_image=older)
+    with CPU.stepper(bundle.path(spec.step), spec, Settings()) as stepper:
+        images, shared = draw(spec, (1,))
+        with pytest.raises(BackendError):
+            run(stepper, images, shared)
 
 
 # what a layout may be
