@@ -8,6 +8,7 @@ tells the two forms apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,15 +40,21 @@ class Layout:
     index: Indices
 
 
+@lru_cache(maxsize=64)
 def even_layout(conditions: int, images: int) -> Layout:
     """Returns the layout of K·B rows: all images of the first condition, then of the second, ….
+
+    Equal calls return the same arrays, so that an engine uploads them once.
 
     Args:
         conditions: Number of conditions K of every image.
         images: Number of images B.
     """
     index = np.arange(conditions * images, dtype=np.int64).reshape(conditions, images)
-    return Layout(owner=index.reshape(-1) % images, index=index)
+    owner = index.reshape(-1) % images
+    for array in (owner, index):
+        array.flags.writeable = False
+    return Layout(owner=owner, index=index)
 
 
 @dataclass(frozen=True)

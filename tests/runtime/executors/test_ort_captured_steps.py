@@ -226,7 +226,11 @@ def test_passes_of_the_same_shapes_use_one_graph_with_their_own_inputs(pipe, gpu
     ((shape, inputs),) = capturing._steps
     random = np.random.default_rng(0)
     bound = [
-        {name: random.normal(size=size).astype(kind) for name, size, kind in inputs}
+        {
+            name: random.normal(size=size).astype(kind)
+            for name, size, kind in inputs
+            if name not in ("owner", "index")
+        }
         for _ in range(2)
     ]
     x = random.normal(size=shape).astype(np.float32)
