@@ -80,18 +80,12 @@ def compose(model: ir.Model) -> None:
     batch, *rest = shape
     conditions = [each for each in graph.inputs if each not in (sample, timestep)]
     inputs = _inputs(rest, batch)
-    x = inputs["x"]
-    shapes = {
-        "x_next": x.shape,
-        "history_next": inputs["history"].shape,
-        "denoised": x.shape,
-        "magnitude": ir.Shape(["images"]),
-    }
+    shapes = _output_shapes(inputs)
     _free_names(model, {*inputs, *shapes})
 
     build = _Builder()
     columns = _columns(build, inputs["row"], len(rest))
-    replacements = _network_inputs(build, columns, x, inputs["owner"], len(rest))
+    replacements = _network_inputs(build, columns, inputs["x"], inputs["owner"], len(rest))
     for old, new in zip((sample, timestep), replacements, strict=True):
         ir.convenience.replace_all_uses_with(old, new)
     graph.insert_before(graph[0], build.nodes)
@@ -131,6 +125,13 @@ def _inputs(rest: Sequence[Any], batch: Any) -> dict[str, ir.Value]:
         _input("index", "conditions", "images", dtype=integers),
     )
     return {name_of(value): value for value in made}
+
+
+def _output_shapes(inputs: Mapping[str, ir.Value]) -> dict[str, ir.Shape | None]:
+    """Returns the shape of each output by name, in order."""
+    x, history = inputs["x"].shape, inputs["history"].shape
+    magnitude = ir.Shape(["images"])
+    return {"x_next": x, "history_next": history, "denoised": x, "magnitude": magnitude}
 
 
 def _names() -> list[str]:
