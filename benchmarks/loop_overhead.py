@@ -85,7 +85,7 @@ def identity_bundle(bundle: Bundle, folder: Path) -> Bundle:
     ir.save(model, paths[0])
     compose(model)
     ir.save(model, paths[1])
-    spec = replace(spec, graph=str(paths[0]), step=str(paths[1]))
+    spec = replace(spec, graph=str(paths[0]), step=str(paths[1]), step_per_image=True)
     return replace(bundle, pins=None, components={**bundle.components, "denoiser": spec})
 
 

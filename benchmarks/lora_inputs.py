@@ -120,6 +120,7 @@ def bundle_with_inputs(bundle: Bundle, folder: Path) -> Bundle:
         spec,
         graph=str(paths[0]),
         step=str(paths[1]),
+        step_per_image=True,
         inputs=inputs,
         ranges={**spec.ranges, **ranges},
     )

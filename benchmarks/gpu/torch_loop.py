@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from benchmarks.gpu.settings import Model, Settings
@@ -21,7 +22,16 @@ from eri_export.graphs.recipes.mmdit import MMDiT
 from eri_export.graphs.recipes.unet import UNet
 from eri_export.graphs.recipes.vae import Decoder
 from eri_runtime.bundle import ComponentSpec
-from eri_runtime.executors import Array, Arrays, Executor, HeldLatents, Row, StepLoop, Stepper
+from eri_runtime.executors import (
+    Array,
+    Arrays,
+    Executor,
+    HeldLatents,
+    Layout,
+    Row,
+    StepLoop,
+    Stepper,
+)
 from eri_runtime.sampling import COLUMNS, MAX_W
 
 Run = Callable[..., torch.Tensor]
@@ -106,6 +116,12 @@ class TorchLatents:
         """Whether all latents are finite; waits for the device, as the step graphs do."""
         return bool(torch.isfinite(self.tensors[0].abs().sum()))
 
+    @property
+    def finite_images(self) -> NDArray[np.bool_]:
+        """Which images are finite; waits for the device."""
+        finite: NDArray[np.bool_] = np.isfinite(self.x).all(axis=tuple(range(1, self.x.ndim)))
+        return finite
+
 
 class TorchStepper(Stepper):
     """Runs steps of eri's sampler table around a PyTorch network."""
@@ -129,7 +145,10 @@ class TorchStepLoop(StepLoop):
         self._network, self._device, self._width = network, device, width
         self._bound: dict[Hashable, tuple[torch.Tensor, dict[str, torch.Tensor]]] = {}
 
-    def bind(self, key: Hashable, mix: Array, conditions: Arrays) -> None:
+    def bind(
+        self, key: Hashable, mix: Array, conditions: Arrays, layout: Layout | None = None
+    ) -> None:
+        assert layout is None  # noqa: S101 every image has as many conditions
         on_device = {name: self._tensor(value) for name, value in conditions.items()}
         self._bound[key] = self._tensor(mix), on_device
 

@@ -64,13 +64,13 @@ def dry_run(output: Path, **arguments: Any) -> None:
         say(line)
 
 
-def require_extra() -> None:
-    """Raises `BackendError` if the export extra is not installed."""
+def require_extra(command: str = "eri export") -> None:
+    """Raises `BackendError`, naming the command, if the export extra is not installed."""
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         fix = "pip install 'eri-diffusion[export]'"
         raise BackendError(
-            "eri export", got=f"no {', '.join(missing)}", expected="the export extra", fix=fix
+            command, got=f"no {', '.join(missing)}", expected="the export extra", fix=fix
         )
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from eri_export.checkpoints import read_headers
 from eri_export.gate.cases import Case, cases_of, reduced_for_machine
@@ -32,10 +31,10 @@ from eri_export.gate.report import (
     Subject,
 )
 from eri_export.gate.segments import check_segments, run_segments
-from eri_export.gate.step_graph import PAGED, STEP, draw_probe, run_probe
+from eri_export.gate.step_graph import PAGED, STEP, draw_probe, expected_x, run_probe
+from eri_export.gate.subjects import subjects, temporary
 from eri_export.graphs.passes.lora_inputs import with_loras
 from eri_export.graphs.passes.slice_attention import with_slices
-from eri_export.graphs.passes.to_float32 import widen
 from eri_export.graphs.recipes.base import Arrays, Recipe
 from eri_export.graphs.trace import trace
 from eri_export.weights.weights_file import bind
@@ -80,8 +79,8 @@ def compare(
         cases = [filled_with_zeros(case, served.lora) for case in cases]
         served = dataclasses.replace(served, precision="fp32")
         metrics: list[Metric] = []
-        with _subjects(own, spec) as subjects:
-            for subject, path in subjects:
+        with subjects(own, spec) as chosen:
+            for subject, path in chosen:
                 with OrtExecutor(path, served) as executor:
                     for case, outputs in zip(cases, expected, strict=True):
                         ours = executor.run(case.inputs)
@@ -90,9 +89,9 @@ def compare(
                     metrics += _segments(smaller, spec, graph, cases[0])
                 if spec.step is not None:
                     with OrtExecutor(path, served, settings=PAGED) as executor:
-                        probe = draw_probe(smaller, executor.run, served.lora)
+                        probe = draw_probe(smaller, served.lora)
+                        by_formula = {"x_next": expected_x(probe, executor.run)}
                     stepped = {"x_next": run_probe(path, graph.with_name(STEP), served, probe)}
-                    by_formula = {"x_next": probe.expected}
                     case = Case("step", probe.sizes, {})
                     metrics += _measure(smaller, subject, network, case, stepped, by_formula)
         report = Report(tuple(metrics), not_run)
@@ -132,31 +131,8 @@ def _runnable(
     served = with_slices(model, served)
     written = read_headers([graph.with_name("weights.safetensors")])
     bind(model, written if copy is None else copy.tensors(written))
-    with _temporary(model, graph.with_name(".copy.onnx")) as path:
+    with temporary(model, graph.with_name(".copy.onnx")) as path:
         yield smaller, path, name, served
-
-
-@contextlib.contextmanager
-def _subjects(graph: Path, spec: ComponentSpec) -> Iterator[list[tuple[Subject, Path]]]:
-    """Yields the graphs to run: the graph itself unless it is bf16, and a 16-bit graph's twin."""
-    subjects: list[tuple[Subject, Path]] = [] if spec.precision == "bf16" else [("graph", graph)]
-    if spec.precision == "fp32":
-        yield subjects
-        return
-    model = ir.load(graph)
-    widen(model)
-    with _temporary(model, graph.with_name(".twin.onnx")) as twin:
-        yield [*subjects, ("float32 twin", twin)]
-
-
-@contextlib.contextmanager
-def _temporary(model: ir.Model, path: Path) -> Iterator[Path]:
-    """Saves `model` next to its weights for the duration of the block."""
-    try:
-        ir.save(model, path)
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _measure(

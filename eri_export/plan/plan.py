@@ -255,6 +255,7 @@ def spec_of(recipe: Recipe) -> ComponentSpec:
     return ComponentSpec(
         graph=f"{recipe.name}/model.onnx",
         step=f"{recipe.name}/step.onnx" if recipe.name == "denoiser" else None,
+        step_per_image=recipe.name == "denoiser",
         weights=f"{recipe.name}/weights.safetensors",
         precision=recipe.precision,
         kept_float32=recipe.kept_float32,

@@ -56,8 +56,9 @@ def _dynamic(size: int | str) -> bool:
 def _step_ranges(spec: ComponentSpec) -> dict[str, ShapeRange]:
     """Returns the ranges of the step graph's `conditions` and `images`.
 
-    Their product is the denoiser's batch: two conditions, as in classifier-free guidance, where
-    the batch is even, else one.
+    Their product is at best the denoiser's batch: two conditions, as in classifier-free guidance,
+    where the batch is even, else one. If images may have different numbers of conditions, any
+    number of images fits that has no more rows than the batch.
     """
     if spec.step is None:
         return {}
@@ -66,4 +67,7 @@ def _step_ranges(spec: ComponentSpec) -> dict[str, ShapeRange]:
     ends = {"min": batch.min, "opt": batch.opt, "max": batch.max}
     pairs = {end: 2 if batch.opt % 2 == 0 and n % 2 == 0 else 1 for end, n in ends.items()}
     images = {end: n // pairs[end] for end, n in ends.items()}
+    if spec.step_per_image:
+        pairs |= {"min": 1, "max": min(2, batch.max)}
+        images |= {"min": 1, "max": batch.max}
     return {"conditions": ShapeRange(**pairs), "images": ShapeRange(**images)}

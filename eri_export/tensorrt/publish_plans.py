@@ -8,10 +8,7 @@ leaves it unchanged.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +16,7 @@ from pathlib import Path
 from eri_export.disk import require_space
 from eri_export.progress import WHOLE, Listener, Progress, silent, stage
 from eri_export.publishing.atomic_publish import records, staging, write_manifest
+from eri_export.publishing.linked_files import link_files, locked
 from eri_export.tensorrt.attention import fused_layers
 from eri_export.tensorrt.build_options import BuildOptions, check_options
 from eri_export.tensorrt.build_plan import Built, build
@@ -78,7 +76,7 @@ def add_plans(
         (folder / FOLDER).mkdir()
         plans = {job.file: _build(bundle, job, folder, engine, options, progress) for job in jobs}
         with stage(progress, WHOLE, "publish"):
-            until_placed.enter_context(_lock(root))
+            until_placed.enter_context(locked(root))
             current = _link_current(root, bundle, needed, folder)
             rebuilt = {*plans, *map(_report, plans)}
             known = {name: file for name, file in current.files.items() if name not in rebuilt}
@@ -173,36 +171,5 @@ def _link_current(root: Path, built_from: Bundle, needed: set[str], folder: Path
             expected="the one the plans were built from",
             fix="run `eri build` again",
         )
-    for name in current.files:
-        copy = folder / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        if not copy.exists():
-            _link(current.path(name), copy)
+    link_files(current, current.files, folder)
     return current
-
-
-@contextlib.contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """Locks the bundle at `root`, so that builds replace it one after the other.
-
-    The lock is on the folder itself: a build that waited for one that replaced the folder locks
-    the new folder and checks again.
-    """
-    while True:
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(descriptor), root.stat()):
-                yield
-                return
-        finally:
-            os.close(descriptor)
-
-
-def _link(file: Path, copy: Path) -> None:
-    """Makes a hard link, or a copy where the file system has no hard links."""
-    with contextlib.suppress(OSError):
-        os.link(file.resolve(), copy)
-        return
-    shutil.copyfile(file, copy)

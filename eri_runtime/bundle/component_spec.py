@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from eri_runtime.bundle.schedule_spec import ADDED
+
 Precision = Literal["fp32", "fp16", "bf16"]
 
 # prefixes of a graph's LoRA inputs; the name of the linear weight follows
@@ -124,6 +126,8 @@ class ComponentSpec:
             their names.
         step: POSIX path of the denoiser's step graph, which computes one row of a `SamplerTable`
             over the same weights. None for other components.
+        step_per_image: Whether the step graph takes a row for each image of a call. If not, as in
+            older bundles, all images of a call share one; `eri upgrade` changes that.
         compared: As `parity`, by backend, for the other installed backends that agreed with
             PyTorch at export.
         unneeded: Shapes of weights that are not in the file because no output depends on them,
@@ -149,6 +153,7 @@ class ComponentSpec:
     segments: tuple[SegmentSpec, ...] = ()
     attention_slice: int | None = None
     activations: tuple[Mapping[str, float], ...] = ()
+    step_per_image: bool = field(default=False, metadata=ADDED)
 
     @cached_property
     def lora(self) -> LoraSpec | None:

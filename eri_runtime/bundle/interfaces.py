@@ -100,6 +100,8 @@ def faults(bundle: Bundle, name: str) -> Iterator[Fault]:
                 yield f"{field}.{tensor.name}", f"{tensor.dtype} {list(tensor.shape)}", form
     yield from _lora_faults(component)
     yield from _range_faults(component)
+    if component.step_per_image and component.step is None:
+        yield "step_per_image", True, "a step graph beside it, or false"
 
 
 def _fits(tensor: TensorSpec, form: str, sizes: Mapping[str, int]) -> bool:

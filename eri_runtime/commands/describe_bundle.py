@@ -123,7 +123,8 @@ def _component(bundle: Bundle, name: str, component: ComponentSpec) -> Iterator[
         yield f"  {_loras(component.lora)}"
     if component.step is not None:
         size = megabytes(bundle.files[component.step].size)
-        yield f"  step graph {size}: guidance and solver in one call, over the same weights"
+        rows = "a row for each image" if component.step_per_image else "one row for all images"
+        yield f"  step graph {size}: guidance and solver in one call, {rows}"
     if component.segments:
         yield f"  {len(component.segments)} segments, to run with the weights of one in memory"
     if component.attention_slice is not None:

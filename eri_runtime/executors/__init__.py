@@ -1,6 +1,7 @@
 """The engines behind one interface: ONNX Runtime, OpenVINO and TensorRT.
 
-`base` defines an open component, `step_graph` an open step graph, and `backend` what opens both.
+`base` defines an open component, `step_graph` an open step graph, `step_form` what the two forms of
+step graphs take, and `backend` what opens all of them.
 `choice` picks a backend. Each engine has its own folder, and only that folder imports its library.
 `pinned` opens everything, and sees to it that nothing of damaged or changed files is given out.
 `sequential_offload` runs a component one segment at a time, `onnx_weights` hands an engine weights
@@ -33,6 +34,7 @@ from eri_runtime.executors.openvino.backend import OPENVINO
 from eri_runtime.executors.ort.backend import CPU
 from eri_runtime.executors.ort.session import OrtExecutor
 from eri_runtime.executors.sequential_offload import SegmentedExecutor
+from eri_runtime.executors.step_form import Layout, even_layout
 from eri_runtime.executors.step_graph import Array, HeldLatents, Latents, Row, StepLoop, Stepper
 from eri_runtime.executors.tensorrt.library import Library, load_library
 
@@ -49,6 +51,7 @@ __all__ = [
     "Executor",
     "HeldLatents",
     "Latents",
+    "Layout",
     "Library",
     "OrtExecutor",
     "Refittable",
@@ -63,6 +66,7 @@ __all__ = [
     "compute_capability",
     "describe_backends",
     "engine_description",
+    "even_layout",
     "hashes_of",
     "load_library",
     "refusals",

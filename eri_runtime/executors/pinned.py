@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from eri_runtime.bundle import Bundle, WeightHashes
 from eri_runtime.executors.base import Arrays, Closeable, Executor, changed_tensors
+from eri_runtime.executors.step_form import Layout
 from eri_runtime.executors.step_graph import Array, HeldLatents, Row, StepLoop, Stepper
 
 Opened = TypeVar("Opened", bound=Closeable | None)
@@ -150,8 +151,10 @@ class PinnedLoop(StepLoop):
     def __init__(self, stepper: PinnedStepper, loop: StepLoop) -> None:
         self._stepper, self._loop = stepper, loop
 
-    def bind(self, key: Hashable, mix: Array, conditions: Arrays) -> None:
-        self._loop.bind(key, mix, conditions)
+    def bind(
+        self, key: Hashable, mix: Array, conditions: Arrays, layout: Layout | None = None
+    ) -> None:
+        self._loop.bind(key, mix, conditions, layout)
 
     def begin(self, x: Array, remembered: Sequence[Array]) -> HeldLatents:
         return self._loop.begin(x, remembered)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.executors.base import Arrays, Refittable
+from eri_runtime.executors.step_form import Layout
 
 Array = NDArray[np.float32]
 # the step graph's output -> the part of an engine's state that receives it
@@ -47,13 +48,34 @@ class HeldLatents(Latents, Protocol):
     def finite(self) -> bool:
         """Whether all of x is finite. Costs no copy of x."""
 
+    @property
+    def finite_images(self) -> NDArray[np.bool_]:
+        """Which images' x is finite, (B,). Copies x only if some is not."""
+
+
+def which_finite(magnitude: Array, latents: Latents, images: int) -> NDArray[np.bool_]:
+    """Returns which images are finite, (B,).
+
+    Reads x only where a magnitude is not: a sum of finite numbers may be too large.
+
+    Args:
+        magnitude: The sum of |x|, () or for each image, (B,).
+        latents: The state.
+        images: Number of images B.
+    """
+    fine = np.broadcast_to(np.asarray(np.isfinite(magnitude)), (images,))
+    if fine.all():
+        return fine
+    return np.array([np.isfinite(image).all() for image in latents.x])
+
 
 class Row(NamedTuple):
     """One row of a sampler table, ready to run.
 
     Attributes:
         key: The key under which `StepLoop.bind` stored the row's `mix` and conditions.
-        columns: The row's coefficients, in the order of `sampling.COLUMNS`, float32.
+        columns: The row's coefficients, in the order of `sampling.COLUMNS`, float32: (13,) for
+            all images, or (B, 13), which may differ if `ComponentSpec.step_per_image`.
         noises: Noises (B, …), newest first; empty if the row uses no noise.
     """
 
@@ -66,13 +88,21 @@ class StepLoop(ABC):
     """The buffers of one trajectory, allocated before its first step."""
 
     @abstractmethod
-    def bind(self, key: Hashable, mix: Array, conditions: Arrays) -> None:
+    def bind(
+        self, key: Hashable, mix: Array, conditions: Arrays, layout: Layout | None = None
+    ) -> None:
         """Stores the conditions and their guidance weights under a key.
 
         Args:
             key: Name for `Row.key` to refer to.
             mix: Weight of each of K conditions for each of B images, (K, B) float32.
-            conditions: The denoiser's other inputs by name, with K·B rows or shared by all rows.
+            conditions: The denoiser's other inputs by name, with a row for each row of the batch
+                or shared by all.
+            layout: Which rows of the batch are whose. Default: K·B rows, all images of the first
+                condition, then of the second, ….
+
+        Raises:
+            UsageError: If the layout does not fit `mix`, or the graph takes none but the default.
         """
 
     @abstractmethod

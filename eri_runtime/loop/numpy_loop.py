@@ -282,8 +282,15 @@ def draw_noises(
 
 
 def check_state(x: Array, k: int, table: SamplerTable) -> None:
-    """Raises `NonFiniteError`, naming the step, if the latents after row k have NaN or Inf."""
-    check_finite(f"latents after step {k + 1} of {len(table)}", x)
+    """Raises `NonFiniteError` if the latents after row k have NaN or Inf.
+
+    The error names the step, and the first such image if others are finite.
+    """
+    if np.isfinite(x).all():
+        return
+    finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+    which = f" of image {finite.argmin() + 1} of {len(x)}" if finite.any() else ""
+    check_finite(f"latents{which} after step {k + 1} of {len(table)}", x)
 
 
 def initial_step(table: SamplerTable, x: Array, noise: NoiseSource, draw: int) -> Step:

@@ -14,6 +14,7 @@ import pytest
 
 from eri_runtime.bundle.safetensors_file import read_tensors
 from eri_runtime.executors.ort.backend import CUDA
+from eri_runtime.executors.step_form import StepForm
 from eri_runtime.sampling import MAX_W
 from tests.support.cuda_stand_in.cases import DYNAMIC_CASES, STATIC_CASES, STEP_CASES, trajectory
 from tests.support.cuda_stand_in.measure import noted_sessions
@@ -51,17 +52,23 @@ def directly(session, drawn):
     x, found = drawn.x, []
     history = np.stack(drawn.remembered)
     for row in drawn.rows:
-        inputs = {"x": x, "history": history, "noise": np.stack(row.noises), "row": row.columns}
-        inputs |= {"mix": drawn.mix, **drawn.conditions}
+        inputs = {"x": x, "history": history, "noise": np.stack(row.noises), **fixed(drawn, row)}
         x, history, denoised = session.run(["x_next", "history_next", "denoised"], inputs)
         found.append((x.flat[0], denoised.flat[0], history.flat[0]))
     return found
 
 
+def fixed(drawn, row):
+    """The row, mix and conditions of a step, as the graph takes them."""
+    form, images = StepForm(per_image=True), len(drawn.x)
+    bound = form.bound(drawn.mix, drawn.conditions, drawn.layout)
+    return {"row": np.array(form.row(row.columns, images)), **bound}
+
+
 def begin(stepper, drawn):
     """A loop's states, to be asked for one by one."""
     loop = stepper.loop(drawn.x.shape, MAX_W)
-    loop.bind("pass", drawn.mix, drawn.conditions)
+    loop.bind("pass", drawn.mix, drawn.conditions, drawn.layout)
     return loop.run(drawn.rows, loop.begin(drawn.x, drawn.remembered))
 
 
@@ -182,12 +189,12 @@ def bound(session, drawn):
 
     (row,) = drawn.rows
     inputs = {"x": drawn.x, "history": np.stack(drawn.remembered), "noise": np.stack(row.noises)}
-    inputs |= {"row": row.columns, "mix": drawn.mix, **drawn.conditions}
+    inputs |= fixed(drawn, row)
     binding = session.io_binding()
     for name, array in inputs.items():
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
     shapes = {"x_next": drawn.x.shape, "history_next": inputs["history"].shape}
-    shapes |= {"denoised": drawn.x.shape, "magnitude": ()}
+    shapes |= {"denoised": drawn.x.shape, "magnitude": (len(drawn.x),)}
     for name, shape in shapes.items():
         value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), "cuda", 0)
         binding.bind_ortvalue_output(name, value)

@@ -6,17 +6,19 @@ from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eri_runtime.executors.base import Arrays
 from eri_runtime.executors.ort.capture_guard import device_call
-from eri_runtime.executors.step_graph import OUTPUTS, Array
+from eri_runtime.executors.step_form import StepForm
+from eri_runtime.executors.step_graph import OUTPUTS, Array, which_finite
 from eri_runtime.sampling import MAX_W
 
 
 class Buffer:
     """A tensor on the device, and its array on the host. On the CPU both share memory."""
 
-    def __init__(self, values: Array, device: str) -> None:
+    def __init__(self, values: NDArray[Any], device: str) -> None:
         import onnxruntime as ort
 
         self.array = np.asarray(values, order="C")  # `ascontiguousarray` would change shape ()
@@ -30,7 +32,7 @@ class Buffer:
         if not self.on_host:
             self.write(self.array)
 
-    def write(self, values: Array) -> None:
+    def write(self, values: NDArray[Any]) -> None:
         """Copies `values` to the device and leaves `array` as it is. Not for the CPU."""
         with device_call(self.device):
             self.value.update_inplace(values)
@@ -58,9 +60,9 @@ class Slot(NamedTuple):
     magnitude: Buffer
 
 
-def new_slot(number: int, x: tuple[int, ...], device: str) -> Slot:
+def new_slot(number: int, x: tuple[int, ...], form: StepForm, device: str) -> Slot:
     """Allocates the buffers of a state with latents of shape `x`, all zero."""
-    shapes = (x, (MAX_W, *x), x, ())
+    shapes = (x, (MAX_W, *x), x, form.magnitude_shape(x[0]))
     return Slot(number, *(Buffer(np.zeros(shape, np.float32), device) for shape in shapes))
 
 
@@ -84,8 +86,16 @@ class OrtLatents:
 
     @property
     def finite(self) -> bool:
-        magnitude = self.slot.magnitude
-        return bool(np.isfinite(magnitude.array if magnitude.on_host else magnitude.read()))
+        return bool(np.isfinite(self._magnitude()).all())
+
+    @property
+    def finite_images(self) -> NDArray[np.bool_]:
+        return which_finite(self._magnitude(), self, len(self.slot.x.array))
+
+    def _magnitude(self) -> Array:
+        """Returns the sum of |x|: of all images, or of each."""
+        buffer = self.slot.magnitude
+        return buffer.array if buffer.on_host else buffer.read()
 
 
 class BoundInputs:

@@ -22,8 +22,9 @@ import numpy as np
 from eri_runtime.executors.base import Arrays
 from eri_runtime.executors.ort.buffers import BoundInputs, Buffer, Slot, bind_step, new_slot
 from eri_runtime.executors.ort.capture_guard import CAPTURES
+from eri_runtime.executors.step_form import StepForm
 from eri_runtime.executors.step_graph import OUTPUTS, Array
-from eri_runtime.sampling import COLUMNS, MAX_V
+from eri_runtime.sampling import MAX_V
 
 MAX_GRAPHS = 16  # CUDA graphs per session; more shapes run without capture
 NOT_CAPTURED = "-1"  # ONNX Runtime's graph id of a run that is neither captured nor replayed
@@ -57,11 +58,13 @@ class Noises:
 class CapturedStep:
     """One CUDA graph and the buffers that it reads and writes. Holds no loop's state."""
 
-    def __init__(self, session: Any, number: int, shape: Shape, inputs: Arrays) -> None:
+    def __init__(
+        self, session: Any, number: int, shape: Shape, form: StepForm, inputs: Arrays
+    ) -> None:
         """Allocates the buffers. `number` is the graph's id, which no other graph has had."""
         self._session = session
-        self._before, self._after = (new_slot(0, shape, "cuda") for _ in range(2))
-        self._row = Buffer(np.zeros(sum(COLUMNS.values()), np.float32), "cuda")
+        self._before, self._after = (new_slot(0, shape, form, "cuda") for _ in range(2))
+        self._row = Buffer(np.zeros(form.row_shape(shape[0]), np.float32), "cuda")
         self._noise = Buffer(np.zeros((MAX_V, *shape), np.float32), "cuda")
         self._inputs = {
             name: Buffer(np.zeros_like(values), "cuda") for name, values in inputs.items()
@@ -77,7 +80,7 @@ class CapturedStep:
         self, columns: Array, noises: Noises, inputs: BoundInputs, before: Slot, after: Slot
     ) -> None:
         """Runs a row of a loop: reads its state in `before`, and writes the next into `after`."""
-        self._row.write(columns)
+        self._row.write(np.asarray(columns, order="C"))
         self._load(noises, inputs)
         for part in ("x", "history"):
             getattr(self._before, part).copy(getattr(before, part))
@@ -120,15 +123,15 @@ class CapturingSession:
         """Calls a function in the session's thread, after those of other threads."""
         return self._thread.submit(function).result()
 
-    def step(self, shape: Shape, inputs: Arrays) -> CapturedStep | None:
+    def step(self, shape: Shape, form: StepForm, inputs: Arrays) -> CapturedStep | None:
         """Returns the graph of these shapes, or None if there are `MAX_GRAPHS` others.
 
-        Call it in the session's thread.
+        `form` is that of the session's step graph. Call it in the session's thread.
         """
         signature = signature_of(shape, inputs)
         if signature not in self._steps and len(self._steps) < MAX_GRAPHS:
             number = next(self._numbers)
-            self._steps[signature] = CapturedStep(self.session, number, shape, inputs)
+            self._steps[signature] = CapturedStep(self.session, number, shape, form, inputs)
         return self._steps.get(signature)
 
 

@@ -38,8 +38,8 @@ from eri_runtime.executors.ort.captured_step import (
 from eri_runtime.executors.ort.engine_errors import ort_errors
 from eri_runtime.executors.ort.provider import Provider, graph_for
 from eri_runtime.executors.ort.session import open_session
+from eri_runtime.executors.step_form import Layout, StepForm, form_of
 from eri_runtime.executors.step_graph import Array, HeldLatents, Row, StepLoop, Stepper
-from eri_runtime.sampling import COLUMNS
 
 REFUSES_CAPTURE = "graph capture feature"  # in ONNX Runtime's error for a graph it cannot capture
 
@@ -75,14 +75,14 @@ class OrtStepper(Stepper):
         overrides: Arrays = FROM_FILE,
     ) -> None:
         """Opens `graph`; on CUDA its steps are captured. Raises `BackendError`."""
-        self._device = provider.device
+        self._device, self._form = provider.device, form_of(spec)
         self._has_cuda_form = graph_for(graph, provider) != graph
         self._open_session = partial(open_session, graph, spec, provider, settings)
         self._current: Any = CurrentSession(self._open(overrides))
         self._overrides = overrides
 
     def loop(self, shape: tuple[int, ...], width: int) -> StepLoop:
-        return OrtStepLoop(self._current, self._device, shape, width)
+        return OrtStepLoop(self._current, self._device, self._form, shape, width)
 
     def replace(self, overrides: Arrays) -> None:
         if changed_tensors(self._overrides, overrides):
@@ -115,11 +115,16 @@ class OrtStepLoop(StepLoop):
     """The buffers and bindings of one trajectory."""
 
     def __init__(
-        self, current: CurrentSession, device: str, shape: tuple[int, ...], width: int
+        self,
+        current: CurrentSession,
+        device: str,
+        form: StepForm,
+        shape: tuple[int, ...],
+        width: int,
     ) -> None:
         self._current, self._session, self._device = current, current.opened.session, device
-        self._shape, self._width = shape, width
-        self._row = Buffer(np.zeros(sum(COLUMNS.values()), np.float32), device)
+        self._form, self._shape, self._width = form, shape, width
+        self._row = Buffer(np.zeros(form.row_shape(shape[0]), np.float32), device)
         self._noises = Noises(shape)
         self._noise = Buffer(self._noises.array, device)
         self._bound: dict[Hashable, BoundInputs] = {}
@@ -127,8 +132,10 @@ class OrtStepLoop(StepLoop):
         self._free: list[Slot] = []
         self._slots = 0
 
-    def bind(self, key: Hashable, mix: Array, conditions: Arrays) -> None:
-        self._bound[key] = BoundInputs({"mix": mix, **conditions}, self._device)
+    def bind(
+        self, key: Hashable, mix: Array, conditions: Arrays, layout: Layout | None = None
+    ) -> None:
+        self._bound[key] = BoundInputs(self._form.bound(mix, conditions, layout), self._device)
 
     def begin(self, x: Array, remembered: Sequence[Array]) -> HeldLatents:
         slot = self._take_slot()
@@ -164,9 +171,10 @@ class OrtStepLoop(StepLoop):
     ) -> None:
         """Runs one row as a CUDA graph, or without one if there are too many already."""
         inputs = self._bound[row.key]
-        step = capturing.step(self._shape, inputs.arrays)
+        step = capturing.step(self._shape, self._form, inputs.arrays)
         if step is not None:
-            step.run(row.columns, self._noises, inputs, before, after)
+            columns = self._form.row(row.columns, self._shape[0])
+            step.run(columns, self._noises, inputs, before, after)
             return
         with device_call(self._device):
             options = run_options(NOT_CAPTURED)
@@ -177,7 +185,7 @@ class OrtStepLoop(StepLoop):
         if self._session is not session:
             self._session = session
             self._bindings.clear()  # they belong to the old session
-        np.copyto(self._row.array, row.columns)
+        np.copyto(self._row.array, self._form.row(row.columns, self._shape[0]))
         self._row.upload()
         if row.noises:
             self._noise.upload()
@@ -189,7 +197,7 @@ class OrtStepLoop(StepLoop):
         if self._free:
             return self._free.pop()
         self._slots += 1
-        return new_slot(self._slots, self._shape, self._device)
+        return new_slot(self._slots, self._shape, self._form, self._device)
 
     def _latents(self, slot: Slot, count: int) -> OrtLatents:
         """Wraps a slot; the slot is free again when the result is garbage collected."""

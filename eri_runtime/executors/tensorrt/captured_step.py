@@ -16,10 +16,11 @@ import numpy as np
 
 from eri_runtime.errors import BackendError
 from eri_runtime.executors.base import FROM_FILE, Arrays
+from eri_runtime.executors.step_form import StepForm
 from eri_runtime.executors.step_graph import Array
 from eri_runtime.executors.tensorrt.cuda import Graph, Memory, Staged, view
 from eri_runtime.executors.tensorrt.engine import TrtEngine
-from eri_runtime.executors.tensorrt.slot import FLOAT, WIDTH, Shape, Slot
+from eri_runtime.executors.tensorrt.slot import Shape, Slot, nbytes
 from eri_runtime.sampling import MAX_V, MAX_W
 
 Signature = tuple[Shape, tuple[tuple[str, Shape], ...]]
@@ -39,7 +40,12 @@ class CapturedStep:
     """
 
     def __init__(
-        self, engine: TrtEngine, sizes: Mapping[str, int], shape: Shape, inputs: Arrays
+        self,
+        engine: TrtEngine,
+        sizes: Mapping[str, int],
+        shape: Shape,
+        form: StepForm,
+        inputs: Arrays,
     ) -> None:
         """Allocates the buffers; `sizes` are the dynamic dimensions by name.
 
@@ -54,16 +60,16 @@ class CapturedStep:
         self._warm = self._refused = False
         self._refits = engine.refits
         history = (MAX_W, *shape)
-        buffers = {"x": shape, "history": history, "row": (WIDTH,)}
-        buffers |= {"x_next": shape, "history_next": history, "denoised": shape, "magnitude": ()}
+        buffers = {"x": shape, "history": history, "row": form.row_shape(shape[0])}
+        buffers |= {"x_next": shape, "history_next": history, "denoised": shape}
+        buffers |= {"magnitude": form.magnitude_shape(shape[0])}
         uploads = {"noise": np.zeros((MAX_V, *shape), np.float32), **inputs}
         shapes = {name: buffers[name] for name in ("x", "history", "row")}
         with engine.device.free_on_error():
             shapes |= {name: values.shape for name, values in uploads.items()}
             self._context = engine.context(sizes, shapes)
             self._memory = {
-                name: engine.device.memory(int(np.prod(size)) * FLOAT)
-                for name, size in buffers.items()
+                name: engine.device.memory(nbytes(size)) for name, size in buffers.items()
             }
             self._staged = {
                 name: Staged(engine.device, values.nbytes) for name, values in uploads.items()
@@ -99,7 +105,7 @@ class CapturedStep:
             (memory["history_next"], after.history),
             (memory["denoised"], after.denoised),
         )
-        stream.download(memory["magnitude"], after.host_magnitude, FLOAT)
+        stream.download(memory["magnitude"], after.host_magnitude, memory["magnitude"].size)
         stream.record(after.ready)
 
     def release(self) -> None:

@@ -6,37 +6,44 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from eri_runtime.executors.step_form import StepForm
 from eri_runtime.executors.step_graph import Array
 from eri_runtime.executors.tensorrt.cuda import Event, Memory, view
 from eri_runtime.executors.tensorrt.engine import TrtEngine
-from eri_runtime.sampling import COLUMNS, MAX_W
+from eri_runtime.sampling import MAX_W
 
 Shape = tuple[int, ...]
 
 FLOAT = 4  # bytes
-WIDTH = sum(COLUMNS.values())  # float32 numbers in a row of the sampler table
+
+
+def nbytes(shape: Shape) -> int:
+    """Returns the size of a float32 tensor in bytes."""
+    return int(np.prod(shape)) * FLOAT
 
 
 class Slot:
     """The buffers of one state, which no engine call writes: a step copies its results here.
 
-    `host_magnitude` is not finite if any value of x is not. `host_row` holds the row that led to
+    `host_magnitude` is not finite where x is not. `host_row` holds the row that led to
     the state until the device has read it. `ready` is reached when the state is computed.
     """
 
-    def __init__(self, engine: TrtEngine, shape: Shape) -> None:
+    def __init__(self, engine: TrtEngine, shape: Shape, form: StepForm) -> None:
         device = engine.device
-        size = int(np.prod(shape)) * FLOAT
+        row, self._magnitude = form.row_shape(shape[0]), form.magnitude_shape(shape[0])
+        size = nbytes(shape)
         with device.free_on_error():
             self.x, self.denoised = device.memory(size), device.memory(size)
             self.history = device.memory(MAX_W * size)
-            self.host_magnitude, self.host_row = device.pinned(FLOAT), device.pinned(WIDTH * FLOAT)
+            self.host_magnitude = device.pinned(nbytes(self._magnitude))
+            self.host_row = device.pinned(nbytes(row))
             self.ready = device.event()
 
     @property
-    def magnitude(self) -> float:
-        """The magnitude of x; wait for `ready` first."""
-        return float(view(self.host_magnitude, np.float32, ())[()])
+    def magnitude(self) -> Array:
+        """The magnitude of x, or of each image's; wait for `ready` first."""
+        return view(self.host_magnitude, np.float32, self._magnitude)
 
     def resources(self) -> tuple[Memory | Event, ...]:
         """Everything that has to be freed."""
@@ -47,14 +54,14 @@ class Slot:
 class SlotPool:
     """Slots for latents of one shape. Append a slot to `free` once nothing references its state."""
 
-    def __init__(self, engine: TrtEngine, shape: Shape) -> None:
+    def __init__(self, engine: TrtEngine, shape: Shape, form: StepForm) -> None:
         self.free: list[Slot] = []
-        self._engine, self._shape = engine, shape
+        self._engine, self._shape, self._form = engine, shape, form
 
     def take(self) -> Slot:
         """Returns a free slot whose host memory the device no longer reads, or a new one."""
         if not self.free:
-            return Slot(self._engine, self._shape)
+            return Slot(self._engine, self._shape, self._form)
         slot = self.free.pop()
         slot.ready.wait()
         return slot

@@ -12,10 +12,19 @@ from functools import cached_property
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eri_runtime.bundle import ComponentSpec
 from eri_runtime.executors.base import FROM_FILE, Arrays
-from eri_runtime.executors.step_graph import Array, HeldLatents, Row, StepLoop, Stepper
+from eri_runtime.executors.step_form import OWNER, Layout, form_of
+from eri_runtime.executors.step_graph import (
+    Array,
+    HeldLatents,
+    Row,
+    StepLoop,
+    Stepper,
+    which_finite,
+)
 from eri_runtime.executors.tensorrt.captured_step import CapturedStep, Signature, signature_of
 from eri_runtime.executors.tensorrt.engine import OpenPlan, TrtEngine
 from eri_runtime.executors.tensorrt.executor import named_sizes
@@ -45,7 +54,11 @@ class TrtLatents:
 
     @property
     def finite(self) -> bool:
-        return self.loop.finite(self.slot)
+        return bool(np.isfinite(self.loop.magnitude(self.slot)).all())
+
+    @property
+    def finite_images(self) -> NDArray[np.bool_]:
+        return which_finite(self.loop.magnitude(self.slot), self, self.loop.images)
 
 
 class TrtStepper(Stepper):
@@ -60,7 +73,7 @@ class TrtStepper(Stepper):
         self.lock = threading.RLock()
         self.steps: dict[Signature, CapturedStep] = {}  # the last used one at the end
         self._pools: dict[Shape, SlotPool] = {}
-        self._spec = spec
+        self._spec, self.form = spec, form_of(spec)
 
     def refusal(self, images: int, conditions: Iterable[int]) -> str | None:
         plan = self.engine.plan.spec
@@ -79,7 +92,7 @@ class TrtStepper(Stepper):
     def pool(self, shape: Shape) -> SlotPool:
         """Returns the slots for latents of this shape."""
         with self.lock:
-            return self._pools.setdefault(shape, SlotPool(self.engine, shape))
+            return self._pools.setdefault(shape, SlotPool(self.engine, shape, self.form))
 
     def step(self, shape: Shape, inputs: Arrays) -> CapturedStep:
         """Returns the captured step for these shapes, kept or new."""
@@ -87,7 +100,7 @@ class TrtStepper(Stepper):
         step = self.steps.pop(signature, None)
         if step is None:
             self._make_room()
-            step = CapturedStep(self.engine, self._sizes(shape, inputs), shape, inputs)
+            step = CapturedStep(self.engine, self._sizes(shape, inputs), shape, self.form, inputs)
         self.steps[signature] = step
         return step
 
@@ -115,7 +128,7 @@ class TrtStepper(Stepper):
     def _sizes(self, shape: Shape, inputs: Arrays) -> dict[str, int]:
         """Returns the step graph's dynamic dimensions by name, to choose a profile with."""
         conditions, images = inputs["mix"].shape
-        rows = conditions * images
+        rows = len(inputs[OWNER]) if OWNER in inputs else conditions * images
         shapes = {name: values.shape for name, values in inputs.items()}
         shapes |= {SAMPLE: (rows, *shape[1:]), TIMESTEP: (rows,)}
         sizes = {"conditions": conditions, "images": images}
@@ -131,8 +144,15 @@ class TrtStepLoop(StepLoop):
         self._identity = object()  # tells this loop's uploads from another's, and keeps no loop
         self._pool = stepper.pool(shape)
 
-    def bind(self, key: Hashable, mix: Array, conditions: Arrays) -> None:
-        self._inputs[key] = {"mix": mix, **conditions}
+    def bind(
+        self, key: Hashable, mix: Array, conditions: Arrays, layout: Layout | None = None
+    ) -> None:
+        self._inputs[key] = self._stepper.form.bound(mix, conditions, layout)
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return self._shape[0]
 
     def begin(self, x: Array, remembered: Sequence[Array]) -> HeldLatents:
         with self._stepper.lock:
@@ -152,12 +172,12 @@ class TrtStepLoop(StepLoop):
             self._stepper.engine.check_open()
             return self._pool.read(slot, part)
 
-    def finite(self, slot: Slot) -> bool:
-        """Waits for a state and returns whether all of its x is finite."""
+    def magnitude(self, slot: Slot) -> Array:
+        """Waits for a state and returns a copy of its magnitude."""
         with self._stepper.lock:
             self._stepper.engine.check_open()
             slot.ready.wait()
-            return bool(np.isfinite(slot.magnitude))
+            return slot.magnitude.copy()
 
     def _step(self, row: Row, before: TrtLatents) -> TrtLatents:
         """Enqueues one row into another slot."""
@@ -167,7 +187,8 @@ class TrtStepLoop(StepLoop):
             step = self._stepper.step(self._shape, inputs)
             after = self._latents(min(before.count + 1, self._width))
             step.load(self._identity, inputs)
-            step.enqueue(row.columns, row.noises, before.slot, after.slot)
+            columns = self._stepper.form.row(row.columns, self.images)
+            step.enqueue(columns, row.noises, before.slot, after.slot)
             return after
 
     def _latents(self, count: int) -> TrtLatents:

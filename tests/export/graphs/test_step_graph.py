@@ -12,11 +12,11 @@ import eri_runtime as eri
 from eri_export import export
 from eri_export.graphs.step_graph import compose
 from eri_export.publishing import export_bundle as exporter
-from eri_runtime.errors import ParityError
+from eri_runtime.errors import ExportError, ParityError
 from eri_runtime.sampling.table import COLUMNS, MAX_V, MAX_W
 
 FAMILIES = ["sdxl", "sd35", "flux"]
-ADDED = 60  # nodes, whatever the network
+ADDED = 45  # nodes, whatever the network
 
 
 @pytest.fixture(params=FAMILIES)
@@ -68,16 +68,17 @@ def test_the_interface(graphs):
     assert x == ["images", *sample.shape[1:]]
     assert shapes["history"] == shapes["history_next"] == [MAX_W, *x]
     assert shapes["noise"] == [MAX_V, *x]
-    assert shapes["row"] == [sum(COLUMNS.values())] == [13]
-    assert shapes["mix"] == ["conditions", "images"]
+    assert shapes["row"] == ["images", sum(COLUMNS.values())] == ["images", 13]
+    assert shapes["mix"] == shapes["index"] == ["conditions", "images"]
+    assert shapes["owner"] == [sample.shape[0]]
     assert shapes["x_next"] == shapes["denoised"] == x
-    assert shapes["magnitude"] == []
+    assert shapes["magnitude"] == ["images"]
     own = {value.name for value in bare.graph.inputs} - {"sample", "timestep"}
-    given = ["x", "history", "noise", "row", "mix"]
-    assert [value.name for value in step.graph.inputs][5:] == [
+    given = ["x", "history", "noise", "row", "mix", "owner", "index"]
+    assert [value.name for value in step.graph.inputs][7:] == [
         value.name for value in bare.graph.inputs if value.name in own
     ]
-    assert [value.name for value in step.graph.inputs][:5] == given
+    assert [value.name for value in step.graph.inputs][:7] == given
 
 
 def test_the_graph_is_valid(graphs):
@@ -95,9 +96,9 @@ def toy():
         {
             one = Constant <value_ints = [1]> ()
             mix = Unsqueeze (timestep, one)
-            x = Mul (mix, bias)
-            denoised = Identity (x)
-            output = Add (sample, denoised)
+            owner = Mul (mix, bias)
+            magnitude = Identity (owner)
+            output = Add (sample, magnitude)
         }
     """
     return ir.from_proto(onnx.parser.parse_model(text))
@@ -110,21 +111,32 @@ def test_inner_names_give_way():
     rng = np.random.default_rng(0)
     x, history, noise, bias, row, mix = (
         rng.standard_normal(shape, np.float32)
-        for shape in ((3, 2), (4, 3, 2), (2, 3, 2), (6, 2), (13,), (2, 3))
+        for shape in ((3, 2), (4, 3, 2), (2, 3, 2), (5, 2), (3, 13), (2, 3))
     )
+    owner, index = np.array([2, 0, 1, 2, 0]), np.array([[1, 2, 0], [4, 2, 3]])
     given = {"x": x, "history": history, "noise": noise, "row": row, "mix": mix, "bias": bias}
+    given |= {"owner": owner, "index": index}
     made = dict(
         zip([each.name for each in session.get_outputs()], session.run(None, given), strict=True)
     )
-    t, c_in, c_skip, c_out, p, q, A, *weights = row
-    predicted = (c_in * x + t * bias.reshape(2, 3, 2)) * mix[..., None]
-    denoised = c_skip * x + c_out * predicted.sum(0)
+    t, c_in, c_skip, c_out, p, q, A, *weights = row.T[..., None]
+    predicted = (c_in * x)[owner] + t[owner] * bias
+    denoised = c_skip * x + c_out * (predicted[index] * mix[..., None]).sum(0)
     pushed = np.stack([p * x + q * denoised, *history[:3]])
-    x_next = A * x + np.tensordot(weights, np.concatenate([pushed, noise]), 1)
+    x_next = A * x + (np.stack(weights) * np.concatenate([pushed, noise])).sum(0)
     np.testing.assert_allclose(made["denoised"], denoised, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(made["history_next"], pushed, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(made["x_next"], x_next, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(made["magnitude"], np.abs(x_next).sum(), rtol=1e-5)
+    np.testing.assert_allclose(made["magnitude"], np.abs(x_next).sum(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("names", [("sample", "time"), ("x", "timestep")])
+def test_what_is_no_denoiser_is_refused(names):
+    model = toy()
+    for value, name in zip(model.graph.inputs, names, strict=False):
+        value.name = name
+    with pytest.raises(ExportError, match=f"got the inputs {', '.join(names)}, bias and 1 outputs"):
+        compose(model)
 
 
 def test_a_step_graph_that_is_wrong_is_not_published(sd35_checkpoint, tmp_path, monkeypatch):

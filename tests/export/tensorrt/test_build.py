@@ -75,19 +75,31 @@ def test_a_graph_without_dynamic_dimensions_has_one_empty_profile(root):
 
 
 @pytest.mark.parametrize(
-    ("batch", "conditions", "images"),
+    ("per_image", "batch", "conditions", "images"),
     [
-        ((1, 2, 16), (1, 2, 2), (1, 1, 8)),
-        ((1, 1, 8), (1, 1, 1), (1, 1, 8)),
-        ((2, 2, 2), (2, 2, 2), (1, 1, 1)),
-        ((3, 4, 9), (1, 2, 1), (3, 2, 9)),
+        (False, (1, 2, 16), (1, 2, 2), (1, 1, 8)),
+        (False, (1, 1, 8), (1, 1, 1), (1, 1, 8)),
+        (False, (2, 2, 2), (2, 2, 2), (1, 1, 1)),
+        (False, (3, 4, 9), (1, 2, 1), (3, 2, 9)),
+        (True, (1, 2, 16), (1, 2, 2), (1, 1, 16)),
+        (True, (1, 1, 8), (1, 1, 2), (1, 1, 8)),
+        (True, (2, 2, 2), (1, 2, 2), (1, 1, 2)),
+        (True, (3, 4, 9), (1, 2, 2), (1, 2, 9)),
+        (True, (1, 1, 1), (1, 1, 1), (1, 1, 1)),
     ],
 )
-def test_conditions_times_images_are_the_denoisers_batch(root, batch, conditions, images):
+def test_conditions_and_images_of_a_step_graph(root, per_image, batch, conditions, images):
+    """Without rows per image, their product is the denoiser's batch."""
+
     def sizes(values):
         return ShapeRange(**dict(zip(("min", "opt", "max"), values, strict=True)))
 
-    spec = spec_of(root, ranges={"batch": sizes(batch)}, step="denoiser/step.onnx")
+    spec = spec_of(
+        root,
+        ranges={"batch": sizes(batch)},
+        step="denoiser/step.onnx",
+        step_per_image=per_image,
+    )
     (profile,) = make_profiles(spec, {"mix": ("conditions", "images")}, ("range",))
     assert [profile[name] for name in ("conditions", "images")] == [
         sizes(conditions),

@@ -96,6 +96,11 @@ def test_a_manifest_is_read_back_as_written(bundle):
     assert manifest.read(bundle.root) == bundle
 
 
+def test_a_step_graph_of_an_older_manifest_takes_one_row_for_all_images(bundle):
+    assert "step_per_image" not in (bundle.root / "manifest.json").read_text()
+    assert manifest.read(bundle.root).components["denoiser"].step_per_image is False
+
+
 def test_a_bundle_may_be_moved(bundle, tmp_path_factory):
     moved = bundle.root.rename(tmp_path_factory.mktemp("elsewhere") / "moved")
     verify_all(manifest.read(moved))
@@ -130,6 +135,10 @@ def spoil(*path, value=None, delete=False):
         (spoil("schema", delete=True), "schema: got None"),
         (spoil("latents", delete=True), "latents: got 'nothing'"),
         (spoil("surprise", value=1), "got 'surprise'"),
+        (
+            spoil("components", "denoiser", "step_per_image", value=True),
+            "denoiser.step_per_image: got True, expected a step graph",
+        ),
         (spoil("root", value="/"), "got 'root'"),
         (spoil("pins", value=None), "got 'pins'"),
         (spoil("family", value="sd15"), "family: got 'sd15', expected one of sdxl"),

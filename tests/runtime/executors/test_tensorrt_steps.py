@@ -21,6 +21,8 @@ from eri_runtime.executors.step_graph import Row
 from eri_runtime.executors.tensorrt.kernel_cache import kernel_file
 from eri_runtime.executors.tensorrt.plans import Machine
 from tests.support import stand_in_trt as stand_in
+from tests.support.mixed_images import draw, run
+from tests.support.shared_row import old_bundle
 from tests.support.trt_steps import Inputs, assert_same, captures, opened, read, weights_of
 
 
@@ -93,6 +95,45 @@ def test_loops_with_other_conditions_take_turns_step_by_step(stepper, oracle, pl
         for mine, reference in zip(found, expected, strict=True):
             assert_same([read(state) for state in mine], reference)
     assert len(stepper.steps) == 1
+
+
+def test_images_of_one_call_may_differ(stepper, oracle, planned, device):
+    """In row and number of conditions; calls of the same shapes share a graph."""
+    spec = manifest.read(planned).components["denoiser"]
+    for seed, counts in enumerate([(2, 1, 1), (1, 2, 1)]):
+        images, shared = draw(spec, counts, seed)
+        expected = [read(state) for state in run(oracle, images, shared, steps=3)]
+        assert_same([read(state) for state in run(stepper, images, shared, steps=3)], expected)
+    assert captures(device) == len(stepper.steps) == 1
+
+
+def test_an_image_that_is_not_finite_is_named(stepper, planned):
+    spec = manifest.read(planned).components["denoiser"]
+    images, shared = draw(spec, (2, 1))
+    images[1].x.flat[0] = np.nan
+    (state,) = run(stepper, images, shared)
+    assert not state.finite
+    assert state.finite_images.tolist() == [True, False]
+    assert np.isfinite(state.x[0]).all()
+
+
+@pytest.mark.parametrize("counts", [(1,), (1, 1)])
+def test_a_plan_of_an_older_step_graph_runs(device, sd35_bundle, tmp_path, counts):
+    """Its row is one for all images, and its magnitude too."""
+    root = old_bundle(sd35_bundle, tmp_path / "older").root
+    planned = stand_in.with_plans(root, tmp_path / "planned")
+    spec = manifest.read(planned).components["denoiser"]
+    images, shared = draw(spec, counts)
+    for image in images:
+        image.row = images[0].row
+    stepper, _ = opened(planned)
+    path = manifest.read(planned).path(spec.step)
+    with stepper, CPU.stepper(path, spec, Settings(threads=1)) as oracle:
+        expected = [read(state) for state in run(oracle, images, shared, steps=3)]
+        assert_same([read(state) for state in run(stepper, images, shared, steps=3)], expected)
+        images[-1].x.flat[0] = np.inf
+        (state,) = run(stepper, images, shared)
+        assert state.finite_images.tolist() == [True] * (len(counts) - 1) + [False]
 
 
 def test_arrays_changed_between_loops_are_uploaded_again(stepper, oracle, planned):

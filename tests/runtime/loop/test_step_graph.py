@@ -304,6 +304,17 @@ def test_what_is_not_finite_names_the_step(pair):
             trajectory(pipe, sampler="euler_a", noise=noise)
 
 
+def test_what_is_not_finite_names_the_image(pair):
+    def noise(draw, shape):
+        drawn = np.full((3, *shape), 0.1, np.float32)
+        drawn[1] = np.nan if draw == 2 else 0.1
+        return drawn
+
+    for pipe in pair:
+        with pytest.raises(NonFiniteError, match="latents of image 2 of 3 after step 2 of 6: got"):
+            trajectory(pipe, sampler="euler_a", noise=noise, num_images_per_prompt=3)
+
+
 UNHELD = {
     "hook": ({"hook": lambda denoised: denoised.clip(-1, 1)}, "changed between steps"),
     "thresholding": ({"dynamic_thresholding": (1.0, 0.9)}, "changed between steps"),

@@ -88,9 +88,9 @@ class NarrowStepper(Stepper):
         loop, budget = self.inner.loop(shape, width), self.budget
         bind = loop.bind
 
-        def checked(key, mix, conditions):
+        def checked(key, mix, conditions, layout=None):
             budget.running("denoiser", (mix.size, *shape[1:]))
-            bind(key, mix, conditions)
+            bind(key, mix, conditions, layout)
 
         loop.bind = checked
         return loop

@@ -17,7 +17,7 @@ from eri_export.graphs.recipes.base import Recipe
 from eri_export.graphs.trace import trace
 from eri_export.plan.plan import make_plan, spec_of
 from eri_runtime.bundle import COMPONENTS, ComponentSpec, Precision
-from eri_runtime.executors import Array, Row
+from eri_runtime.executors import Array, Layout, Row, even_layout
 from eri_runtime.executors.base import Arrays
 from eri_runtime.sampling import COLUMNS, MAX_V, MAX_W
 from tests.support import checkpoints
@@ -140,6 +140,7 @@ class Trajectory:
     remembered: tuple[Array, ...]
     rows: tuple[Row, ...]
     mix: Array
+    layout: Layout
     conditions: Arrays
 
 
@@ -159,9 +160,10 @@ def trajectory(opened: Opened, seed: int, steps: int = 5, example: int = 0) -> T
         x=x,
         remembered=tuple(normal(*x.shape) for _ in range(MAX_W)),
         rows=tuple(
-            Row("pass", normal(sum(COLUMNS.values())), tuple(normal(MAX_V, *x.shape)))
+            Row("pass", normal(len(x), sum(COLUMNS.values())), tuple(normal(MAX_V, *x.shape)))
             for _ in range(steps)
         ),
         mix=normal(count, len(x)),
+        layout=even_layout(count, len(x)),
         conditions=inputs,
     )

@@ -64,7 +64,7 @@ def run_step(device: Device, opened: Opened, folder: Path) -> Measured:
         CUDA.stepper(opened.step, opened.spec) as stepper,
     ):
         loop = stepper.loop(drawn.x.shape, MAX_W)
-        loop.bind("pass", drawn.mix, drawn.conditions)
+        loop.bind("pass", drawn.mix, drawn.conditions, drawn.layout)
         begun = loop.begin(drawn.x, drawn.remembered)
         with device.counting() as counts:
             for _ in loop.run(drawn.rows, begun):

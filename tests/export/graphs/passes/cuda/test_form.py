@@ -64,8 +64,12 @@ def run(model, folder, name):
             sizes["conditions"] = each.shape[0]  # of one image
     for each in session.get_inputs():
         shape = [d if isinstance(d, int) else sizes.get(d, 24) for d in each.shape]
-        seed = sum(map(ord, each.name))
-        feeds[each.name] = np.random.default_rng(seed).standard_normal(shape, np.float32)
+        rng = np.random.default_rng(sum(map(ord, each.name)))
+        if each.type == "tensor(int64)":  # of one image: each row is its own, and it mixes all
+            count = int(np.prod(shape))
+            feeds[each.name] = np.arange(count).reshape(shape) * (each.name == "index")
+        else:
+            feeds[each.name] = rng.standard_normal(shape, np.float32)
     return session.run(None, feeds)
 
 

@@ -1,0 +1,40 @@
+"""The command `eri upgrade`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from eri_export.commands.export import require_extra
+from eri_export.progress import Progress
+from eri_export.publishing.atomic_publish import terminated_as_interrupt
+from eri_runtime.commands.progress_bars import progress_bars
+from eri_runtime.commands.subcommand import Subparsers, add_command, say
+
+
+def upgrade_command(commands: Subparsers) -> None:
+    """Registers `eri upgrade`."""
+    summary = "Give an older bundle the newest step graph, so that requests can share its steps."
+    parser = add_command(commands, "upgrade", summary, upgrade)
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", type=Path, help="folder that eri export has written"
+    )
+
+
+def upgrade(options: argparse.Namespace) -> None:
+    """Runs `eri upgrade` and prints what changed; raises the errors of `upgrade_bundle.upgrade`."""
+    require_extra("eri upgrade")
+    from eri_export.publishing import upgrade_bundle
+
+    def draw(event: Progress) -> None:
+        advance(event.component, event.done, event.total, doing=event.stage)
+
+    with terminated_as_interrupt(), progress_bars() as advance:
+        upgraded = upgrade_bundle.upgrade(options.bundle, progress=draw)
+    if upgraded.error is None:
+        say(f"{options.bundle}: the step graph takes a row for each image already, nothing changed")
+        return
+    say(f"{options.bundle}: the step graph takes a row for each image now")
+    say(f"relative error {upgraded.error:.2g} against the denoiser and the older step graph")
+    for file in upgraded.dropped:
+        say(f"dropped {file}, a plan of the older step graph; `eri build` makes a new one")

@@ -1,0 +1,207 @@
+"""The step graph of older bundles, in which all images of a call share one row.
+
+Nothing exports it any more: tests make old bundles with it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from eri_export.graphs.passes.values import name_of
+from eri_export.publishing.atomic_publish import records, write_manifest
+from eri_runtime.bundle import Bundle, manifest
+from eri_runtime.executors.ort.provider import cuda_form_of
+from eri_runtime.sampling import COLUMNS, MAX_V, MAX_W
+
+PREFIX = "step."
+
+
+def old_bundle(root: Path, target: Path) -> Bundle:
+    """Copies a bundle as it would have been exported before step graphs took a row per image."""
+    shutil.copytree(root, target)
+    bundle = manifest.read(target)
+    spec = bundle.components["denoiser"]
+    graph, step = bundle.path(spec.graph), bundle.path(spec.step)
+    for bare, composed in ((graph, step), (cuda_form_of(graph), cuda_form_of(step))):
+        model = ir.load(bare)
+        compose_shared_row(model)
+        ir.save(model, composed)
+    known = {name: file for name, file in bundle.files.items() if "/step." not in name}
+    (target / "manifest.json").unlink()
+    components = {**bundle.components, "denoiser": replace(spec, step_per_image=False)}
+    old = replace(bundle, components=components, files=records(target, known))
+    write_manifest(old)
+    return manifest.read(target)
+
+
+class _Builder:
+    """Makes nodes in order and names their outputs with a prefix that no other value has."""
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+        self.constants: dict[str, ir.Value] = {}
+
+    def __call__(self, op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        node = ir.node(op, inputs, attributes)
+        return self._added(node)[0]
+
+    def split(self, value: ir.Value, sizes: Sequence[int]) -> Sequence[ir.Value]:
+        """Splits a value along its first axis."""
+        inputs = [value, self.integers(*sizes)]
+        return self._added(ir.node("Split", inputs, {"axis": 0}, num_outputs=len(sizes)))
+
+    def integers(self, *values: int) -> ir.Value:
+        """Returns a constant (N,) int64; equal ones are one value."""
+        name = PREFIX + "_".join(map(str, values))
+        if name not in self.constants:
+            tensor = ir.tensor(np.array(values, np.int64), name=name)
+            self.constants[name] = ir.Value(
+                name=name,
+                shape=ir.Shape([len(values)]),
+                type=ir.TensorType(ir.DataType.INT64),
+                const_value=tensor,
+            )
+        return self.constants[name]
+
+    def _added(self, node: ir.Node) -> Sequence[ir.Value]:
+        for i, output in enumerate(node.outputs):
+            output.name = f"{PREFIX}{len(self.nodes)}.{i}"
+        node.name = f"{PREFIX}{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs
+
+
+def compose_shared_row(model: ir.Model) -> None:
+    """Turns the denoiser `model` into its old step graph, in place.
+
+    Inputs: `x` (images, …), `history` (W, images, …) and `noise` (V, images, …), newest first,
+    `row`, the table's `COLUMNS`, `mix` (conditions, images), and the denoiser's inputs except
+    `sample` and `timestep`, with a batch of conditions·images. Outputs: `x_next`, `history_next`,
+    `denoised` (images, …), and `magnitude` (), the sum of |x_next|, finite if all of x_next is.
+    """
+    graph = model.graph
+    sample, timestep = (each for each in graph.inputs if each.name in ("sample", "timestep"))
+    (predicted,) = graph.outputs
+    rest = tuple(sample.shape or ())[1:]
+    conditions = [each for each in graph.inputs if each not in (sample, timestep)]
+    _free_names(
+        model, {"x", "history", "noise", "row", "mix", "x_next", "history_next", "denoised"}
+    )
+
+    x = _input("x", "images", *rest)
+    history, noise = (
+        _input(name, width, "images", *rest)
+        for name, width in (("history", MAX_W), ("noise", MAX_V))
+    )
+    row, mix = _input("row", len(_names())), _input("mix", "conditions", "images")
+
+    build = _Builder()
+    columns = dict(zip(_names(), build.split(row, (1,) * len(_names())), strict=True))
+    replacements = _network_inputs(build, columns, x, mix, len(rest))
+    for old, new in zip((sample, timestep), replacements, strict=True):
+        ir.convenience.replace_all_uses_with(old, new)
+    graph.insert_before(graph[0], build.nodes)
+
+    before = len(build.nodes)
+    outputs = _solver(build, columns, x, history, noise, mix, predicted, len(rest))
+    graph.extend(build.nodes[before:])
+    for constant in build.constants.values():
+        graph.initializers.add(constant)
+    graph.inputs[:] = [x, history, noise, row, mix, *conditions]
+    shapes = {
+        "x_next": x.shape,
+        "history_next": history.shape,
+        "denoised": x.shape,
+        "magnitude": ir.Shape([]),
+    }
+    graph.outputs[:] = [
+        _named(outputs[name], name, ir.Shape(shape or ())) for name, shape in shapes.items()
+    ]
+
+
+def _names() -> list[str]:
+    """Returns the name of each number in a row: the column `B` is B0, B1, …."""
+    return [
+        name if count == 1 else f"{name}{j}"
+        for name, count in COLUMNS.items()
+        for j in range(count)
+    ]
+
+
+def _network_inputs(
+    build: _Builder, row: Mapping[str, ir.Value], x: ir.Value, mix: ir.Value, rank: int
+) -> tuple[ir.Value, ir.Value]:
+    """Returns c_in·x (K·B, …) and the timestep t (K·B,), repeated for every condition."""
+    count = build("Shape", mix, start=0, end=1)
+    repeats = build("Concat", count, build.integers(*(1,) * rank), axis=0)
+    sample = build("Tile", build("Mul", row["c_in"], x), repeats)
+    return sample, build("Expand", row["t"], build("Shape", sample, start=0, end=1))
+
+
+def _solver(
+    build: _Builder,
+    row: Mapping[str, ir.Value],
+    x: ir.Value,
+    history: ir.Value,
+    noise: ir.Value,
+    mix: ir.Value,
+    predicted: ir.Value,
+    rank: int,
+) -> dict[str, ir.Value]:
+    """Computes the state after the row from the predictions (K·B, …).
+
+    The operations are in the order of the NumPy loop.
+    """
+
+    def plus(total: ir.Value, column: str, value: ir.Value) -> ir.Value:
+        return build("Add", total, build("Mul", row[column], value))
+
+    stacked = build("Concat", build("Shape", mix), build("Shape", x, start=1), axis=0)
+    weights = build("Unsqueeze", mix, build.integers(*range(2, rank + 2)))
+    weighted = build("Mul", weights, build("Reshape", predicted, stacked))
+    mixed = build("ReduceSum", weighted, build.integers(0), keepdims=0)
+    denoised = plus(build("Mul", row["c_skip"], x), "c_out", mixed)
+    memory = plus(build("Mul", row["p"], x), "q", denoised)
+    newest = build("Unsqueeze", memory, build.integers(0))
+    older = build.split(history, (1,) * MAX_W)[:-1]
+    x_next = plus(build("Mul", row["A"], x), "B0", memory)
+    for j, value in enumerate(older, start=1):
+        x_next = plus(x_next, f"B{j}", value)
+    for j, value in enumerate(build.split(noise, (1,) * MAX_V)):
+        x_next = plus(x_next, f"C{j}", value)
+    x_next = build("Squeeze", x_next, build.integers(0))
+    return {
+        "x_next": x_next,
+        "history_next": build("Concat", newest, *older, axis=0),
+        "denoised": denoised,
+        "magnitude": build("ReduceSum", build("Abs", x_next), keepdims=0),
+    }
+
+
+def _input(name: str, *shape: object) -> ir.Value:
+    sizes: Any = shape
+    return ir.Value(name=name, shape=ir.Shape(sizes), type=ir.TensorType(ir.DataType.FLOAT))
+
+
+def _named(value: ir.Value, name: str, shape: ir.Shape) -> ir.Value:
+    value.name, value.shape, value.type = name, shape, ir.TensorType(ir.DataType.FLOAT)
+    return value
+
+
+def _free_names(model: ir.Model, names: set[str]) -> None:
+    """Renames the values that have a name of the interface."""
+    for value in _values(model.graph):
+        if value.name in names:
+            value.name = f"{PREFIX}{name_of(value)}"
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    for node in graph:
+        yield from node.outputs
