@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
-from eri_runtime.errors import BackendError
+from eri_runtime.errors import BackendError, UsageError
 
 NEEDED = {  # packages of the extra `serve`, by what is imported
     "fastapi": "fastapi",
@@ -30,6 +31,9 @@ def serve(options: argparse.Namespace) -> None:
     Raises `BackendError` without the extra `serve`, and the errors of `Engine` and of its options.
     """
     check_installed()
+    if options.ray:
+        _serve_on_ray(options)
+        return
     from eri_runtime.commands.serve_options import engine_options, named_bundles, server_options
     from eri_runtime.serve import Engine
     from eri_runtime.serve.http import Metrics, make_app
@@ -42,13 +46,40 @@ def serve(options: argparse.Namespace) -> None:
     run(app, lambda address: say(f"serving {', '.join(bundles)} on {address}"))
 
 
-def check_installed() -> None:
-    """Raises `BackendError` unless the packages of the extra `serve` are installed."""
-    missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
+def _serve_on_ray(options: argparse.Namespace) -> None:
+    """Serves on Ray until SIGINT or SIGTERM.
+
+    Raises `BackendError` without the extra `ray`, and `UsageError` for port 0, which Ray lacks.
+    """
+    check_installed({"ray": "ray"}, "ray")
+    if options.port == 0:
+        raise UsageError("--port", got=0, expected="the number of a port, with --ray")
+    from eri_runtime.commands.serve_options import engine_options, named_bundles, server_options
+    from eri_runtime.serve.ray_app import serve_on_ray
+    from eri_runtime.serve.ray_settings import RayOptions
+
+    bundles = named_bundles(options.bundles)
+    serve_on_ray(
+        bundles,
+        engine_options(options),
+        server_options(options),
+        RayOptions(gpus=options.gpus, max_replicas=options.replicas),
+        lambda address: say(f"serving {', '.join(bundles)} on {address}"),
+    )
+
+
+def check_installed(needed: Mapping[str, str] = NEEDED, extra: str = "serve") -> None:
+    """Raises `BackendError` unless the packages of an extra are installed.
+
+    Args:
+        needed: The packages by what is imported.
+        extra: The extra that they belong to.
+    """
+    missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
         raise BackendError(
             "eri serve",
             got=f"no {', '.join(missing)}",
-            expected="the packages of the extra `serve`",
-            fix="run `pip install 'eri-diffusion[serve]'`",
+            expected=f"the packages of the extra `{extra}`",
+            fix=f"run `pip install 'eri-diffusion[{extra}]'`",
         )

@@ -42,6 +42,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     _add_engine(engine)
     _add_weights(engine)
     _add_limits(parser.add_argument_group("largest request"))
+    _add_ray(parser.add_argument_group("Ray Serve"))
 
 
 def _add_server(group: Any) -> None:
@@ -104,6 +105,11 @@ def _add_weights(group: Any) -> None:
         help="LoRA that requests may name (default name: the file's stem); may be repeated",
     )
     group.add_argument(
+        "--low-memory",
+        action="store_true",
+        help="map the weights from their files, so that workers share their pages",
+    )
+    group.add_argument(
         "--memory",
         type=parse_bytes,
         metavar="BYTES",
@@ -123,6 +129,31 @@ def _add_limits(group: Any) -> None:
         group.add_argument(f"--max-{name}", type=int, default=default, metavar="N", help=shown)
 
 
+def _add_ray(group: Any) -> None:
+    """Adds the options of Ray Serve."""
+    group.add_argument(
+        "--ray",
+        action="store_true",
+        help="serve on Ray: each replica runs an engine in its own process; joins the cluster that "
+        "RAY_ADDRESS names, else starts one here",
+    )
+    group.add_argument(
+        "--replicas",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --ray, most replicas; Ray adds one while they have more than --running requests "
+        "each (default: 1)",
+    )
+    group.add_argument(
+        "--gpus",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="with --ray, GPUs of each replica, such as 1 or 0.5 (default: 0)",
+    )
+
+
 def engine_options(options: argparse.Namespace) -> EngineOptions:
     """Returns the engine's options; raises `UsageError` for an invalid one."""
     limits = Limits(
@@ -131,7 +162,8 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
     return EngineOptions(
         backend=options.backend,
         threads=options.threads,
-        workers=options.workers,
+        low_memory=options.low_memory,
+        workers=0 if options.ray else options.workers,
         queue=options.queue,
         running=options.running,
         timeout=options.timeout,

@@ -44,7 +44,7 @@ from eri_runtime.serve.protocol import (
 from eri_runtime.serve.seat import Seat
 from eri_runtime.serve.status import Model, Status, read_model
 from eri_runtime.serve.step_times import StepTimes
-from eri_runtime.serve.submission import Submission
+from eri_runtime.serve.submission import HeldSubmission, Submission
 
 WATCH = 0.5  # seconds between looks at the workers
 LONGEST_PAUSE = 30.0  # seconds before a worker that keeps dying is started again
@@ -83,8 +83,8 @@ class Engine:
         self.models: Mapping[str, Model] = {
             name: read_model(name, path) for name, path in self._paths.items()
         }
-        self._submissions: dict[str, Submission] = {}
-        self._waiting: deque[Submission] = deque()
+        self._submissions: dict[str, HeldSubmission] = {}
+        self._waiting: deque[HeldSubmission] = deque()
         self._seats: list[Seat] = []
         self._times = StepTimes()
         self._stopping, self._closed, self._restarts = False, False, 0
@@ -151,9 +151,9 @@ class Engine:
             error.retry_after = self._times.until_free(self._undone(), len(self._seats))
             raise error
 
-    def _accept(self, request: PictureRequest, checked: Request) -> Submission:
+    def _accept(self, request: PictureRequest, checked: Request) -> HeldSubmission:
         """Queues a request."""
-        submission = Submission(request, checked, self.cancel)
+        submission = HeldSubmission(request, checked, self.cancel)
         self._submissions[submission.id] = submission
         self._waiting.append(submission)
         timeout = min(request.timeout or self.options.timeout, self.options.timeout)
@@ -179,7 +179,7 @@ class Engine:
             restarts=self._restarts,
         )
 
-    def cancel(self, submission: Submission) -> None:
+    def cancel(self, submission: HeldSubmission) -> None:
         """Stops a request at its next step; see `Submission.cancel`."""
         error = CancelledError(f"request {submission.id}", got="cancelled", expected="pictures")
         self._end(submission, "cancelled", error)
@@ -253,7 +253,7 @@ class Engine:
                 self._happened(submission, message)
         self._notify()
 
-    def _happened(self, submission: Submission, message: Began | Happened | Failed) -> None:
+    def _happened(self, submission: HeldSubmission, message: Began | Happened | Failed) -> None:
         """Takes what happened to a request."""
         if isinstance(message, Began):
             submission.began()
@@ -302,12 +302,14 @@ class Engine:
             assert seat.link is not None  # noqa: S101 it is ready
             seat.link.send(run)
 
-    def _late(self, submission: Submission, timeout: float) -> None:
+    def _late(self, submission: HeldSubmission, timeout: float) -> None:
         got, expected = f"no pictures after {timeout:g} s", "pictures in that time"
         error = DeadlineError(f"request {submission.id}", got=got, expected=expected)
         self._end(submission, "late", error)
 
-    def _end(self, submission: Submission, outcome: Outcome, result: Pictures | Exception) -> None:
+    def _end(
+        self, submission: HeldSubmission, outcome: Outcome, result: Pictures | Exception
+    ) -> None:
         """Ends a request, if it has not ended; a worker that runs it forgets it."""
         if self._submissions.pop(submission.id, None) is None:
             return

@@ -93,8 +93,13 @@ class OpenBundles:
                 del sizes[name]
 
     def _load(self, path: Path) -> Pipeline:
-        # the loop in which requests make their steps together; it opens the same network
-        return load(path, self._options.backend, threads=self._options.threads, loop="numpy")
+        return load(
+            path,
+            self._options.backend,
+            threads=self._options.worker_threads,
+            low_memory=self._options.low_memory,
+            loop="numpy",  # in which requests make their steps together
+        )
 
 
 def weights_size(bundle: Bundle) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 
-from eri_runtime.checks import integer, real
+from eri_runtime.checks import boolean, integer, real
 
 MEBIBYTE = 2**20
 
@@ -42,6 +43,9 @@ class EngineOptions:
     Attributes:
         backend: As in `eri_runtime.load`.
         threads: CPU threads of each worker's engine. Default: the cores, divided by `workers`.
+        low_memory: As in `eri_runtime.load`: workers share the pages of the weights' files. A call
+            for a single row then rounds differently, so a picture's last bits may depend on its
+            company.
         workers: Number of worker processes; 0 runs everything in a thread of this process.
         queue: Most requests that wait or run at once; more are refused.
         running: Most requests that a worker runs at once; the others wait.
@@ -56,6 +60,7 @@ class EngineOptions:
 
     backend: str = "auto"
     threads: int | None = None
+    low_memory: bool = False
     workers: int = 1
     queue: int = 64
     running: int = 64
@@ -68,10 +73,18 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         integer("workers", self.workers, 0)
+        boolean("low_memory", self.low_memory)
         for name in ("queue", "running", "attempts"):
             integer(name, getattr(self, name), 1)
         for name in ("timeout", "heartbeat"):
             real(name, getattr(self, name), "seconds, more than 0", lambda value: 0 < value < inf)
+
+    @property
+    def worker_threads(self) -> int | None:
+        """CPU threads of a worker's engine; None for all cores."""
+        if self.threads is not None or self.workers < 2:
+            return self.threads
+        return max(1, (os.cpu_count() or 1) // self.workers)
 
 
 DEFAULT_OPTIONS = EngineOptions()

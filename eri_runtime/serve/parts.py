@@ -13,7 +13,7 @@ from eri_runtime.bundle import Bundle
 from eri_runtime.latents import images_at_once
 from eri_runtime.sampling import image_seeds
 from eri_runtime.serve.messages import Event, PictureRequest, Pictures, Progress
-from eri_runtime.serve.submission import Submission
+from eri_runtime.serve.submission import HeldSubmission, Submission
 
 COUNT = "num_images_per_prompt"
 
@@ -45,7 +45,7 @@ def _has_list(request: PictureRequest) -> bool:
 class JointSubmission(Submission):
     """Several submissions that look like one: their steps together, their pictures in order."""
 
-    def __init__(self, request: PictureRequest, parts: Sequence[Submission]) -> None:
+    def __init__(self, request: PictureRequest, parts: Sequence[HeldSubmission]) -> None:
         self.id, self.request, self.parts = parts[0].id, request, tuple(parts)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
@@ -85,19 +85,6 @@ class JointSubmission(Submission):
                 told = least
                 yield replace(event, step=least, images=())
         yield _joined_pictures([made[i] for i in range(len(self.parts))])
-
-    @property
-    def progress(self) -> Progress | None:  # type: ignore[override]
-        """The step that every part has made, or None before the first."""
-        steps = [each.progress for each in self.parts]
-        found = [each for each in steps if each is not None]
-        return min(found, key=lambda each: each.step) if len(found) == len(steps) else None
-
-    @property
-    def preview(self) -> Progress | None:  # type: ignore[override]
-        """The latest previews of the parts that have some, or None."""
-        found = [each.preview for each in self.parts if each.preview is not None]
-        return _shown_together(found) if found else None
 
     @property
     def ended(self) -> bool:

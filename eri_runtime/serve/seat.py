@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from eri_runtime.serve.links import Link
-from eri_runtime.serve.submission import Submission
+from eri_runtime.serve.submission import HeldSubmission
 
 
 @dataclass(eq=False)
@@ -26,9 +26,9 @@ class Seat:
     ready: bool = False
     heard: float = 0.0
     failures: int = 0
-    jobs: dict[str, Submission] = field(default_factory=dict)
+    jobs: dict[str, HeldSubmission] = field(default_factory=dict)
 
-    def takes(self, submission: Submission, most: int) -> bool:
+    def takes(self, submission: HeldSubmission, most: int) -> bool:
         """Returns whether the worker can run another request.
 
         One under which a worker died runs alone.

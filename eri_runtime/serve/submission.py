@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from time import monotonic
 
+from eri_runtime.errors import ServingError
 from eri_runtime.request import Request
 from eri_runtime.serve.messages import Event, PictureRequest, Pictures, Progress
 from eri_runtime.serve.observer import Ended, Outcome
 
 
-class Submission:
+class Submission(ABC):
     """A request that was accepted: an asynchronous iterator of its events.
 
     The last event is `Pictures`. Iterating raises what went wrong: `UsageError` for a request that
@@ -22,7 +24,38 @@ class Submission:
 
     Attributes:
         id: A name that no other request of the engine has.
-        request: The request, with its model's name and its seeds.
+        request: The request, with its model's name.
+    """
+
+    id: str
+    request: PictureRequest
+
+    @abstractmethod
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Yields the events; raises what went wrong."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Stops the request at its next step; iterating then raises `CancelledError`.
+
+        Does nothing if it has ended.
+        """
+
+    async def pictures(self) -> Pictures:
+        """Waits for the pictures and returns them; raises what went wrong."""
+        last: Event | None = None
+        async for event in self:
+            last = event
+        if not isinstance(last, Pictures):
+            got = "no pictures"
+            raise ServingError(f"request {self.id}", got=got, expected="some; read them once")
+        return last
+
+
+class HeldSubmission(Submission):
+    """A request as its engine holds it.
+
+    Attributes:
         progress: Its latest step, or None before the first.
         preview: Its latest step with previews, or None before the first.
         attempts: Workers that died or hung under it.
@@ -33,7 +66,7 @@ class Submission:
         self,
         request: PictureRequest,
         checked: Request,
-        cancel: Callable[[Submission], None],
+        cancel: Callable[[HeldSubmission], None],
     ) -> None:
         self.id, self.request = secrets.token_hex(8), request
         self.progress: Progress | None = None
@@ -60,19 +93,7 @@ class Submission:
         if isinstance(self._result, Exception):
             raise self._result
 
-    async def pictures(self) -> Pictures:
-        """Waits for the pictures and returns them; raises what went wrong."""
-        async for event in self:
-            if isinstance(event, Pictures):
-                return event
-        assert isinstance(self._result, Pictures)  # noqa: S101 no error, so it has ended well
-        return self._result
-
     def cancel(self) -> None:
-        """Stops the request at its next step; iterating then raises `CancelledError`.
-
-        Does nothing if it has ended.
-        """
         self._cancel(self)
 
     @property

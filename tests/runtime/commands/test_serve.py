@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -25,6 +27,7 @@ from eri_runtime.commands.serve_options import (
     server_options,
 )
 from eri_runtime.errors import UsageError
+from eri_runtime.serve import EngineOptions
 
 # runs the command around an engine that a test can make slow
 PROGRAM = """
@@ -237,3 +240,17 @@ def test_a_signal_while_the_engine_starts_ends_the_command():
         time.sleep(3)
         running.process.send_signal(signal.SIGINT)
         assert running.end() == (130, "eri: stopped\n")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_ray_needs_its_extra(capsys):
+    assert main(["serve", "engines/demo", "--ray"]) == 1
+    assert "pip install 'eri-diffusion[ray]'" in capsys.readouterr().err
+
+
+def test_workers_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert EngineOptions().worker_threads is None
+    assert EngineOptions(workers=3).worker_threads == 2
+    assert EngineOptions(workers=9).worker_threads == 1
+    assert EngineOptions(workers=3, threads=5).worker_threads == 5

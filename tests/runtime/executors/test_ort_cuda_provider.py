@@ -193,6 +193,7 @@ def test_constants_are_not_folded_and_slices_not_joined(bundle, gpu):
                 "device_id": "0",
                 "use_tf32": tf32,
                 "arena_extend_strategy": "kSameAsRequested",
+                "cudnn_conv_algo_search": "HEURISTIC",
             }
 
 
