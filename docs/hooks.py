@@ -22,7 +22,7 @@ from eri_runtime.commands.main import make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(\]\()(\.\./[^)\s#]+)")  # ](../path of a Markdown link or image
-COMMAND = re.compile(r"^\[\[eri (\w+)\]\]$", flags=re.MULTILINE)
+COMMAND = re.compile(r"^\[\[eri ([\w-]+)\]\]$", flags=re.MULTILINE)
 SHOWN_AS_IS = {".png", ".svg", ".json"}  # by a browser; other files are shown as text
 
 

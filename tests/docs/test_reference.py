@@ -50,7 +50,7 @@ def test_every_command_has_its_options():
     (subcommands,) = (
         action.choices for action in make_parser()._actions if isinstance(action.choices, dict)
     )
-    assert set(re.findall(r"^\[\[eri (\w+)\]\]$", page, flags=re.MULTILINE)) == set(subcommands)
+    assert set(re.findall(r"^\[\[eri ([\w-]+)\]\]$", page, flags=re.MULTILINE)) == set(subcommands)
 
 
 @pytest.fixture(scope="module")
