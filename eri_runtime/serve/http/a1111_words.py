@@ -103,16 +103,21 @@ def _sampler_options(body: TextToImage, sampler: Sampler) -> dict[str, float]:
     return options
 
 
-async def image_words(body: ImageToImage, most_pixels: int) -> dict[str, Any]:
+async def image_words(body: ImageToImage, most_pixels: int, most_pictures: int) -> dict[str, Any]:
     """Returns the keywords for image to image, with the pictures read.
 
     Args:
         body: The client's body.
         most_pixels: Most pixels of a picture.
+        most_pictures: Most pictures to start from; more are refused before one is read.
 
     Raises:
-        UsageError: For something that is no picture, or too large, and for a bad blur or padding.
+        UsageError: For something that is no picture, or too large, for too many, and for a bad blur
+            or padding.
     """
+    if len(body.init_images) > most_pictures:
+        got = f"{len(body.init_images)} pictures"
+        raise UsageError("init_images", got=got, expected=f"at most {most_pictures}")
     read = [
         await read_base64(f"init_images[{i}]", text, most_pixels)
         for i, text in enumerate(body.init_images)
