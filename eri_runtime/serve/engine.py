@@ -349,7 +349,7 @@ class Engine:
             for seat in self._seats:
                 silent = monotonic() - seat.heard > self.options.heartbeat
                 if silent and seat.link is not None:
-                    await asyncio.to_thread(seat.link.kill)
+                    seat.link.kill()
                     seat.heard = monotonic()
 
     def _notify(self) -> None:

@@ -42,7 +42,7 @@ class Link(ABC):
 
     @abstractmethod
     def kill(self) -> None:
-        """Ends the worker at once, if it can be; `gone` is called then."""
+        """Ends the worker, if it can be, and returns at once; `gone` is called then."""
 
     @abstractmethod
     def close(self) -> None:
