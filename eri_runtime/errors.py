@@ -114,7 +114,7 @@ class EriError(Exception):
 
 def _restored(kind: type[EriError], args: tuple[Any, ...]) -> EriError:
     """Returns an error of this kind with these arguments of `Exception`; see `__reduce__`."""
-    error = kind.__new__(kind)
+    error: EriError = Exception.__new__(kind)  # `MemoryError.__new__` refuses its subclasses
     error.args = args
     return error
 

@@ -8,6 +8,7 @@ async with Engine({"demo": Path("engines/demo")}) as engine:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -49,6 +50,8 @@ from eri_runtime.serve.submission import HeldSubmission, Submission
 WATCH = 0.5  # seconds between looks at the workers
 LONGEST_PAUSE = 30.0  # seconds before a worker that keeps dying is started again
 OpenLink = Callable[[Hear, Callable[[], None]], Link]
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -218,8 +221,12 @@ class Engine:
         seat.number += 1
         words = self._from_thread(seat, self._heard), self._from_thread(seat, self._lost)
         kind = ProcessLink if self.options.workers else ThreadLink
-        seat.link = kind(self._paths, self.options, *words)
         seat.heard = monotonic()
+        try:
+            seat.link = kind(self._paths, self.options, *words)
+        except (OSError, RuntimeError) as error:  # no memory, processes or threads left
+            log.error("a worker could not be started: %s", error)
+            self._lost(seat, seat.number)
 
     def _from_thread(self, seat: Seat, method: Callable[..., None]) -> Callable[..., None]:
         """Returns a function for a link's thread that calls a method in the event loop."""
@@ -300,7 +307,10 @@ class Engine:
             seat.jobs[submission.id] = submission
             run = Run(submission.id, submission.request, submission.attempts + 1)
             assert seat.link is not None  # noqa: S101 it is ready
-            seat.link.send(run)
+            try:
+                seat.link.send(run)
+            except UsageError as error:
+                self._loop.call_soon(self._end, submission, "failed", error)
 
     def _late(self, submission: HeldSubmission, timeout: float) -> None:
         got, expected = f"no pictures after {timeout:g} s", "pictures in that time"
@@ -339,7 +349,7 @@ class Engine:
             for seat in self._seats:
                 silent = monotonic() - seat.heard > self.options.heartbeat
                 if silent and seat.link is not None:
-                    await asyncio.to_thread(seat.link.kill)
+                    seat.link.kill()
                     seat.heard = monotonic()
 
     def _notify(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -11,14 +12,19 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from queue import SimpleQueue
 
+from eri_runtime.errors import UsageError, short
 from eri_runtime.serve.open_bundles import OpenPipeline
 from eri_runtime.serve.options import EngineOptions
 from eri_runtime.serve.protocol import FromWorker, Stop, ToWorker
 from eri_runtime.serve.worker import Worker
 
 Hear = Callable[[FromWorker], None]
+
+log = logging.getLogger(__name__)
 
 
 class Link(ABC):
@@ -29,11 +35,14 @@ class Link(ABC):
 
     @abstractmethod
     def send(self, message: ToWorker) -> None:
-        """Sends a message; one to a worker that has gone is lost."""
+        """Sends a message and returns at once; one to a worker that has gone is lost.
+
+        Raises `UsageError` if it cannot be pickled for another process.
+        """
 
     @abstractmethod
     def kill(self) -> None:
-        """Ends the worker at once, if it can be; `gone` is called then."""
+        """Ends the worker, if it can be, and returns at once; `gone` is called then."""
 
     @abstractmethod
     def close(self) -> None:
@@ -91,49 +100,76 @@ class ProcessLink(Link):
         """Starts the process; `patience` is how many seconds `close` waits for it."""
         self._hear, self._gone, self._patience = hear, gone, patience
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "eri_runtime.serve.worker_process", str(theirs.fileno())]
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603
-                command,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for the engine, which drains
-            )
-        self.pid = self._process.pid
         self._connection = Connection(ours.detach())
-        self._lock = threading.Lock()
-        self._write((dict(paths), options))
+        self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
+        with theirs:
+            self._process = _start_process(theirs.fileno())
+        self.pid = self._process.pid
+        self._writer = threading.Thread(target=self._write, name="eri-link-writer", daemon=True)
         self._thread = threading.Thread(target=self._listen, name="eri-link", daemon=True)
-        self._thread.start()
+        try:
+            self._writer.start()
+            self._thread.start()
+        except RuntimeError:  # no more threads
+            self._process.kill()
+            self._outbox.put(None)
+            raise
+        self._put((dict(paths), options))
 
     def send(self, message: ToWorker) -> None:
-        self._write(message)
+        self._put(message)
 
     def kill(self) -> None:
         self._process.kill()
 
     def close(self) -> None:
-        self._write(Stop())
+        self._put(Stop())
         try:
             self._process.wait(self._patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
         self._thread.join()
 
-    def _write(self, message: object) -> None:
-        with self._lock, contextlib.suppress(OSError):  # its end is noticed by `_listen`
-            self._connection.send(message)
+    def _put(self, message: object) -> None:
+        """Pickles a message for the writer: the pipe may be full, and its worker hang."""
+        try:
+            self._outbox.put(bytes(ForkingPickler.dumps(message)))
+        except Exception as error:  # pickling runs the code of whatever is in it
+            got, expected = short(error), "only what can be pickled, for a worker process"
+            raise UsageError("request", got=got, expected=expected) from error
+
+    def _write(self) -> None:
+        """Writes messages until there are no more."""
+        while (content := self._outbox.get()) is not None:
+            with contextlib.suppress(OSError):  # its end is noticed by `_listen`
+                self._connection.send_bytes(content)
 
     def _listen(self) -> None:
-        """Hears messages until the process has gone."""
-        with contextlib.suppress(EOFError, OSError):
+        """Hears messages until the process has gone; one that cannot be read ends it."""
+        try:
             while True:
                 self._hear(self._connection.recv())
+        except (EOFError, OSError):
+            pass
+        except Exception:
+            log.exception("worker %d said what cannot be understood", self.pid)
         self._process.kill()
         self._process.wait()
-        with self._lock:
-            self._connection.close()
+        self._outbox.put(None)
+        self._writer.join()
+        self._connection.close()
         self._gone()
+
+
+def _start_process(descriptor: int) -> subprocess.Popen[bytes]:
+    """Starts a worker on its end of a connection."""
+    command = [sys.executable, "-m", "eri_runtime.serve.worker_process", str(descriptor)]
+    return subprocess.Popen(  # noqa: S603
+        command,
+        stdin=subprocess.DEVNULL,
+        pass_fds=[descriptor],
+        start_new_session=True,  # Ctrl-C is for the engine, which drains
+    )
 
 
 def serve_connection(descriptor: int) -> None:

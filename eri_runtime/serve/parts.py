@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import chain
@@ -50,7 +50,8 @@ class JointSubmission(Submission):
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yields a step when every part has made it, previews of all parts, and the pictures."""
-        queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
+        # small, so that what nobody reads stays with the parts, which limit it
+        queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(1)
         tasks = [asyncio.create_task(_follow(i, each, queue)) for i, each in enumerate(self.parts)]
         try:
             async with aclosing(self._joined(queue)) as joined:
@@ -66,7 +67,7 @@ class JointSubmission(Submission):
     ) -> AsyncGenerator[Event]:
         """Yields the events of all parts as those of one request."""
         steps: dict[int, Progress] = {}
-        shown: dict[int, list[Progress]] = {i: [] for i in range(len(self.parts))}
+        shown: dict[int, dict[int, Progress]] = {}  # previews by step and part
         made: dict[int, Pictures] = {}
         told = 0
         while len(made) < len(self.parts):
@@ -77,9 +78,10 @@ class JointSubmission(Submission):
                 made[number] = event
                 continue
             steps[number] = event
-            shown[number] += [event] if event.images else []
-            if all(shown.values()):
-                yield _shown_together([each.pop(0) for each in shown.values()])
+            if event.images:
+                shown.setdefault(event.step, {})[number] = event
+            if len(shown.get(event.step, ())) == len(self.parts):
+                yield _shown_together(shown.pop(event.step))
             least = min((each.step for each in steps.values()), default=0)
             if len(steps) == len(self.parts) and least > told:
                 told = least
@@ -103,15 +105,15 @@ async def _follow(
     """Puts the events of a part into a queue, and its error."""
     try:
         async for event in part:
-            queue.put_nowait((number, event))
+            await queue.put((number, event))
     except Exception as error:
-        queue.put_nowait((number, error))
+        await queue.put((number, error))
 
 
-def _shown_together(parts: Sequence[Progress]) -> Progress:
-    """Returns previews of several parts as those of one step."""
-    first = min(parts, key=lambda each: each.step)
-    return replace(first, images=tuple(chain.from_iterable(each.images for each in parts)))
+def _shown_together(parts: Mapping[int, Progress]) -> Progress:
+    """Returns the previews that the parts, by number, made of one step."""
+    images = tuple(chain.from_iterable(parts[i].images for i in range(len(parts))))
+    return replace(parts[0], images=images)
 
 
 def _joined_pictures(parts: Sequence[Pictures]) -> Pictures:

@@ -6,12 +6,15 @@ import asyncio
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from time import monotonic
 
 from eri_runtime.errors import ServingError
 from eri_runtime.request import Request
 from eri_runtime.serve.messages import Event, PictureRequest, Pictures, Progress
 from eri_runtime.serve.observer import Ended, Outcome
+
+MOST_UNREAD = 64 * 2**20  # bytes of previews that are held for a client who does not read them
 
 
 class Submission(ABC):
@@ -75,7 +78,8 @@ class HeldSubmission(Submission):
         self.timer: asyncio.TimerHandle | None = None
         self._steps, self._pictures = checked.steps, checked.batch
         self._cancel = cancel
-        self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()  # None: there are no more
+        self._unread = 0  # bytes of previews that nobody has taken yet
         self._submitted = monotonic()
         self._began: float | None = None
         self._first_preview: float | None = None
@@ -83,13 +87,10 @@ class HeldSubmission(Submission):
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yields the events; raises what went wrong."""
-        while not (self._result is not None and self._events.empty()):
-            event = await self._events.get()
-            if isinstance(event, Exception):
-                raise event
+        while (event := await self._events.get()) is not None:
+            self._unread -= _size(event)
             yield event
-            if isinstance(event, Pictures):
-                return
+        self._events.put_nowait(None)  # for others who iterate
         if isinstance(self._result, Exception):
             raise self._result
 
@@ -121,12 +122,17 @@ class HeldSubmission(Submission):
                 self._first_preview = monotonic()
         if self.progress is None or progress.step > self.progress.step or not progress.images:
             self.progress = progress
+        if self._unread + _size(progress) > MOST_UNREAD:
+            progress = replace(progress, images=())
+        self._unread += _size(progress)
         self._events.put_nowait(progress)
 
     def end(self, outcome: Outcome, result: Pictures | Exception) -> Ended:
         """Takes the result, and returns what there is to tell of it."""
         self._result = result
-        self._events.put_nowait(result)
+        if isinstance(result, Pictures):
+            self._events.put_nowait(result)
+        self._events.put_nowait(None)
         if self.timer is not None:
             self.timer.cancel()
         now, first = monotonic(), self._first_preview
@@ -138,3 +144,9 @@ class HeldSubmission(Submission):
             first_preview=None if first is None else first - self._submitted,
             pictures=self._pictures if outcome == "finished" else 0,
         )
+
+
+def _size(event: Event) -> int:
+    """Returns the bytes that the previews of an event take; 0 for the pictures."""
+    images = event.images if isinstance(event, Progress) else ()
+    return sum(each.width * each.height * len(each.getbands()) for each in images)

@@ -58,8 +58,12 @@ class Turns:
         return min(timed, default=FIRST)
 
     def made(self, group: Group, seconds: float) -> None:
-        """Notes that a group has made a step, and how long it took."""
+        """Notes that a group has made a step, and how long it took.
+
+        The first one may have opened the denoiser: it counts as no longer than was expected.
+        """
         found = self._groups[group]
+        if found.cost is None:
+            seconds = found.cost = min(seconds, self.cost(group))
         found.credit -= seconds
-        before = seconds if found.cost is None else found.cost
-        found.cost = before + SMOOTHING * (seconds - before)
+        found.cost += SMOOTHING * (seconds - found.cost)

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
 
-from eri_runtime.errors import UnknownNameError
+from eri_runtime.errors import UnknownNameError, UsageError
 from eri_runtime.serve.engine import Engine
 from eri_runtime.serve.http import a1111_lists
 from eri_runtime.serve.http.a1111_jobs import Jobs
@@ -79,7 +79,8 @@ def _add_generation(routes: APIRouter, drawing: _Drawing) -> None:
     async def img2img(request: Request, body: ImageToImage) -> dict[str, Any]:
         """Makes pictures from a prompt and a picture, of all of it or where a mask is white."""
         check_possible(body)
-        extra = await image_words(body, request.app.state.options.upload_pixels)
+        most = request.app.state.options.upload_pixels
+        extra = await image_words(body, most, drawing.engine.options.limits.pictures)
         return await drawing.reply(request, body, extra)
 
 
@@ -97,6 +98,9 @@ def _add_png_info(routes: APIRouter) -> None:
 
 def _asked(request: Request, body: TextToImage, model: Model, engine: Engine) -> PictureRequest:
     """Returns the request for the engine; raises 404 for an unknown sampler, as AUTOMATIC1111."""
+    most = engine.options.limits.prompt
+    if len(body.prompt) > most:  # before tags are searched in it
+        raise UsageError("prompt", got=f"{len(body.prompt)} characters", expected=f"at most {most}")
     try:
         asked = text_request(body, model, engine.options.loras)
     except UnknownNameError as error:

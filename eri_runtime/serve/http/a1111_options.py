@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eri_runtime.checks import string
+from eri_runtime.checks import text
 from eri_runtime.errors import UnknownNameError, UsageError, short
 from eri_runtime.serve.engine import Engine
 from eri_runtime.serve.status import Model
@@ -54,7 +54,7 @@ class Options:
                 expected = f"one of {', '.join(self.shown())}"
                 raise UnknownNameError("option", got=short(name), expected=expected)
         if given.get(HASH) is not None:
-            string(HASH, given[HASH])
+            text(HASH, given[HASH])
         return self._named(given.get(MODEL))
 
     def _named(self, name: object) -> Model:

@@ -103,21 +103,19 @@ def _sampler_options(body: TextToImage, sampler: Sampler) -> dict[str, float]:
     return options
 
 
-async def image_words(body: ImageToImage, most_pixels: int) -> dict[str, Any]:
+async def image_words(body: ImageToImage, most_pixels: int, most_pictures: int) -> dict[str, Any]:
     """Returns the keywords for image to image, with the pictures read.
 
     Args:
         body: The client's body.
         most_pixels: Most pixels of a picture.
+        most_pictures: Most pictures to start from; more are refused before one is read.
 
     Raises:
-        UsageError: For something that is no picture, or too large, and for a bad blur or padding.
+        UsageError: For something that is no picture, or too large, for too many, and for a bad blur
+            or padding.
     """
-    read = [
-        await read_base64(f"init_images[{i}]", text, most_pixels)
-        for i, text in enumerate(body.init_images)
-    ]
-    images = [_fitted(image.convert("RGB"), body) for image in read]
+    images = await _init_images(body, most_pixels, most_pictures)
     words: dict[str, Any] = {
         "image": images if len(images) > 1 else images[0],
         "strength": body.denoising_strength,
@@ -130,6 +128,18 @@ async def image_words(body: ImageToImage, most_pixels: int) -> dict[str, Any]:
         padding = integer("inpaint_full_res_padding", body.inpaint_full_res_padding, 0)
         words["padding_mask_crop"] = padding
     return words
+
+
+async def _init_images(body: ImageToImage, most_pixels: int, most_pictures: int) -> list[Image]:
+    """Returns the pictures to start from, read one after the other."""
+    if len(body.init_images) > most_pictures:
+        got = f"{len(body.init_images)} pictures"
+        raise UsageError("init_images", got=got, expected=f"at most {most_pictures}")
+    images = []
+    for i, text in enumerate(body.init_images):
+        image = await read_base64(f"init_images[{i}]", text, most_pixels)
+        images.append(_fitted(image.convert("RGB"), body))
+    return images
 
 
 def _fitted(image: Image, body: ImageToImage) -> Image:

@@ -57,5 +57,7 @@ def _unquoted(value: str) -> str:
     """Returns a value without the JSON quotes that it may have."""
     if value.startswith('"'):
         with suppress(ValueError):
-            return str(json.loads(value))
+            text = str(json.loads(value))
+            text.encode()  # raises for lone surrogates, which no reply can carry
+            return text
     return value

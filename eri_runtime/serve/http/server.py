@@ -19,6 +19,7 @@ from eri_runtime.serve.http.options import ServerOptions
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LAST_REPLIES = 5  # seconds in which the replies of a drained engine must be sent
 BACKLOG = 2048
+STALLED = 60  # seconds after which a client that takes nothing of its reply is dropped
 
 
 def run(app: FastAPI, on_ready: Callable[[str], None]) -> None:
@@ -135,12 +136,15 @@ def listen(options: ServerOptions) -> socket.socket:
     place = options.host, options.port
     try:
         family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-        return socket.create_server(place, family=family, backlog=BACKLOG)
+        listener = socket.create_server(place, family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         got = f"{options.host}, port {options.port}: {reason}"
         expected = "an address of this machine and a free port"
         raise UsageError("--host, --port", got=got, expected=expected) from error
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # accepted sockets inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED * 1000)
+    return listener
 
 
 def address_of(listener: socket.socket) -> str:

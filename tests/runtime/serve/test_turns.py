@@ -61,3 +61,14 @@ def test_a_group_that_comes_later_is_not_owed_the_past():
         turns.made(group, 1.0)
         order.append(group)
     assert 8 <= order.count(("b",)) <= 12
+
+
+def test_a_group_does_not_pay_for_what_its_first_step_opened():
+    turns, first, other = Turns(), ("first",), ("other",)
+    turns.made(turns.next([first]), 60.0)
+    order = []
+    for _ in range(20):
+        group = turns.next([first, other])
+        turns.made(group, 0.5)
+        order.append(group)
+    assert 8 <= order.count(first) <= 12

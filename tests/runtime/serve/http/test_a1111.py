@@ -255,3 +255,24 @@ def test_a_full_queue_says_when_to_try_again(client, engine):
     reply = client.post(f"{API}/txt2img", json={})
     assert (reply.status_code, reply.headers["retry-after"]) == (429, "4")
     assert "room" in reply.json()["errors"]
+
+
+def test_more_pictures_than_may_be_made_are_refused_before_one_is_read(client):
+    body = {"init_images": ["no picture"] * 11}
+    reply = client.post(f"{API}/img2img", json=body)
+    assert reply.status_code == 400
+    assert "init_images: got 11 pictures, expected at most 10" in reply.json()["detail"]
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_tags_are_searched(client):
+    reply = client.post(f"{API}/txt2img", json={"prompt": "<lora:" * 10_000})
+    assert reply.status_code == 400
+    assert "prompt: got 60000 characters, expected at most 32000" in reply.json()["detail"]
+
+
+def test_text_that_no_reply_can_carry_is_refused(client, engine):
+    body = r'{"override_settings": {"sd_checkpoint_hash": "\ud800"}}'
+    reply = client.post(f"{API}/txt2img", content=body, headers=JSON)
+    assert reply.status_code == 400
+    assert "sd_checkpoint_hash" in reply.json()["detail"]
+    assert not engine.seen

@@ -55,3 +55,8 @@ def test_a_hostile_text_is_read_quickly(part, length):
     start = time.process_time()
     assert "Prompt" in parse_parameters(part * (length // len(part)))
     assert time.process_time() - start < 2
+
+
+def test_a_quoted_value_with_half_a_character_stays_quoted():
+    found = parse_parameters('a fox\nSteps: 20, Size: 8x8, Note: "\\ud800"')
+    assert found["Note"] == '"\\ud800"'
