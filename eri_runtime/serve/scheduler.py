@@ -6,6 +6,7 @@ neither keeps the steps of other requests waiting. Requests join and leave betwe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -23,6 +24,7 @@ from eri_runtime.serve.protocol import Began, Failed, FromWorker, Happened, Run,
 from eri_runtime.serve.turns import Group, Turns
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 Send = Callable[[FromWorker], None]
 
 
@@ -198,7 +200,8 @@ class Scheduler:
         """Sends a step with its preview; one that cannot be made is left out."""
         try:
             images = job.preview(step)
-        except EriError:
+        except Exception as error:
+            log.warning("a preview was left out: %s", error)
             images = ()
         self._progress(job, step, images)
 
