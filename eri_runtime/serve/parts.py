@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 from eri_runtime.bundle import Bundle
+from eri_runtime.errors import ServingError
 from eri_runtime.latents import images_at_once
 from eri_runtime.sampling import image_seeds
 from eri_runtime.serve.messages import Event, PictureRequest, Pictures, Progress
@@ -100,10 +101,15 @@ class JointSubmission(Submission):
 async def _follow(
     number: int, part: Submission, queue: asyncio.Queue[tuple[int, Event | Exception]]
 ) -> None:
-    """Puts the events of a part into a queue, and its error."""
+    """Puts the events of a part into a queue, and its error; one without pictures is an error."""
+    last: Event | None = None
     try:
         async for event in part:
+            last = event
             queue.put_nowait((number, event))
+        if not isinstance(last, Pictures):
+            got = "no pictures"
+            raise ServingError(f"request {part.id}", got=got, expected="some; read them once")
     except Exception as error:
         queue.put_nowait((number, error))
 
