@@ -14,7 +14,7 @@ from eri_runtime.commands.subcommand import Subparsers, add_command, say
 
 def upgrade_command(commands: Subparsers) -> None:
     """Registers `eri upgrade`."""
-    summary = "Give an older bundle the newest step graph, so that requests can share its steps."
+    summary = "Give an older bundle the newest step graph, which takes a row for each image."
     parser = add_command(commands, "upgrade", summary, upgrade)
     parser.add_argument(
         "bundle", metavar="BUNDLE", type=Path, help="folder that eri export has written"

@@ -88,7 +88,7 @@ def _add_engine(group: Any) -> None:
         shown = text if default is None else f"{text} (default: {default})"
         group.add_argument(f"--{name}", type=int, default=default, metavar="N", help=shown)
     for name, seconds, text in (
-        ("timeout", _D.timeout, "time after which a request is given up, unless it names its own"),
+        ("timeout", _D.timeout, "time after which a request is given up, unless it names fewer"),
         ("heartbeat", _D.heartbeat, "time without a sign of life that kills a busy worker"),
     ):
         shown = f"{text} (default: {seconds:g})"

@@ -23,7 +23,8 @@ class PictureRequest:
         loras: LoRAs of the engine by name, with their scales. Passed as inputs if the bundle has
             them, else merged into the weights while the request runs.
         previews: How many previews to make, evenly spaced over the steps.
-        timeout: Seconds from submission after which the request is given up. Default: the engine's.
+        timeout: Seconds from submission after which the request is given up. Default, and at most:
+            the engine's.
     """
 
     model: str = ""
@@ -38,6 +39,8 @@ class PictureRequest:
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """A step that a request has made.
+
+    One with previews comes once they are made, maybe after later steps.
 
     Attributes:
         step: Number of steps made, 1 to `total`.

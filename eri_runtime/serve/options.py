@@ -49,7 +49,7 @@ class EngineOptions:
         workers: Number of worker processes; 0 runs everything in a thread of this process.
         queue: Most requests that wait or run at once; more are refused.
         running: Most requests that a worker runs at once; the others wait.
-        timeout: Seconds after which a request is given up, unless it names its own.
+        timeout: Seconds after which a request is given up, unless it names fewer.
         heartbeat: Seconds without a sign of life after which a busy worker is killed.
         attempts: How often a request is begun, at most, when workers die under it.
         memory: Bytes of open bundles' weights per worker; the least recently used are closed

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 from eri_runtime.bundle import Bundle
+from eri_runtime.errors import ServingError
 from eri_runtime.latents import images_at_once
 from eri_runtime.sampling import image_seeds
 from eri_runtime.serve.messages import Event, PictureRequest, Pictures, Progress
@@ -66,7 +67,7 @@ class JointSubmission(Submission):
         self, queue: asyncio.Queue[tuple[int, Event | Exception]]
     ) -> AsyncGenerator[Event]:
         """Yields the events of all parts as those of one request."""
-        steps: dict[int, Progress] = {}
+        steps = dict.fromkeys(range(len(self.parts)), 0)
         shown: dict[int, dict[int, Progress]] = {}  # previews by step and part
         made: dict[int, Pictures] = {}
         told = 0
@@ -77,15 +78,14 @@ class JointSubmission(Submission):
             if isinstance(event, Pictures):
                 made[number] = event
                 continue
-            steps[number] = event
+            steps[number] = max(steps[number], event.step)  # one with previews may come late
             if event.images:
                 shown.setdefault(event.step, {})[number] = event
             if len(shown.get(event.step, ())) == len(self.parts):
                 yield _shown_together(shown.pop(event.step))
-            least = min((each.step for each in steps.values()), default=0)
-            if len(steps) == len(self.parts) and least > told:
-                told = least
-                yield replace(event, step=least, images=())
+            while told < min(steps.values()):
+                told += 1
+                yield replace(event, step=told, images=())
         yield _joined_pictures([made[i] for i in range(len(self.parts))])
 
     @property
@@ -102,10 +102,15 @@ class JointSubmission(Submission):
 async def _follow(
     number: int, part: Submission, queue: asyncio.Queue[tuple[int, Event | Exception]]
 ) -> None:
-    """Puts the events of a part into a queue, and its error."""
+    """Puts the events of a part into a queue, and its error; one without pictures is an error."""
+    last: Event | None = None
     try:
         async for event in part:
+            last = event
             await queue.put((number, event))
+        if not isinstance(last, Pictures):
+            got = "no pictures"
+            raise ServingError(f"request {part.id}", got=got, expected="some; read them once")
     except Exception as error:
         await queue.put((number, error))
 

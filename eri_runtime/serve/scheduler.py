@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -112,7 +113,7 @@ class Scheduler:
             self._send(Began(run.id))
 
     def _merge(self) -> None:
-        """Merges other LoRAs into a bundle's weights, if nobody needs the present ones longer."""
+        """Merges the LoRAs that others wait for, once the present ones have had their time."""
         for opened in {id(each.opened): each.opened for each in self._jobs.values()}.values():
             undone = [
                 each
@@ -239,11 +240,13 @@ class Scheduler:
                 future.cancel()
 
 
+@dataclass(frozen=True, eq=False)
 class _Outcome:
-    """A request of a step, and what came of it."""
+    """A request of a step, the rows of the denoiser's batch that it took, and what came of it."""
 
-    def __init__(self, job: Job, rows: int, step: Step | Exception) -> None:
-        self.job, self.rows, self.step = job, rows, step
+    job: Job
+    rows: int
+    step: Step | Exception
 
 
 def _fitting(jobs: Iterable[Job]) -> list[Job]:

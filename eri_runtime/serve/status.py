@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from eri_runtime.bundle import Bundle, read_bundle
-
-MANIFEST = "manifest.json"
+from eri_runtime.bundle import MANIFEST, Bundle, read_bundle
 
 
 @dataclass(frozen=True)

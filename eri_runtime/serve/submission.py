@@ -23,7 +23,8 @@ class Submission(ABC):
     The last event is `Pictures`. Iterating raises what went wrong: `UsageError` for a request that
     the bundle cannot run, `ServingError`, `OutOfMemoryError`, `NonFiniteError` or another
     `EriError`. Leaving the loop does not cancel the request; `cancel` does. Every iteration begins
-    with the first event that no other has taken.
+    with the first event that no other has taken. A request for more pictures than one call makes
+    can be read only once, and is cancelled when its loop is left.
 
     Attributes:
         id: A name that no other request of the engine has.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import webuiapi
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -113,6 +115,9 @@ def server(page, monkeypatch):
     with listening(app) as address:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{address}/v1")
         monkeypatch.setenv("OPENAI_API_KEY", "secret")
+        a1111 = partial(webuiapi.WebUIApi, baseurl=f"{address}/sdapi/v1")
+        keyed = partial(a1111, username="anyone", password="secret")  # noqa: S106 the server above
+        monkeypatch.setattr(webuiapi, "WebUIApi", keyed)
         yield
 
 

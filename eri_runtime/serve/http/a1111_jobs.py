@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Job(Submission):
+class TrackedRequest(Submission):
     """A request that remembers how far it is, while its events pass.
 
     Attributes:
@@ -47,19 +47,19 @@ class Job(Submission):
 class Jobs:
     """The jobs of a server, by their ids, oldest first."""
 
-    running: dict[str, Job] = field(default_factory=dict)
+    running: dict[str, TrackedRequest] = field(default_factory=dict)
 
     @contextmanager
-    def tracked(self, submission: Submission) -> Iterator[Job]:
+    def tracked(self, submission: Submission) -> Iterator[TrackedRequest]:
         """Counts a request as running in this block, where its events are to be read."""
-        job = self.running[submission.id] = Job(submission)
+        job = self.running[submission.id] = TrackedRequest(submission)
         try:
             yield job
         finally:
             del self.running[submission.id]
 
     @property
-    def oldest(self) -> Job | None:
+    def oldest(self) -> TrackedRequest | None:
         """The job that has been there the longest, or None."""
         return next(iter(self.running.values()), None)
 

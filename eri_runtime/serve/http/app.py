@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import import_module
-from importlib.util import find_spec
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from eri_runtime.serve.engine import Engine
-from eri_runtime.serve.http import health, openai
+from eri_runtime.serve.http import a1111, health, openai, page_api
 from eri_runtime.serve.http.auth import KeyMiddleware
 from eri_runtime.serve.http.body_limit import BodyLimitMiddleware
 from eri_runtime.serve.http.errors import ERRORS, answer_errors
@@ -62,9 +60,8 @@ def _add_routers(app: FastAPI, engine: Engine) -> None:
     """Adds every API, and the page."""
     app.include_router(health.router)
     app.include_router(openai.router)
-    for name in ("a1111", "page_api"):
-        if find_spec(f"eri_runtime.serve.http.{name}"):
-            app.include_router(import_module(f"eri_runtime.serve.http.{name}").router(engine))
+    app.include_router(a1111.router(engine))
+    app.include_router(page_api.router(engine))
     add_page(app)
 
 

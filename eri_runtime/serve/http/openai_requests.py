@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from eri_runtime.errors import UnknownNameError, UsageError, short
@@ -71,7 +72,7 @@ def edit(
     if "width" not in words and fields.padding_mask_crop is None:
         bundle = engine.models[request.model].bundle
         words["width"], words["height"] = nearest_size(bundle, *image.size)
-    return PictureRequest(**{**vars(request), "words": words})
+    return replace(request, words=words)
 
 
 def _words(fields: Fields) -> dict[str, Any]:

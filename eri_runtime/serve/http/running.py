@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from math import inf
 
 from fastapi import Request
@@ -30,14 +30,8 @@ async def finish(request: Request, submission: Submission) -> Pictures:
     Raises:
         EriError: What the engine raises, `CancelledError` after a disconnect.
     """
-    pictures: Pictures | None = None
-    async with aclosing(events(request, submission)) as coming:
-        async for event in coming:
-            if isinstance(event, Pictures):
-                pictures = event
-    if pictures is None:
-        raise RuntimeError("the engine ended a request without pictures and without an error")
-    return pictures
+    async with cancelled_on_disconnect(request, submission):
+        return await submission.pictures()
 
 
 async def events(request: Request, submission: Submission) -> AsyncGenerator[Event, None]:

@@ -32,13 +32,10 @@ class _Files(StaticFiles):
 
 
 def add_page(app: FastAPI) -> None:
-    """Adds the page to an app; does nothing if it is not installed."""
-    index = FOLDER / "index.html"
-    if not index.is_file():
-        return
+    """Adds the page to an app."""
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
-        return FileResponse(index, headers=HEADERS)
+        return FileResponse(FOLDER / "index.html", headers=HEADERS)
 
     app.mount("/page", _Files(directory=FOLDER), name="page")
