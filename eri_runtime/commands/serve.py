@@ -30,7 +30,7 @@ def serve(options: argparse.Namespace) -> None:
 
     Raises `BackendError` without the extra `serve`, and the errors of `Engine` and of its options.
     """
-    check_installed()
+    check_installed(NEEDED, "serve")
     if options.ray:
         _serve_on_ray(options)
         return
@@ -68,7 +68,7 @@ def _serve_on_ray(options: argparse.Namespace) -> None:
     )
 
 
-def check_installed(needed: Mapping[str, str] = NEEDED, extra: str = "serve") -> None:
+def check_installed(needed: Mapping[str, str], extra: str) -> None:
     """Raises `BackendError` unless the packages of an extra are installed.
 
     Args:

@@ -216,9 +216,8 @@ class Trajectory:
         """Makes the step from the network's prediction, of the latents' shape; returns it."""
         table, before, x = self._table, self.step, self.step.x
         k = before.index + 1
-        estimate = float(table.c_skip[k]) * x + float(table.c_out[k]) * _like(
-            x, "network", predicted
-        )
+        predicted = _like(x, "network", predicted)
+        estimate = float(table.c_skip[k]) * x + float(table.c_out[k]) * predicted
         denoised = _like(x, "hook", self._hook(estimate))
         memory = float(table.p[k]) * x + float(table.q[k]) * denoised
         remembered = _push(memory, before.remembered, table.B.shape[1])

@@ -379,7 +379,8 @@ class Pipeline(Closeable):
             OutOfMemoryError: If the step does not fit in memory in any mode. No request has moved
                 then, nor after any other error.
         """
-        begun = [instance("generations", each, Generation) for each in generations]
+        listed = items("generations", generations, "requests in progress")
+        begun = [instance("generations", each, Generation) for each in listed]
         if any(each.done for each in begun) or len({each.group for each in begun}) > 1:
             expected = "requests in progress of one group"
             raise UsageError("generations", got="others", expected=expected)

@@ -10,7 +10,7 @@ from eri_runtime.checks import finite, integer, mapping, one_of, real
 from eri_runtime.errors import OutOfMemoryError, UsageError
 from eri_runtime.executors import Settings
 from eri_runtime.latents import VaeMode
-from eri_runtime.memory import TILE, Mode, available_memory, estimate_peak
+from eri_runtime.memory import TILE, AvailableMemory, Mode, available_memory, estimate_peak
 from eri_runtime.request import Request, Words, make_request, request_table
 from eri_runtime.serve.messages import PictureRequest
 from eri_runtime.serve.options import EngineOptions, Limits
@@ -97,11 +97,16 @@ def check_memory(bundle: Bundle, options: EngineOptions, request: Request) -> No
     )
     if left is None or estimate.peak is None or estimate.peak <= left.bytes:
         return
+    raise _too_large(estimate.peak, left)
+
+
+def _too_large(peak: int, left: AvailableMemory) -> OutOfMemoryError:
+    """Returns the error of a request that would not fit."""
     error = OutOfMemoryError(
         "request",
-        got=f"about {estimate.peak >> 20} MiB needed in any mode",
+        got=f"about {peak >> 20} MiB needed in any mode",
         expected=f"at most {left.bytes >> 20} MiB, {left.limit}",
         fix="ask for smaller or fewer pictures",
     )
-    error.needed = estimate.peak
-    raise error
+    error.needed = peak
+    return error

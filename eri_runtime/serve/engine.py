@@ -149,10 +149,14 @@ class Engine:
     def _check_room(self, more: int) -> None:
         """Raises `OverloadedError` if the queue has no room for so many requests."""
         if len(self._submissions) + more > self.options.queue:
-            got = f"{len(self._submissions)} requests already"
-            error = OverloadedError("queue", got=got, expected=f"at most {self.options.queue}")
-            error.retry_after = self._times.until_free(self._undone(), len(self._seats))
-            raise error
+            raise self._overloaded()
+
+    def _overloaded(self) -> OverloadedError:
+        """Returns the error of a full queue, with the time to try again."""
+        got = f"{len(self._submissions)} requests already"
+        error = OverloadedError("queue", got=got, expected=f"at most {self.options.queue}")
+        error.retry_after = self._times.until_free(self._undone(), len(self._seats))
+        return error
 
     def _accept(self, request: PictureRequest, checked: Request) -> HeldSubmission:
         """Queues a request."""

@@ -74,7 +74,10 @@ class JointSubmission(Submission):
         while len(made) < len(self.parts):
             number, event = await queue.get()
             if isinstance(event, Exception):
-                raise event
+                try:
+                    raise event
+                finally:
+                    del event  # the error would refer to this frame, and the frame to it
             if isinstance(event, Pictures):
                 made[number] = event
                 continue

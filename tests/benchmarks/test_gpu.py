@@ -222,7 +222,7 @@ def test_a_subjects_name_says_backend_loop_and_options():
         "captured",
         {"plain": "", "use_tf32": "1"},
     )
-    assert "sdpa_kernel=8" in VARIANTS
+    assert "cudnn_conv_algo_search=EXHAUSTIVE" in VARIANTS
 
 
 def test_options_reach_the_cuda_provider_alone(monkeypatch):

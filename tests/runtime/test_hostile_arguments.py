@@ -159,6 +159,8 @@ def valid_calls(pipe: eri.Pipeline, folder: Path) -> dict[str, tuple[Callable, d
         "Pipeline.__call__": {"prompt": "a cat", **SMALL},
         "Pipeline.prepare": {"request": request},
         "Pipeline.denoise": {"request": request, "start": step},
+        "Pipeline.begin": {"request": request},
+        "Pipeline.step": {"generations": [pipe.begin(request)]},
         "Pipeline.schedule": {"request": request},
         "Pipeline.table": {"request": request},
         "Pipeline.finish": {"request": request, "x": step.x},

@@ -10,10 +10,10 @@ import pytest
 
 import eri_export
 import eri_runtime as eri
-from eri_runtime.errors import LoraError, UsageError
+from eri_runtime.errors import LoraError
 from eri_runtime.serve import Engine, EngineOptions, PictureRequest
 from eri_runtime.serve.open_bundles import OpenBundles, weights_size
-from tests.support.serving import SIZE, asked, events, run
+from tests.support.serving import SIZE, events, run
 
 INK = Path(eri_export.__file__).parent / "embedded" / "loras" / "emoji-sd35-blue-ink.safetensors"
 WORDS = {"height": 64, "width": 64, "num_inference_steps": 3}
@@ -104,12 +104,3 @@ def test_the_least_recently_used_bundle_is_closed(sd35_bundle, flux_bundle, sdxl
     assert "flux" not in bundles._opened
     assert bundles.get("sd35", {"sdxl"}) is kept
     bundles.close()
-
-
-def test_limits_name_the_request_and_not_the_engine(sd35_bundle):
-    async def main():
-        async with engine({"tiny": sd35_bundle}) as opened:
-            with pytest.raises(UsageError, match="height"):
-                opened.submit(asked(height=8))
-
-    run(main())
