@@ -189,11 +189,16 @@ def server_options(options: argparse.Namespace) -> ServerOptions:
 
 
 def named_loras(texts: Iterable[str]) -> dict[str, Path]:
-    """Returns the files of `--lora` by name; raises `UsageError` for a name that comes twice."""
+    """Returns the files of `--lora` by name.
+
+    Raises `UsageError` for a name that comes twice, and for a file that is not there.
+    """
     found: dict[str, Path] = {}
     for text in texts:
         name, equals, file = text.partition("=")
         path = Path(file if equals else text).resolve()
+        if not path.exists():
+            raise UsageError("--lora", got=f"no file {path}", expected="a LoRA")
         _add("--lora", found, name if equals else path.stem, path)
     return found
 

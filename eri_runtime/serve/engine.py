@@ -160,7 +160,7 @@ class Engine:
 
     def _accept(self, request: PictureRequest, checked: Request) -> HeldSubmission:
         """Queues a request."""
-        submission = HeldSubmission(request, checked, self.cancel)
+        submission = HeldSubmission(request, checked, self._cancel)
         self._submissions[submission.id] = submission
         self._waiting.append(submission)
         timeout = min(request.timeout or self.options.timeout, self.options.timeout)
@@ -186,7 +186,7 @@ class Engine:
             restarts=self._restarts,
         )
 
-    def cancel(self, submission: HeldSubmission) -> None:
+    def _cancel(self, submission: HeldSubmission) -> None:
         """Stops a request at its next step; see `Submission.cancel`."""
         error = CancelledError(f"request {submission.id}", got="cancelled", expected="pictures")
         self._end(submission, "cancelled", error)

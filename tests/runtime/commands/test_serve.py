@@ -99,6 +99,8 @@ def test_every_option_arrives(monkeypatch, tmp_path):
         --timeout 6 --heartbeat 7 --grace 8 --max-pixels 9 --max-steps 10 --max-pictures 11
         --memory 1.5GiB --api-key one --cors https://a.example
     """
+    for name in ("x", "dog"):
+        (tmp_path / f"{name}.safetensors").touch()
     loras = "--lora", f"fox={tmp_path}/x.safetensors", "--lora", f"{tmp_path}/dog.safetensors"
     options = options_of(*given.split(), *loras)
     engine, server = engine_options(options), server_options(options)
@@ -133,10 +135,14 @@ def test_names_are_unique(tmp_path):
         (tmp_path / name / "demo").mkdir(parents=True)
     with pytest.raises(UsageError, match="both named 'demo'"):
         named_bundles([tmp_path / "a" / "demo", tmp_path / "b" / "demo"])
+    file = tmp_path / "x.safetensors"
+    with pytest.raises(UsageError, match="--lora: got no file"):
+        named_loras([str(file)])
+    file.touch()
     with pytest.raises(UsageError, match="both named 'x'"):
-        named_loras(["x=1.safetensors", "x.safetensors"])
+        named_loras([f"x={file}", str(file)])
     with pytest.raises(UsageError, match="no name"):
-        named_loras(["=x.safetensors"])
+        named_loras([f"={file}"])
     assert list(named_bundles([Path("engines/demo/"), Path("sdxl")])) == ["demo", "sdxl"]
 
 
