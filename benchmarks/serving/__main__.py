@@ -6,7 +6,7 @@
 For the embedded checkpoint, and one of more than 100 million random weights, on ONNX Runtime and
 OpenVINO: a burst of small pictures gives throughput, and an open-loop Poisson load at 80 % of what
 one request at a time can do gives latencies. The three servers take turns, in `ROUNDS` rounds whose
-medians are kept. Writes `benchmarks/results/serving.json`; exits with status 1 if a goal is missed.
+medians are kept. Writes `benchmarks/results/serving.json`, with the goals beside the ratios.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from eri_runtime.commands.subcommand import say
 
 RESULTS = Path(__file__).parents[1] / "results" / "serving.json"
 ONE, WINDOWS, OURS = SERVERS
-ROUNDS = 3
+ROUNDS = 2
 LOAD = 0.8  # of what one request at a time can do
 GOALS: Mapping[str, str] = {
     "short p99 beside long ones, of one at a time": "<= 0.35",
@@ -58,13 +58,13 @@ class Load:
 
 
 LOADS: Mapping[str, Load] = {
-    "embedded": Load(48, (64, 96), (4, 8, 20, 50), 120),
-    "more than 100 M": Load(128, (128, 256), (4, 8, 20), 24),
+    "embedded": Load(48, (64, 96), (4, 8, 20, 50), 60),
+    "more than 100 M": Load(128, (128, 256), (4, 8, 20), 16),
 }
 
 
 def main() -> int:
-    """Measures and writes the results; returns the exit status."""
+    """Measures and writes the results; returns 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path, help="a bundle of the embedded SD3.5")
     parser.add_argument("--large", type=Path, metavar="FOLDER", help="where the large one is made")
@@ -72,19 +72,20 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
     bundles = {"embedded": options.bundle}
+    overhead = overheads(options.bundle)
+    say(json.dumps(overhead))
     if options.large:
         bundles["more than 100 M"] = make("sd35", options.large)[1]
     rows = []
     about = {"machine": machine(), "versions": versions(("onnxruntime", "openvino", "numpy"))}
     for name, bundle in bundles.items():
         for backend in options.backends:
-            settle()
+            settle(60)
             row = {"bundle": name, "backend": backend}
             row |= measured(bundle, backend, LOADS[name], options.rounds)
             rows.append(row)
             say(json.dumps({**row, "rounds": None}))
-            write(about, rows, {})
-    write(about, rows, overheads(options.bundle))
+            write(about, rows, overhead)
     return 0
 
 

@@ -82,6 +82,14 @@ class MemoryManager:
     def attempt(self, size: RequestSize) -> Attempt:
         """Starts a request of this size; its `next_mode` changes the mode after an error."""
         self.guard.forget()
+        return self.next_step(size)
+
+    def next_step(self, size: RequestSize) -> Attempt:
+        """Starts a step of requests that have begun, together of this size.
+
+        Unlike `attempt` it trusts the guard's memory: reading what is left takes longer than a
+        small step.
+        """
         return self._back_off.attempt(size, self._adopt, self._free)
 
     def open_ahead(self, request: Request) -> None:

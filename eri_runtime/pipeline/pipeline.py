@@ -386,7 +386,7 @@ class Pipeline(Closeable):
             raise UsageError("generations", got="others", expected=expected)
         if not begun:
             return []
-        attempt = self._memory.attempt(joint_size(begun))
+        attempt = self._memory.next_step(joint_size(begun))
         trajectories = [each.trajectory for each in begun]
         step = partial(self._runner.step_together, trajectories)
         return run_in_fitting_mode(attempt, DENOISER, step)

@@ -256,8 +256,12 @@ class Engine:
             self._dispatch()
         if isinstance(message, Stepped):
             seat.failures = 0
-            self._times.add(message.time)
-            self._observer.stepped(message.time)
+            for time in message.times:
+                self._times.add(time)
+                self._observer.stepped(time)
+            for name, progress in message.progress:
+                if name in seat.jobs:
+                    seat.jobs[name].progressed(progress)
         elif isinstance(message, Began | Happened | Failed):
             submission = seat.jobs.get(message.id)
             if submission is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eri_runtime.serve.messages import Event, PictureRequest
+from eri_runtime.serve.messages import Event, PictureRequest, Progress
 from eri_runtime.serve.observer import StepTime
 
 
@@ -66,9 +67,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class Stepped:
-    """From a worker: it made a step."""
+    """From a worker: the steps that it made, and how far requests came with them, by id."""
 
-    time: StepTime
+    times: Sequence[StepTime]
+    progress: Sequence[tuple[str, Progress]]
 
 
 ToWorker = Run | Cancel | Stop

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -21,7 +22,8 @@ from eri_runtime.serve.job import Job, takes_loras
 from eri_runtime.serve.messages import Progress
 from eri_runtime.serve.observer import StepTime
 from eri_runtime.serve.open_bundles import OpenBundles
-from eri_runtime.serve.protocol import Began, Failed, FromWorker, Happened, Run, Stepped
+from eri_runtime.serve.protocol import Began, Failed, FromWorker, Happened, Run
+from eri_runtime.serve.step_reports import StepReports
 from eri_runtime.serve.turns import Group, Turns
 
 T = TypeVar("T")
@@ -46,6 +48,7 @@ class Scheduler:
         self._waiting: dict[str, Run] = {}
         self._jobs: dict[str, Job] = {}
         self._turns, self._calls = Turns(), 0
+        self._reports = StepReports(send)
         self._encoding = ThreadPoolExecutor(1, "eri-encoding")
         self._decoding = ThreadPoolExecutor(1, "eri-decoding")
         self._since: dict[object, float] = {}  # when the threads' work was begun
@@ -78,6 +81,7 @@ class Scheduler:
         self._encode()
         ready = [each for each in self._present() if each.steps]
         if not ready:
+            self._reports.flush()
             return False
         group = self._turns.next(each.group for each in ready)
         self._step([each for each in ready if each.group == group], group)
@@ -148,7 +152,9 @@ class Scheduler:
         for id_, job in list(self._jobs.items()):
             try:
                 if job.finishing is not None and job.finishing.done():
-                    self._send(Happened(id_, job.finishing.result()))
+                    pictures = job.finishing.result()
+                    self._reports.flush()
+                    self._send(Happened(id_, pictures))
                     self._forget(id_)
                 elif job.generation is None and job.beginning is not None and job.beginning.done():
                     job.generation = job.beginning.result()
@@ -164,34 +170,18 @@ class Scheduler:
         outcomes = _outcomes(batch)
         seconds = perf_counter() - started
         self._turns.made(group, seconds)
-        rows = sum(each.rows for each in outcomes)
-        request = batch[0].generation.request  # type: ignore[union-attr]
-        self._send(
-            Stepped(
-                StepTime(
-                    model=batch[0].run.request.model,
-                    width=request.width,
-                    height=request.height,
-                    requests=len(batch),
-                    rows=rows,
-                    seconds=seconds,
-                )
-            )
-        )
         for outcome in outcomes:
             outcome.job.turn = self._calls
-            self._after(outcome.job, outcome.step)
-
-    def _after(self, job: Job, step: Step | Exception) -> None:
-        """Tells of a step, and goes on to the pictures after the last one."""
-        if isinstance(step, Exception):
-            self._fail(job.run.id, step)
-            return
-        if job.shows(step):
-            self._start(self._decoding, lambda: self._show(job, step))
-        else:
-            self._progress(job, step)
-        self._decode_if_done(job)
+        made = {each.job: each.step for each in outcomes if not isinstance(each.step, Exception)}
+        told = {job.run.id: _progress(step) for job, step in made.items() if not job.shows(step)}
+        self._reports.add(_step_time(outcomes, seconds), told)
+        for outcome in outcomes:
+            if isinstance(outcome.step, Exception):
+                self._fail(outcome.job.run.id, outcome.step)
+        for job, step in made.items():
+            if job.shows(step):
+                self._start(self._decoding, partial(self._show, job, step))
+            self._decode_if_done(job)
 
     def _decode_if_done(self, job: Job) -> None:
         if job.generation is not None and job.generation.done:
@@ -204,11 +194,7 @@ class Scheduler:
         except Exception as error:
             log.warning("a preview was left out: %s", error)
             images = ()
-        self._progress(job, step, images)
-
-    def _progress(self, job: Job, step: Step, images: Sequence[Any] = ()) -> None:
-        progress = Progress(step=step.index + 1, total=step.total, images=images)
-        self._send(Happened(job.run.id, progress))
+        self._send(Happened(job.run.id, _progress(step, images)))
 
     def _start(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> Future[T]:
         """Starts work in another thread."""
@@ -230,6 +216,7 @@ class Scheduler:
         if not isinstance(error, EriError):
             text = f"{type(error).__name__}: {error}"
             error = ServingError(f"request {id_}", got=text, expected="pictures")
+        self._reports.flush()
         self._send(Failed(id_, error))
         self._forget(id_)
 
@@ -247,6 +234,26 @@ class _Outcome:
     job: Job
     rows: int
     step: Step | Exception
+
+
+def _progress(step: Step, images: Sequence[Any] = ()) -> Progress:
+    """Returns a step as its client sees it."""
+    return Progress(step=step.index + 1, total=step.total, images=images)
+
+
+def _step_time(outcomes: Sequence[_Outcome], seconds: float) -> StepTime:
+    """Returns what there is to tell of a step that took so many seconds."""
+    first = outcomes[0].job
+    assert first.generation is not None  # noqa: S101 it has made a step
+    request = first.generation.request
+    return StepTime(
+        model=first.run.request.model,
+        width=request.width,
+        height=request.height,
+        requests=len(outcomes),
+        rows=sum(each.rows for each in outcomes),
+        seconds=seconds,
+    )
 
 
 def _fitting(jobs: Iterable[Job]) -> list[Job]:

@@ -27,6 +27,7 @@ from eri_runtime.pipeline import Pipeline
 from eri_runtime.serve import Ended, Engine, EngineOptions, Limits, Observer, PictureRequest
 from tests.support.serving import SIZE, asked, events, run
 
+LONG = Limits(steps=1000)  # so that a request is still running when something happens
 SAMPLERS = ("flow_euler", "flow_heun", "dpmpp_2m", "unipc", "lcm", "euler_a")
 
 
@@ -212,9 +213,9 @@ def test_one_that_is_cancelled_stops_and_the_others_go_on(opened):
 
 def test_a_deadline_ends_a_request(opened):
     async def main():
-        async with opened() as engine:
-            late = engine.submit(asked(num_inference_steps=140, seed=0, timeout=0.3))
-            with pytest.raises(DeadlineError, match=r"no pictures after 0\.3 s"):
+        async with opened(limits=LONG) as engine:
+            late = engine.submit(asked(num_inference_steps=900, seed=0, timeout=0.1))
+            with pytest.raises(DeadlineError, match=r"no pictures after 0\.1 s"):
                 await events(late)
             assert engine.submissions == {}
 
@@ -223,9 +224,9 @@ def test_a_deadline_ends_a_request(opened):
 
 def test_a_shutdown_finishes_what_it_can(opened):
     async def main():
-        async with opened() as engine:
+        async with opened(limits=LONG) as engine:
             short = engine.submit(asked(num_inference_steps=2))
-            long = engine.submit(asked(num_inference_steps=150))
+            long = engine.submit(asked(num_inference_steps=900))
             drained = asyncio.create_task(engine.drain(0.3))
             await asyncio.sleep(0)
             assert engine.status.stopping
