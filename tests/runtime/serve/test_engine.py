@@ -227,7 +227,7 @@ def test_a_shutdown_finishes_what_it_can(opened):
         async with opened(limits=LONG) as engine:
             short = engine.submit(asked(num_inference_steps=2))
             long = engine.submit(asked(num_inference_steps=900))
-            drained = asyncio.create_task(engine.drain(0.3))
+            drained = asyncio.create_task(engine.drain(1.0))
             await asyncio.sleep(0)
             assert engine.status.stopping
             assert not engine.status.ready
