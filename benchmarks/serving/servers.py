@@ -62,7 +62,8 @@ def _collected(bundle: Path, backend: str, load: Sequence[Arrival], window: floa
         thread.start()
         left, held = len(served), list[Served]()
         while left:
-            held.append(waiting.get()) if not held else None
+            if not held:
+                held.append(waiting.get())
             batch = _batch(held, waiting, start, window)
             held = [each for each in held if each not in batch]
             _make(pipe, batch, start)

@@ -10,13 +10,14 @@ from eri_runtime.memory.available import AvailableMemory, available_memory
 from eri_runtime.memory.estimate import Estimate, estimate_peak
 from eri_runtime.memory.fallbacks import Attempt, RequestSize
 from eri_runtime.memory.guard import Guard, sizes_of
-from eri_runtime.memory.manager import MemoryManager
+from eri_runtime.memory.manager import ON_HOST, MemoryManager
 from eri_runtime.memory.modes import DEFAULT_MEMORY, TILE, MemoryEfficientSamplingConfig, Mode
 from eri_runtime.memory.out_of_memory import is_exhausted, out_of_memory_error
 from eri_runtime.memory.request_stages import request_size
 
 __all__ = [
     "DEFAULT_MEMORY",
+    "ON_HOST",
     "TILE",
     "Attempt",
     "AvailableMemory",

@@ -34,7 +34,7 @@ from eri_runtime.pipeline.memory_fallback import denoise_in_fitting_mode, run_in
 from eri_runtime.pipeline.request_runner import RequestRunner
 from eri_runtime.pipeline.result import Result, parameters_texts
 from eri_runtime.pipeline.textual_inversions import TextualInversions
-from eri_runtime.request import Request, Words, make_request
+from eri_runtime.request import Request, Words, make_request, request_schedule, request_table
 from eri_runtime.sampling import SamplerTable, Schedule
 from eri_runtime.text import (
     Condition,
@@ -408,7 +408,7 @@ class Pipeline(Closeable):
             >>> pipe.schedule(pipe.request("a red heart", num_inference_steps=3)).sigma.round(3)
             array([1.   , 0.751, 0.009, 0.   ])
         """
-        return self._runner.schedule(_checked(request))
+        return request_schedule(self.bundle, _checked(request))
 
     def table(self, request: Request) -> SamplerTable:
         """Returns the sampler's coefficients for a request, one row per evaluation of the network.
@@ -427,7 +427,7 @@ class Pipeline(Closeable):
             >>> len(pipe.table(request))  # Heun evaluates twice per step, once in the last
             5
         """
-        return self._runner.table(_checked(request))
+        return request_table(self.bundle, _checked(request))
 
     def finish(self, request: Request, x: Array) -> Result:
         """Decodes latents of a request into a `Result`, with the pixels that an overlay keeps.

@@ -43,7 +43,6 @@ from eri_runtime.sampling import (
     NoiseSource,
     PhiloxNoise,
     SamplerTable,
-    Schedule,
     TorchNoise,
     check_noise,
     noise_intervals,
@@ -156,7 +155,7 @@ class RequestRunner:
 
     def _begun(self, encode: Encode, request: Request, mode: Mode) -> _Begun:
         """Encodes the prompts of a request and draws its first latents."""
-        table = self.table(request)
+        table = request_table(self._bundle, request)
         noise = check_noise(self._noise(request, table), request.batch)
         plan, shared = encode_conditions(self._bundle, encode, request, table.points.clock)
         products = self._lora_inputs.products(request.loras, self._weights.loaded)
@@ -190,14 +189,6 @@ class RequestRunner:
         inputs = {**plan.inputs(largest), **shared, "sample": sample}
         sizes = sizes_of(inputs, self._bundle.components[DENOISER].inputs)
         return {**sizes, "batch": count}
-
-    def schedule(self, request: Request) -> Schedule:
-        """Returns the request's noise levels; for image to image, those after `strength`."""
-        return request_schedule(self._bundle, request)
-
-    def table(self, request: Request) -> SamplerTable:
-        """Returns the sampler's coefficients for a request."""
-        return request_table(self._bundle, request)
 
     def _rows(self, mode: Mode) -> ShapeRange:
         """Returns the range of the denoiser's batch in this mode."""
@@ -241,7 +232,7 @@ class RequestRunner:
         encoded = vae.encode(self._bundle, self.run, edit.pixels, noise(0, shape), mode.vae)
         original = pack(encoded)
         unit = pack(noise(1, shape)) if request.latents is None else request.latents
-        begin = self.schedule(request)[0]
+        begin = request_schedule(self._bundle, request)[0]
         x = table.scale * unit if edit.from_noise else add_noise(original, unit, begin)
         if edit.mask is None:
             return x, identity

@@ -10,8 +10,15 @@ from eri_runtime.checks import finite, integer, mapping, one_of, real
 from eri_runtime.errors import OutOfMemoryError, UsageError
 from eri_runtime.executors import Settings
 from eri_runtime.latents import VaeMode
-from eri_runtime.memory import TILE, AvailableMemory, Mode, available_memory, estimate_peak
-from eri_runtime.request import Request, Words, make_request, request_table
+from eri_runtime.memory import (
+    ON_HOST,
+    TILE,
+    AvailableMemory,
+    Mode,
+    available_memory,
+    estimate_peak,
+)
+from eri_runtime.request import Request, Words, make_request, request_schedule
 from eri_runtime.serve.messages import PictureRequest
 from eri_runtime.serve.options import EngineOptions, Limits
 from eri_runtime.serve.parts import COUNT, parts_of
@@ -59,7 +66,7 @@ def _admit_part(
     words: Words = {**request.words, "output_type": "pil"}  # type: ignore[typeddict-item]
     checked = make_request(bundle, request.prompt, request.negative_prompt, words)
     check_limits(options.limits, checked)
-    request_table(bundle, checked)  # raises for levels that the model does not have
+    request_schedule(bundle, checked)  # raises for levels that the model does not have
     check_memory(bundle, options, checked)
     seeds = {**request.words, "seed": list(checked.seeds)}
     return replace(request, words=seeds), checked
@@ -88,7 +95,7 @@ def check_limits(limits: Limits, request: Request) -> None:
 
 def check_memory(bundle: Bundle, options: EngineOptions, request: Request) -> None:
     """Raises `OutOfMemoryError` if a request would not fit into what is left, even in parts."""
-    if options.backend not in ("cpu", "openvino", "openvino:bf16"):
+    if options.backend not in ON_HOST:
         return  # a GPU's memory is known to the worker alone
     left = available_memory()
     mode = Mode(rows=1, vae=VaeMode(images=1, tile=TILE), offloaded=True, low_memory=True)

@@ -27,7 +27,7 @@ from eri_runtime.errors import (
 )
 from eri_runtime.request import Request
 from eri_runtime.serve.admission import admit
-from eri_runtime.serve.links import Hear, Link, ProcessLink, ThreadLink
+from eri_runtime.serve.links import ProcessLink, ThreadLink
 from eri_runtime.serve.messages import PictureRequest, Pictures
 from eri_runtime.serve.observer import UNOBSERVED, Observer, Outcome
 from eri_runtime.serve.options import DEFAULT_OPTIONS, EngineOptions
@@ -49,7 +49,6 @@ from eri_runtime.serve.submission import HeldSubmission, Submission
 
 WATCH = 0.5  # seconds between looks at the workers
 LONGEST_PAUSE = 30.0  # seconds before a worker that keeps dying is started again
-OpenLink = Callable[[Hear, Callable[[], None]], Link]
 
 log = logging.getLogger(__name__)
 
@@ -313,7 +312,7 @@ class Engine:
             self._waiting.remove(submission)
             seat = min(free, key=lambda each: len(each.jobs))
             seat.jobs[submission.id] = submission
-            run = Run(submission.id, submission.request, submission.attempts + 1)
+            run = Run(submission.id, submission.request)
             assert seat.link is not None  # noqa: S101 it is ready
             try:
                 seat.link.send(run)

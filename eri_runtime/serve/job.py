@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
 
 from PIL import Image
 
 from eri_runtime.bundle import DENOISER
+from eri_runtime.latents import ENCODER
 from eri_runtime.loop import Step
 from eri_runtime.pipeline import Generation, Pipeline
 from eri_runtime.serve.messages import Pictures
@@ -71,8 +71,8 @@ class Job:
     def preview(self, step: Step) -> Sequence[Image.Image]:
         """Returns rough pictures of a step; none if the bundle cannot make any."""
         assert self.generation is not None  # noqa: S101 it has made a step
-        pipe: Any = self.opened.pipe
-        if "vae_encoder" not in pipe.bundle.components:
+        pipe = self.opened.pipe
+        if ENCODER not in pipe.bundle.components:
             return ()
         return tuple(pipe.preview(self.generation.request, step))
 

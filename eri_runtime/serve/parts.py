@@ -10,11 +10,10 @@ from itertools import chain
 from typing import Any
 
 from eri_runtime.bundle import Bundle
-from eri_runtime.errors import ServingError
 from eri_runtime.latents import images_at_once
 from eri_runtime.sampling import image_seeds
 from eri_runtime.serve.messages import Event, PictureRequest, Pictures, Progress
-from eri_runtime.serve.submission import HeldSubmission, Submission
+from eri_runtime.serve.submission import HeldSubmission, Submission, whole
 
 COUNT = "num_images_per_prompt"
 
@@ -106,14 +105,9 @@ async def _follow(
     number: int, part: Submission, queue: asyncio.Queue[tuple[int, Event | Exception]]
 ) -> None:
     """Puts the events of a part into a queue, and its error; one without pictures is an error."""
-    last: Event | None = None
     try:
-        async for event in part:
-            last = event
+        async for event in whole(part):
             await queue.put((number, event))
-        if not isinstance(last, Pictures):
-            got = "no pictures"
-            raise ServingError(f"request {part.id}", got=got, expected="some; read them once")
     except Exception as error:
         await queue.put((number, error))
 

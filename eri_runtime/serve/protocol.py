@@ -11,11 +11,10 @@ from eri_runtime.serve.observer import StepTime
 
 @dataclass(frozen=True)
 class Run:
-    """To a worker: run a request; `attempt` counts from 1."""
+    """To a worker: run a request."""
 
     id: str
     request: PictureRequest
-    attempt: int = 1
 
 
 @dataclass(frozen=True)

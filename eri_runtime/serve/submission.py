@@ -47,13 +47,21 @@ class Submission(ABC):
 
     async def pictures(self) -> Pictures:
         """Waits for the pictures and returns them; raises what went wrong."""
-        last: Event | None = None
-        async for event in self:
-            last = event
-        if not isinstance(last, Pictures):
-            got = "no pictures"
-            raise ServingError(f"request {self.id}", got=got, expected="some; read them once")
-        return last
+        async for event in whole(self):
+            if isinstance(event, Pictures):
+                pictures = event
+        return pictures
+
+
+async def whole(submission: Submission) -> AsyncIterator[Event]:
+    """Yields all events of a request; raises `ServingError` if the pictures are not among them."""
+    last: Event | None = None
+    async for event in submission:
+        last = event
+        yield event
+    if not isinstance(last, Pictures):
+        got, expected = "no pictures", "some; read them once"
+        raise ServingError(f"request {submission.id}", got=got, expected=expected)
 
 
 class HeldSubmission(Submission):
@@ -61,7 +69,6 @@ class HeldSubmission(Submission):
 
     Attributes:
         progress: Its latest step, or None before the first.
-        preview: Its latest step with previews, or None before the first.
         attempts: Workers that died or hung under it.
         timer: Ends it at its deadline.
     """
@@ -74,7 +81,6 @@ class HeldSubmission(Submission):
     ) -> None:
         self.id, self.request = secrets.token_hex(8), request
         self.progress: Progress | None = None
-        self.preview: Progress | None = None
         self.attempts = 0
         self.timer: asyncio.TimerHandle | None = None
         self._steps, self._pictures = checked.steps, checked.batch
@@ -117,10 +123,8 @@ class HeldSubmission(Submission):
 
     def progressed(self, progress: Progress) -> None:
         """Takes a step."""
-        if progress.images:
-            self.preview = progress
-            if self._first_preview is None:
-                self._first_preview = monotonic()
+        if progress.images and self._first_preview is None:
+            self._first_preview = monotonic()
         if self.progress is None or progress.step > self.progress.step or not progress.images:
             self.progress = progress
         if self._unread + _size(progress) > MOST_UNREAD:

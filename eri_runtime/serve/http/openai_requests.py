@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from eri_runtime.checks import one_of
 from eri_runtime.errors import UnknownNameError, UsageError, short
 from eri_runtime.images import picture_of
 from eri_runtime.latents import nearest_size
@@ -23,11 +24,7 @@ RANDOM_SEED = -1
 
 def find_model(engine: Engine, name: str | None) -> Model:
     """Returns a model by its name; default: the first. Raises `UnknownNameError`."""
-    name = name or next(iter(engine.models))
-    if name not in engine.models:
-        known = ", ".join(engine.models)
-        raise UnknownNameError("model", got=short(name), expected=f"one of {known}")
-    return engine.models[name]
+    return engine.models[one_of("model", name or next(iter(engine.models)), engine.models)]
 
 
 def generation(engine: Engine, fields: Fields, timeout: float | None) -> PictureRequest:
