@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.loop.numpy_loop import Array, Network
+from eri_runtime.loop.numpy_loop import Array
 from eri_runtime.sampling import Clock, Guidance, Point, cfg_mix, mix_predictions, rescale_guided
 
 Inputs = Mapping[str, Array]
-Denoiser = Callable[[Inputs], Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +89,14 @@ class GuidancePlan:
         parts = [self._inputs[k] for k in denoiser_pass.conditions]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
+    def guided(self, denoiser_pass: DenoiserPass, predictions: Array) -> Array:
+        """Mixes a pass's predictions (K·B, …) into the guided one (B, …), rescaled if need be."""
+        mixed = mix_predictions(denoiser_pass.mix, predictions)
+        if denoiser_pass.unguided is not None:
+            unguided = mix_predictions(denoiser_pass.unguided, predictions)
+            mixed = rescale_guided(mixed, unguided, self.rescale)
+        return mixed
+
 
 def _make_pass(mix: Array, unguided: Array | None = None) -> DenoiserPass:
     """Returns a pass of the conditions that have a weight in `mix` or `unguided`, (1 + P, B)."""
@@ -97,36 +104,3 @@ def _make_pass(mix: Array, unguided: Array | None = None) -> DenoiserPass:
     indices = np.flatnonzero(needed)
     conditions = tuple(map(int, indices))
     return DenoiserPass(conditions, mix[indices], None if unguided is None else unguided[indices])
-
-
-def denoiser_inputs(current: DenoiserPass, conditions: Inputs, x: Array, at: Point) -> Inputs:
-    """Returns the denoiser's inputs of a pass, (K·B, …), for x (B, …) at a point."""
-    sample = np.concatenate([x] * len(current.conditions))
-    timestep = np.full(len(sample), at.t, dtype=np.float32)
-    return {"sample": sample, "timestep": timestep, **conditions}
-
-
-def guided_prediction(plan: GuidancePlan, current: DenoiserPass, predictions: Array) -> Array:
-    """Mixes a pass's predictions (K·B, …) into the guided one (B, …), rescaled if the plan says."""
-    mixed = mix_predictions(current.mix, predictions)
-    if current.unguided is not None:
-        unguided = mix_predictions(current.unguided, predictions)
-        mixed = rescale_guided(mixed, unguided, plan.rescale)
-    return mixed
-
-
-def guided_network(denoiser: Denoiser, plan: GuidancePlan) -> Network:
-    """Returns a function x, point -> F, the guided prediction (B, …).
-
-    `denoiser` takes `sample`, `timestep` and the conditions' inputs, with any number of rows.
-    """
-    cache: dict[DenoiserPass, Inputs] = {}
-
-    def network(x: Array, at: Point) -> Array:
-        current = plan.pass_at(at)
-        if current not in cache:
-            cache[current] = plan.inputs(current)
-        inputs = denoiser_inputs(current, cache[current], x, at)
-        return guided_prediction(plan, current, denoiser(inputs))
-
-    return network

@@ -8,17 +8,12 @@ evaluated together; what each makes of its predictions is its own, and so is its
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from hashlib import blake2b
 
 import numpy as np
 
-from eri_runtime.loop.guidance_plan import (
-    DenoiserPass,
-    GuidancePlan,
-    Inputs,
-    denoiser_inputs,
-    guided_prediction,
-)
+from eri_runtime.loop.guidance_plan import DenoiserPass, GuidancePlan, Inputs
 from eri_runtime.loop.numpy_loop import Array, Step, Trajectory
 
 LARGE = 1 << 20  # bytes above which arrays are told apart by identity, not by content
@@ -33,15 +28,19 @@ class GuidedTrajectory:
     Attributes:
         trajectory: The trajectory.
         shared: The denoiser's inputs that all rows share.
-        signature: What two of them must have in common to share an engine call: the shapes of the
-            inputs with rows, and the shared inputs.
     """
 
     def __init__(self, trajectory: Trajectory, plan: GuidancePlan, shared: Inputs) -> None:
         self.trajectory, self.shared, self._plan = trajectory, shared, plan
         self._conditions: dict[DenoiserPass, Inputs] = {}
-        # without steps there is nothing to share
-        self.signature = () if trajectory.done else _signature(self.ask(), shared)
+
+    @cached_property
+    def signature(self) -> Signature:
+        """What two of them must have in common to share an engine call.
+
+        That is the shapes of the inputs with rows, and the shared inputs; nothing without steps.
+        """
+        return () if self.done else _signature(self.ask(), self.shared)
 
     @property
     def done(self) -> bool:
@@ -60,7 +59,9 @@ class GuidedTrajectory:
         current = self._plan.pass_at(at)
         if current not in self._conditions:
             self._conditions[current] = self._plan.inputs(current)
-        return denoiser_inputs(current, self._conditions[current], x, at)
+        sample = np.concatenate([x] * len(current.conditions))
+        timestep = np.full(len(sample), at.t, dtype=np.float32)
+        return {"sample": sample, "timestep": timestep, **self._conditions[current]}
 
     def tell(self, predictions: Array) -> Step:
         """Makes the step from the denoiser's predictions (K·B, …); returns it.
@@ -68,7 +69,7 @@ class GuidedTrajectory:
         Raises `NonFiniteError`, naming the step, if the latents contain NaN or Inf.
         """
         current = self._plan.pass_at(self.trajectory.point)
-        return self.trajectory.tell(guided_prediction(self._plan, current, predictions))
+        return self.trajectory.tell(self._plan.guided(current, predictions))
 
 
 def step_together(run: RunRows, trajectories: Sequence[GuidedTrajectory]) -> list[Step | Exception]:

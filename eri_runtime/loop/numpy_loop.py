@@ -121,7 +121,7 @@ def denoise(
         m_k  = p·x + q·x_0
         x'   = A·x + Σ_j B_j·m_{k−j} + Σ_j C_j·n_{k−j}   (+ E·the hook's change of x_0)
 
-    `Pipeline.denoise` calls this for you; use it directly for a network that is not in a bundle.
+    `Pipeline.denoise` runs the same steps; use this for a network that is not in a bundle.
 
     Args:
         network: Function (c_in·x, point) -> F, the guided prediction, in the form that the table

@@ -22,10 +22,8 @@ from eri_runtime.loop import (
     Step,
     Trajectory,
     check_start,
-    denoise,
     denoise_on_step_graph,
     denoiser_passes,
-    guided_network,
     identity,
     step_together,
 )
@@ -61,6 +59,18 @@ class _Begun:
     shared: Inputs
     x: Array
     mend: Callable[[Array, int], Array]
+
+    def trajectory(self, request: Request, start: Step | None = None) -> GuidedTrajectory:
+        """Returns the request's trajectory, from its first latents or after `start`."""
+        trajectory = Trajectory(
+            self.table,
+            start or self.x,
+            self.noise,
+            hook=request.hook,
+            mend=self.mend,
+            draw=request.first_draw,
+        )
+        return GuidedTrajectory(trajectory, self.plan, self.shared)
 
 
 class RequestRunner:
@@ -111,16 +121,22 @@ class RequestRunner:
                 stepper = self._loop_choice.choose(
                     plan, table, request.batch, rows, changed=changed
                 )
-                begin, noise, draw = start or x, begun.noise, request.first_draw
                 if stepper is not None:
                     yield from denoise_on_step_graph(
-                        stepper, plan, shared, rows, table, begin, noise, draw=draw
+                        stepper,
+                        plan,
+                        shared,
+                        rows,
+                        table,
+                        start or x,
+                        begun.noise,
+                        draw=request.first_draw,
                     )
                     return
-                network = guided_network(partial(self._run_denoiser, rows, shared), plan)
-                yield from denoise(
-                    network, table, begin, noise, hook=request.hook, mend=begun.mend, draw=draw
-                )
+                trajectory = begun.trajectory(request, start)
+                while not trajectory.done:
+                    predictions = self._run_denoiser(rows, shared, trajectory.ask())
+                    yield trajectory.tell(predictions)
 
         return self._undisturbed(run_loop())
 
@@ -133,15 +149,7 @@ class RequestRunner:
         rows = self._rows(mode)
         sizes = self._input_sizes(begun.plan, begun.shared, rows, begun.table, begun.x)
         self._guard.check(DENOISER, sizes)
-        trajectory = Trajectory(
-            begun.table,
-            begun.x,
-            begun.noise,
-            hook=request.hook,
-            mend=begun.mend,
-            draw=request.first_draw,
-        )
-        return GuidedTrajectory(trajectory, begun.plan, begun.shared)
+        return begun.trajectory(request)
 
     def step_together(
         self, trajectories: Sequence[GuidedTrajectory], mode: Mode
