@@ -9,7 +9,8 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from eri_runtime.bundle import Bundle
+from eri_runtime.bundle import Bundle, manifest
+from eri_runtime.errors import ExportError
 
 
 def link_files(bundle: Bundle, names: Iterable[str], folder: Path) -> None:
@@ -19,6 +20,19 @@ def link_files(bundle: Bundle, names: Iterable[str], folder: Path) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         if not copy.exists():
             _link(bundle.path(name), copy)
+
+
+def current_bundle(
+    before: Bundle, root: Path, names: Iterable[str], *, got: str, expected: str, fix: str
+) -> Bundle:
+    """Returns the bundle now at `root`; raises `ExportError` if files of `before` are others.
+
+    `names` are those files; `got`, `expected` and `fix` are parts of the error.
+    """
+    current = manifest.read(root)
+    if any(current.files.get(name) != before.files[name] for name in names):
+        raise ExportError(root, got=got, expected=expected, fix=fix)
+    return current
 
 
 @contextlib.contextmanager

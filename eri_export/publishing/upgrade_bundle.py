@@ -20,7 +20,7 @@ from eri_export.graphs.load_graph import load_graph
 from eri_export.graphs.step_graph import compose
 from eri_export.progress import WHOLE, Listener, silent, stage
 from eri_export.publishing.atomic_publish import records, staging, write_manifest
-from eri_export.publishing.linked_files import link_files, locked
+from eri_export.publishing.linked_files import current_bundle, link_files, locked
 from eri_runtime.bundle import DENOISER, Bundle, manifest, verify_hashes, verify_sizes
 from eri_runtime.errors import ExportError
 from eri_runtime.executors.ort.provider import cuda_form_of
@@ -117,15 +117,14 @@ def _compose(graph: Path, step: Path) -> None:
 
 def _unchanged(root: Path, bundle: Bundle, sources: Set[str]) -> Bundle:
     """Returns the bundle now at `root`; raises `ExportError` if its denoiser is another one."""
-    current = manifest.read(root)
-    if any(current.files.get(name) != bundle.files[name] for name in sources):
-        raise ExportError(
-            root,
-            got="a bundle that was replaced during the upgrade",
-            expected="the one that was read",
-            fix="run `eri upgrade` again",
-        )
-    return current
+    return current_bundle(
+        bundle,
+        root,
+        sources,
+        got="a bundle that was replaced during the upgrade",
+        expected="the one that was read",
+        fix="run `eri upgrade` again",
+    )
 
 
 def _changed(current: Bundle, folder: Path, made: Set[str]) -> tuple[Bundle, tuple[str, ...]]:

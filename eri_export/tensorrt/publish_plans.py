@@ -16,13 +16,13 @@ from pathlib import Path
 from eri_export.disk import require_space
 from eri_export.progress import WHOLE, Listener, Progress, silent, stage
 from eri_export.publishing.atomic_publish import records, staging, write_manifest
-from eri_export.publishing.linked_files import link_files, locked
+from eri_export.publishing.linked_files import current_bundle, link_files, locked
 from eri_export.tensorrt.attention import fused_layers
 from eri_export.tensorrt.build_options import BuildOptions, check_options
 from eri_export.tensorrt.build_plan import Built, build
 from eri_export.tensorrt.library import Engine, load_engine
 from eri_runtime.bundle import Bundle, PlanSpec, manifest, verify_hashes, verify_sizes
-from eri_runtime.errors import ExportError, UnknownNameError, short
+from eri_runtime.errors import UnknownNameError, short
 
 FOLDER = "plans"
 
@@ -163,13 +163,13 @@ def _link_current(root: Path, built_from: Bundle, needed: set[str], folder: Path
 
     Raises `ExportError` if an export has meanwhile replaced what the plans were built from.
     """
-    current = manifest.read(root)
-    if any(current.files.get(name) != built_from.files[name] for name in needed):
-        raise ExportError(
-            root,
-            got="a bundle that was exported anew during the build",
-            expected="the one the plans were built from",
-            fix="run `eri build` again",
-        )
+    current = current_bundle(
+        built_from,
+        root,
+        needed,
+        got="a bundle that was exported anew during the build",
+        expected="the one the plans were built from",
+        fix="run `eri build` again",
+    )
     link_files(current, current.files, folder)
     return current

@@ -85,14 +85,19 @@ def _add_engine(group: Any) -> None:
         ("queue", _D.queue, "most requests that wait or run; more get 429"),
         ("running", _D.running, "most requests that a worker runs at once"),
     ):
-        shown = text if default is None else f"{text} (default: {default})"
-        group.add_argument(f"--{name}", type=int, default=default, metavar="N", help=shown)
+        _add_integer(group, name, default, text)
     for name, seconds, text in (
         ("timeout", _D.timeout, "time after which a request is given up, unless it names fewer"),
         ("heartbeat", _D.heartbeat, "time without a sign of life that kills a busy worker"),
     ):
         shown = f"{text} (default: {seconds:g})"
         group.add_argument(f"--{name}", type=float, default=seconds, metavar="SECONDS", help=shown)
+
+
+def _add_integer(group: Any, name: str, default: int | None, text: str) -> None:
+    """Adds an option with an integer; `text` says what None stands for."""
+    shown = text if default is None else f"{text} (default: {default})"
+    group.add_argument(f"--{name}", type=int, default=default, metavar="N", help=shown)
 
 
 def _add_weights(group: Any) -> None:
@@ -120,13 +125,9 @@ def _add_weights(group: Any) -> None:
 
 def _add_limits(group: Any) -> None:
     """Adds the limits of a request."""
-    for name, default, text in (
-        ("pixels", _L.pixels, "pixels per picture"),
-        ("steps", _L.steps, "denoising steps"),
-        ("pictures", _L.pictures, "pictures per request"),
-    ):
-        shown = f"{text} (default: {default})"
-        group.add_argument(f"--max-{name}", type=int, default=default, metavar="N", help=shown)
+    _add_integer(group, "max-pixels", _L.pixels, "pixels per picture")
+    _add_integer(group, "max-steps", _L.steps, "denoising steps")
+    _add_integer(group, "max-pictures", _L.pictures, "pictures per request")
 
 
 def _add_ray(group: Any) -> None:

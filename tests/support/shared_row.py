@@ -6,21 +6,17 @@ Nothing exports it any more: tests make old bundles with it.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from eri_export.graphs.passes.values import name_of
+from eri_export.graphs.step_graph import _Builder, _free_names, _input, _named, _names
 from eri_export.publishing.atomic_publish import records, write_manifest
 from eri_runtime.bundle import Bundle, manifest
 from eri_runtime.executors.ort.provider import cuda_form_of
-from eri_runtime.sampling import COLUMNS, MAX_V, MAX_W
-
-PREFIX = "step."
+from eri_runtime.sampling import MAX_V, MAX_W
 
 
 def old_bundle(root: Path, target: Path) -> Bundle:
@@ -39,43 +35,6 @@ def old_bundle(root: Path, target: Path) -> Bundle:
     old = replace(bundle, components=components, files=records(target, known))
     write_manifest(old)
     return manifest.read(target)
-
-
-class _Builder:
-    """Makes nodes in order and names their outputs with a prefix that no other value has."""
-
-    def __init__(self) -> None:
-        self.nodes: list[ir.Node] = []
-        self.constants: dict[str, ir.Value] = {}
-
-    def __call__(self, op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        node = ir.node(op, inputs, attributes)
-        return self._added(node)[0]
-
-    def split(self, value: ir.Value, sizes: Sequence[int]) -> Sequence[ir.Value]:
-        """Splits a value along its first axis."""
-        inputs = [value, self.integers(*sizes)]
-        return self._added(ir.node("Split", inputs, {"axis": 0}, num_outputs=len(sizes)))
-
-    def integers(self, *values: int) -> ir.Value:
-        """Returns a constant (N,) int64; equal ones are one value."""
-        name = PREFIX + "_".join(map(str, values))
-        if name not in self.constants:
-            tensor = ir.tensor(np.array(values, np.int64), name=name)
-            self.constants[name] = ir.Value(
-                name=name,
-                shape=ir.Shape([len(values)]),
-                type=ir.TensorType(ir.DataType.INT64),
-                const_value=tensor,
-            )
-        return self.constants[name]
-
-    def _added(self, node: ir.Node) -> Sequence[ir.Value]:
-        for i, output in enumerate(node.outputs):
-            output.name = f"{PREFIX}{len(self.nodes)}.{i}"
-        node.name = f"{PREFIX}{len(self.nodes)}"
-        self.nodes.append(node)
-        return node.outputs
 
 
 def compose_shared_row(model: ir.Model) -> None:
@@ -103,7 +62,7 @@ def compose_shared_row(model: ir.Model) -> None:
     row, mix = _input("row", len(_names())), _input("mix", "conditions", "images")
 
     build = _Builder()
-    columns = dict(zip(_names(), build.split(row, (1,) * len(_names())), strict=True))
+    columns = dict(zip(_names(), build.split(row, len(_names())), strict=True))
     replacements = _network_inputs(build, columns, x, mix, len(rest))
     for old, new in zip((sample, timestep), replacements, strict=True):
         ir.convenience.replace_all_uses_with(old, new)
@@ -123,15 +82,6 @@ def compose_shared_row(model: ir.Model) -> None:
     }
     graph.outputs[:] = [
         _named(outputs[name], name, ir.Shape(shape or ())) for name, shape in shapes.items()
-    ]
-
-
-def _names() -> list[str]:
-    """Returns the name of each number in a row: the column `B` is B0, B1, …."""
-    return [
-        name if count == 1 else f"{name}{j}"
-        for name, count in COLUMNS.items()
-        for j in range(count)
     ]
 
 
@@ -170,11 +120,11 @@ def _solver(
     denoised = plus(build("Mul", row["c_skip"], x), "c_out", mixed)
     memory = plus(build("Mul", row["p"], x), "q", denoised)
     newest = build("Unsqueeze", memory, build.integers(0))
-    older = build.split(history, (1,) * MAX_W)[:-1]
+    older = build.split(history, MAX_W)[:-1]
     x_next = plus(build("Mul", row["A"], x), "B0", memory)
     for j, value in enumerate(older, start=1):
         x_next = plus(x_next, f"B{j}", value)
-    for j, value in enumerate(build.split(noise, (1,) * MAX_V)):
+    for j, value in enumerate(build.split(noise, MAX_V)):
         x_next = plus(x_next, f"C{j}", value)
     x_next = build("Squeeze", x_next, build.integers(0))
     return {
@@ -183,25 +133,3 @@ def _solver(
         "denoised": denoised,
         "magnitude": build("ReduceSum", build("Abs", x_next), keepdims=0),
     }
-
-
-def _input(name: str, *shape: object) -> ir.Value:
-    sizes: Any = shape
-    return ir.Value(name=name, shape=ir.Shape(sizes), type=ir.TensorType(ir.DataType.FLOAT))
-
-
-def _named(value: ir.Value, name: str, shape: ir.Shape) -> ir.Value:
-    value.name, value.shape, value.type = name, shape, ir.TensorType(ir.DataType.FLOAT)
-    return value
-
-
-def _free_names(model: ir.Model, names: set[str]) -> None:
-    """Renames the values that have a name of the interface."""
-    for value in _values(model.graph):
-        if value.name in names:
-            value.name = f"{PREFIX}{name_of(value)}"
-
-
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    for node in graph:
-        yield from node.outputs
