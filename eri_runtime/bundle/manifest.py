@@ -63,7 +63,7 @@ def read(root: str | Path) -> Bundle:
         raise ManifestError(path, got=error, expected="readable JSON", fix=FIX) from error
     bundle = parse(data, root)
     pins = Pins({name: file_state(bundle.path(name)) for name in bundle.files})
-    if file_state(path) != before:
+    if before is None or not before.same_writes(file_state(path)):
         got, expected = "a bundle that was replaced while it was read", "the same manifest"
         raise IntegrityError(path, got=got, expected=expected, fix=LOAD_AGAIN)
     return dataclasses.replace(bundle, pins=pins)

@@ -36,6 +36,14 @@ class FileState(NamedTuple):
     modified: int
     changed: int
 
+    def same_writes(self, other: FileState | None) -> bool:
+        """Returns whether `other` is this file with no write between, if nobody set times back.
+
+        Compares states that are moments apart: a new hard link or mode in that moment, which
+        changes nothing but `changed`, is no fault.
+        """
+        return other is not None and self[:4] == other[:4]
+
 
 def file_state(path: str | Path) -> FileState | None:
     """Returns the state of the file that `path` leads to, or None if there is none."""
@@ -96,7 +104,7 @@ def _is_recorded(path: Path, state: FileState, record: FileRecord) -> bool:
         same = state.size == record.size and sha256(path) == record.sha256
     except OSError:
         return False
-    return same and file_state(path) == state
+    return same and state.same_writes(file_state(path))
 
 
 def _change(found: FileState, pinned: FileState | None) -> str:

@@ -93,10 +93,10 @@ def _hash(found: Future[str], path: Path, state: FileState | None, expected: str
     """Hashes a file into `found`, and remembers its state if the hash is the expected one."""
     try:
         actual = sha256(path)
-        if file_state(path) != state:
+        if state is None or not state.same_writes(file_state(path)):
             got, way = "a file that changed while it was opened", "the file that was opened"
             raise IntegrityError(path, got=got, expected=way, fix=FIX)
-        if actual == expected and state is not None:
+        if actual == expected:
             _remember(state, expected)
         found.set_result(actual)
     except Exception as error:  # whoever waits gets it

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import eri_runtime as eri
-from eri_runtime.bundle import read_tensors
+from eri_runtime.bundle import manifest, pinned_files, read_tensors, weight_hashes
 from eri_runtime.errors import IntegrityError
 from tests.support.changed_files import (
     CHANGES,
@@ -162,6 +163,29 @@ def test_the_same_contents_are_the_same_file(root, harmless):
                 assert np.array_equal(picture(pipe), expected)
         pipe.close()
         assert np.array_equal(picture(pipe), expected)
+
+
+@pytest.mark.parametrize(
+    ("module", "reads"),
+    [(pinned_files, "sha256"), (weight_hashes, "sha256"), (manifest, "read_regular_file")],
+)
+def test_a_link_that_comes_while_a_file_is_read_is_no_change(root, monkeypatch, module, reads):
+    """As others link the files of a bundle that is in use: `eri export-triton`, a backup."""
+    read, links = getattr(module, reads), count()
+
+    def linking(path, *rest):
+        contents = read(path, *rest)
+        (root / f"link{next(links)}").hardlink_to(path)
+        return contents
+
+    with eri.load(root, "cpu", threads=1) as pipe:
+        expected = picture(pipe)
+        monkeypatch.setattr(module, reads, linking)
+        (root / "link").hardlink_to(root / "denoiser" / "weights.safetensors")
+        assert np.array_equal(picture(pipe), expected)
+    with eri.load(root, "cpu", threads=1, verify="always") as pipe:
+        assert np.array_equal(picture(pipe), expected)
+    assert next(links) > 0
 
 
 @pytest.mark.parametrize("backend", ["cpu", "openvino"])

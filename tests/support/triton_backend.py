@@ -55,6 +55,9 @@ class TritonError:
     def message(self):
         return self.text
 
+    def __repr__(self):
+        return f"{self.code}: {self.text}"
+
 
 for _code in CODES:
     setattr(TritonError, _code, _code)
