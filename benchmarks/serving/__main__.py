@@ -31,7 +31,7 @@ from eri_runtime.commands.subcommand import say
 
 RESULTS = Path(__file__).parents[1] / "results" / "serving.json"
 ONE, WINDOWS, OURS = SERVERS
-ROUNDS = 2
+ROUNDS = 3
 LOAD = 0.8  # of what one request at a time can do
 GOALS: Mapping[str, str] = {
     "short p99 beside long ones, of one at a time": "<= 0.35",

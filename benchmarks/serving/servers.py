@@ -49,8 +49,9 @@ def _collected(bundle: Path, backend: str, load: Sequence[Arrival], window: floa
     served = [Served(each) for each in load]
     waiting: queue.Queue[Served] = queue.Queue()
     with eri.load(bundle, backend) as pipe:
-        for each in {each.arrival.size: each for each in served}.values():
-            pipe(each.arrival.prompt, seed=0, **{**each.arrival.words, "num_inference_steps": 1})
+        for count in range(1, 1 + (MOST if window else 1)):
+            for words in _rehearsal(load):
+                pipe([""] * count, seed=list(range(count)), **words)
         start = time.perf_counter()
 
         def arrive() -> None:
@@ -111,6 +112,12 @@ def _make(pipe: eri.Pipeline, batch: Sequence[Served], start: float) -> None:
         each.done = time.perf_counter() - start - each.arrival.at
 
 
+def _rehearsal(load: Sequence[Arrival]) -> list[dict[str, object]]:
+    """Returns short requests of every size and guidance, which open or compile what they need."""
+    kinds = {(each.size, each.guidance): each.words for each in load}
+    return [{**words, "num_inference_steps": 2} for words in kinds.values()]
+
+
 def by_the_step(bundle: Path, backend: str, load: Sequence[Arrival]) -> list[Served]:
     """Serves requests with our engine."""
     return asyncio.run(_by_the_step(bundle, backend, load))
@@ -122,9 +129,10 @@ async def _by_the_step(bundle: Path, backend: str, load: Sequence[Arrival]) -> l
         backend=backend, workers=1, queue=len(load) + 10, running=16, timeout=3600
     )
     async with Engine({"bundle": bundle}, options) as engine:
-        for each in {each.arrival.size: each for each in served}.values():
-            words = {**each.arrival.words, "num_inference_steps": 1}
-            await engine.submit(PictureRequest(prompt="", words=words)).pictures()
+        for count in (1, 2, 4, 8):
+            for words in _rehearsal(load):
+                requests = [PictureRequest(prompt="", words=words) for _ in range(count)]
+                await asyncio.gather(*(engine.submit(each).pictures() for each in requests))
         start = time.perf_counter()
         await asyncio.gather(*(_follow(engine, each, start) for each in served))
     return served

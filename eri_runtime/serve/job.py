@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 
 from PIL import Image
 
@@ -15,7 +16,7 @@ from eri_runtime.pipeline import Generation, Pipeline
 from eri_runtime.serve.messages import Pictures
 from eri_runtime.serve.open_bundles import Merged, OpenBundle
 from eri_runtime.serve.protocol import Run
-from eri_runtime.serve.turns import Group
+from eri_runtime.serve.step_costs import Group
 
 
 @dataclass(eq=False)
@@ -29,7 +30,8 @@ class Job:
         beginning: Encodes the prompts, in another thread; None before that.
         generation: The request in progress, once its prompts are encoded.
         finishing: Decodes the pictures, in another thread; None before that.
-        turn: Number of the step call that it was in last, for fairness within a group.
+        turn: Number of the step call that it was in last, for fairness between merged LoRAs.
+        since: When it was admitted, by `perf_counter`.
     """
 
     run: Run
@@ -39,6 +41,7 @@ class Job:
     generation: Generation | None = None
     finishing: Future[Pictures] | None = None
     turn: int = -1
+    since: float = field(default_factory=perf_counter)
 
     @property
     def steps(self) -> bool:
@@ -48,8 +51,28 @@ class Job:
     @property
     def group(self) -> Group:
         """What it must have in common with others to share an engine call."""
+        return id(self.opened), self.merged, self.stepping.group
+
+    @property
+    def stepping(self) -> Generation:
+        """The request in progress, of a request that steps."""
         assert self.generation is not None  # noqa: S101 `steps` says so
-        return id(self.opened), self.merged, self.generation.group
+        return self.generation
+
+    @property
+    def rows(self) -> int:
+        """Rows of the denoiser's batch that it takes."""
+        return self.stepping.rows
+
+    @property
+    def most_rows(self) -> int:
+        """Most rows that the denoiser takes."""
+        return self.opened.pipe.bundle.components[DENOISER].ranges["batch"].max
+
+    @property
+    def total_steps(self) -> int:
+        """Steps from its first to its last."""
+        return self.stepping.last.total
 
     def begin(self) -> Generation:
         """Encodes the prompts and draws the first latents."""

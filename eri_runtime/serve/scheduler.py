@@ -1,7 +1,8 @@
 """Runs the requests of one worker, a step of many at a time.
 
-Steps are made in this thread. Prompts are encoded and pictures decoded in two others, so that
-neither keeps the steps of other requests waiting. Requests join and leave between steps.
+Steps are made in this thread. Prompts are encoded and pictures decoded in two others. Steps wait
+for these for a moment, because engines that share cores slow each other down, but not for a whole
+large picture. Requests join and leave between steps.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
 
-from eri_runtime.bundle import DENOISER
 from eri_runtime.errors import EriError, ServingError
 from eri_runtime.loop import Step
 from eri_runtime.serve.job import Job, takes_loras
@@ -23,12 +23,15 @@ from eri_runtime.serve.messages import Progress
 from eri_runtime.serve.observer import StepTime
 from eri_runtime.serve.open_bundles import OpenBundles
 from eri_runtime.serve.protocol import Began, Failed, FromWorker, Happened, Run
+from eri_runtime.serve.step_costs import StepCosts
 from eri_runtime.serve.step_reports import StepReports
-from eri_runtime.serve.turns import Group, Turns
+from eri_runtime.serve.turns import next_step
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 Send = Callable[[FromWorker], None]
+IDLE = 1.0  # seconds to wait for a message if there is nothing to do
+PATIENCE = 0.05  # seconds that steps leave the cores to a prompt or a picture
 
 
 class Scheduler:
@@ -47,11 +50,13 @@ class Scheduler:
         self._bundles, self._running, self._send, self._wake = bundles, running, send, wake
         self._waiting: dict[str, Run] = {}
         self._jobs: dict[str, Job] = {}
-        self._turns, self._calls = Turns(), 0
+        self._costs, self._calls = StepCosts(), 0
         self._reports = StepReports(send)
         self._encoding = ThreadPoolExecutor(1, "eri-encoding")
         self._decoding = ThreadPoolExecutor(1, "eri-decoding")
-        self._since: dict[object, float] = {}  # when the threads' work was begun
+        self._beside = set[Future[Any]]()  # work of the other threads, begun or not
+        self._since: dict[object, float] = {}  # when it was begun
+        self._stepped = 0.0  # when the last step was made
 
     def open(self, models: Iterable[str]) -> None:
         """Opens bundles, and the denoiser and VAE of the first in the background.
@@ -73,8 +78,11 @@ class Scheduler:
         self._waiting.pop(id_, None)
         self._forget(id_)
 
-    def advance(self) -> bool:
-        """Does what can be done at once, at most one step; returns whether it made one."""
+    def advance(self) -> float:
+        """Does what can be done at once, at most one step.
+
+        Returns for how many seconds there is nothing more to do, unless a message comes.
+        """
         self._collect()
         self._admit()
         self._merge()
@@ -82,10 +90,13 @@ class Scheduler:
         ready = [each for each in self._present() if each.steps]
         if not ready:
             self._reports.flush()
-            return False
-        group = self._turns.next(each.group for each in ready)
-        self._step([each for each in ready if each.group == group], group)
-        return True
+            return IDLE
+        patience = self._stepped + PATIENCE - perf_counter()
+        if self._beside and patience > 0:
+            return patience
+        self._step(next_step(ready, self._costs, perf_counter()))
+        self._stepped = perf_counter()
+        return 0.0
 
     def oldest(self) -> float:
         """Returns for how many seconds the other threads have been at the same work."""
@@ -162,14 +173,14 @@ class Scheduler:
             except Exception as error:
                 self._fail(id_, error)
 
-    def _step(self, jobs: Sequence[Job], group: Group) -> None:
-        """Makes a step of as many requests of a group as the denoiser takes at once."""
-        batch = _fitting(sorted(jobs, key=lambda each: each.turn))
+    def _step(self, batch: Sequence[Job]) -> None:
+        """Makes a step of requests together."""
         self._calls += 1
+        group, rows = batch[0].group, sum(each.rows for each in batch)
         started = perf_counter()
         outcomes = _outcomes(batch)
         seconds = perf_counter() - started
-        self._turns.made(group, seconds)
+        self._costs.made(group, rows, seconds)
         for outcome in outcomes:
             outcome.job.turn = self._calls
         made = {each.job: each.step for each in outcomes if not isinstance(each.step, Exception)}
@@ -208,8 +219,13 @@ class Scheduler:
                 del self._since[key]
 
         future = pool.submit(timed)
-        future.add_done_callback(lambda _: self._wake())
+        self._beside.add(future)
+        future.add_done_callback(self._done)
         return future
+
+    def _done(self, future: Future[Any]) -> None:
+        self._beside.discard(future)
+        self._wake()
 
     def _fail(self, id_: str, error: Exception) -> None:
         """Ends a request with its error, as one that can be sent."""
@@ -244,8 +260,7 @@ def _progress(step: Step, images: Sequence[Any] = ()) -> Progress:
 def _step_time(outcomes: Sequence[_Outcome], seconds: float) -> StepTime:
     """Returns what there is to tell of a step that took so many seconds."""
     first = outcomes[0].job
-    assert first.generation is not None  # noqa: S101 it has made a step
-    request = first.generation.request
+    request = first.stepping.request
     return StepTime(
         model=first.run.request.model,
         width=request.width,
@@ -256,27 +271,11 @@ def _step_time(outcomes: Sequence[_Outcome], seconds: float) -> StepTime:
     )
 
 
-def _fitting(jobs: Iterable[Job]) -> list[Job]:
-    """Returns the first requests that fill the denoiser's largest batch; at least one."""
-    batch: list[Job] = []
-    rows = 0
-    for job in jobs:
-        assert job.generation is not None  # noqa: S101 it steps
-        rows += job.generation.rows
-        most = job.opened.pipe.bundle.components[DENOISER].ranges["batch"].max
-        if batch and rows > most:
-            break
-        batch.append(job)
-    return batch
-
-
 def _outcomes(batch: Sequence[Job]) -> list[_Outcome]:
     """Makes a step of all requests together; if that fails, of each alone."""
-    pipe, begun = batch[0].opened.pipe, [each.generation for each in batch]
-    generations = [each for each in begun if each is not None]
-    rows = [each.rows for each in generations]
+    rows = [each.rows for each in batch]
     try:
-        steps = pipe.step(generations)
+        steps = batch[0].opened.pipe.step([each.stepping for each in batch])
     except Exception as error:
         if len(batch) == 1:
             steps = [error]

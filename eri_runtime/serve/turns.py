@@ -1,69 +1,74 @@
-"""Whose turn it is: deficit round robin (Shreedhar and Varghese 1995, SIGCOMM) over groups.
+"""Whose turn it is: the most urgent request's, and those whose company pays.
 
-A group is what can share an engine call. Each time round, every group gets the same credit, and
-makes steps while its credit covers what a step of it costs. So groups get equal shares of time,
-whether their steps are short or long.
+A request's slowdown is the time that it takes, in multiples of the time that it would take alone. A
+request is as urgent as its slowdown is large and its own time short: one that is ten times as long
+as others waits until its slowdown is ten times theirs. So short requests pass long ones, and long
+ones are never held up for ever. Brinch Hansen's highest response ratio (1971, BIT 11) is the
+slowdown alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
 
-SMOOTHING = 0.3  # weight of the newest time of a step
-Group = tuple[object, ...]
-FIRST = 0.1  # seconds that a step is thought to take before one was timed
+from eri_runtime.serve.step_costs import Group, StepCosts
 
 
-@dataclass
-class _Account:
-    """A group's credit, and what its steps cost, in seconds."""
+class Candidate(Protocol):
+    """A request that is ready for its next step."""
 
-    credit: float = 0.0
-    cost: float | None = None
+    @property
+    def group(self) -> Group:
+        """What it must have in common with others to share a step."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the denoiser's batch that it takes."""
+
+    @property
+    def most_rows(self) -> int:
+        """Most rows of a step."""
+
+    @property
+    def total_steps(self) -> int:
+        """Steps from its first to its last."""
+
+    @property
+    def since(self) -> float:
+        """When it came, in seconds."""
 
 
-class Turns:
-    """Picks the group that makes the next step."""
+C = TypeVar("C", bound=Candidate)
 
-    def __init__(self) -> None:
-        self._groups: dict[Group, _Account] = {}  # in the order of the round
 
-    def next(self, waiting: Iterable[Group]) -> Group:
-        """Returns the group of `waiting` whose turn it is; there must be one.
+def next_step(ready: Iterable[C], costs: StepCosts, now: float) -> list[C]:
+    """Returns the requests that make the next step together, at least one of the ready ones."""
+    waiting = sorted(ready, key=lambda each: _urgency(each, costs, now), reverse=True)
+    first = waiting[0]
+    group = [each for each in waiting if each.group == first.group]
+    return _company(group, costs, len(waiting))
 
-        Groups that are not among them leave the round, and lose their credit.
-        """
-        present = list(dict.fromkeys(waiting))
-        self._groups = {
-            **{key: group for key, group in self._groups.items() if key in present},
-            **{key: _Account() for key in present if key not in self._groups},
-        }
-        quantum = min(self.cost(key) for key in present)
-        while True:
-            for key, group in list(self._groups.items()):
-                if group.credit >= self.cost(key):
-                    return key
-                group.credit += quantum
-                self._groups[key] = self._groups.pop(key)  # to the end of the round
-                if group.credit >= self.cost(key):
-                    return key
 
-    def cost(self, group: Group) -> float:
-        """Returns what the next step of a group should cost, in seconds."""
-        known = self._groups[group].cost if group in self._groups else None
-        if known is not None:
-            return known
-        timed = [each.cost for each in self._groups.values() if each.cost is not None]
-        return min(timed, default=FIRST)
+def _urgency(each: Candidate, costs: StepCosts, now: float) -> float:
+    """Returns a request's slowdown, were it alone from now on, by the time it takes alone."""
+    alone = each.total_steps * costs.cost(each.group).of(each.rows)
+    return (now - each.since + alone) / alone**2
 
-    def made(self, group: Group, seconds: float) -> None:
-        """Notes that a group has made a step, and how long it took.
 
-        The first one may have opened the denoiser: it counts as no longer than was expected.
-        """
-        found = self._groups[group]
-        if found.cost is None:
-            seconds = found.cost = min(seconds, self.cost(group))
-        found.credit -= seconds
-        found.cost += SMOOTHING * (seconds - found.cost)
+def _company(group: Sequence[C], costs: StepCosts, waiting: int) -> list[C]:
+    """Returns the first of a group, and the next ones as long as each saves more than it costs.
+
+    To join saves the fixed part of a step for all who wait, and costs all in the batch the time of
+    the rows that come.
+    """
+    cost = costs.cost(group[0].group)
+    batch = [group[0]]
+    for each in group[1:]:
+        rows = sum(one.rows for one in batch) + each.rows
+        delay = len(batch) * each.rows * cost.row
+        saved = (waiting - len(batch)) * cost.fixed
+        if rows > each.most_rows or delay > saved:
+            break
+        batch.append(each)
+    return batch

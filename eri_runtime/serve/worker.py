@@ -11,9 +11,9 @@ from eri_runtime.errors import EriError
 from eri_runtime.serve.open_bundles import OpenBundles, OpenPipeline
 from eri_runtime.serve.options import EngineOptions
 from eri_runtime.serve.protocol import Alive, Cancel, Run, Stop, ToWorker, Unable
-from eri_runtime.serve.scheduler import Scheduler, Send
+from eri_runtime.serve.scheduler import IDLE, Scheduler, Send
 
-IDLE = 1.0  # seconds between signs of life
+SIGN = 0.5  # seconds between signs of life
 
 
 class Worker:
@@ -48,9 +48,9 @@ class Worker:
         try:
             if not self._open():
                 return
-            worked = False
-            while self._read(wait=not worked):
-                worked = self._scheduler.advance()
+            idle = IDLE
+            while self._read(idle):
+                idle = self._scheduler.advance()
                 self._sign()
         finally:
             self._scheduler.close()
@@ -68,9 +68,8 @@ class Worker:
     def _wake(self) -> None:
         self._inbox.put(None)
 
-    def _read(self, *, wait: bool) -> bool:
-        """Takes over all messages, and waits for one if told so; returns False after `Stop`."""
-        timeout = IDLE if wait else 0.0
+    def _read(self, timeout: float) -> bool:
+        """Takes over all messages, after waiting for one; returns False after `Stop`."""
         while True:
             try:
                 message = self._inbox.get(timeout=timeout) if timeout else self._inbox.get_nowait()
@@ -87,6 +86,6 @@ class Worker:
     def _sign(self) -> None:
         """Sends a sign of life now and then, unless one of the threads hangs."""
         now = monotonic()
-        if now - self._alive >= IDLE / 2 and self._scheduler.oldest() < self._heartbeat:
+        if now - self._alive >= SIGN and self._scheduler.oldest() < self._heartbeat:
             self._alive = now
             self._send(Alive())

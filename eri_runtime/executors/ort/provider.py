@@ -112,12 +112,16 @@ def graph_for(graph: Path, provider: Provider) -> Path:
 def session_entries(provider: Provider, settings: Settings) -> dict[str, str]:
     """Returns the session's config entries.
 
+    Threads that wait for work of the next call of one session would take cores from the call of
+    another, so they sleep between calls.
+
     Prepacked weights are copies. With `low_memory` prepacking is off, so weights stay file pages.
     Not on CUDA, where weights are copied to the device: there the convolutions of a CUDA form
     read weights that are packed with channels last, and would read others wrongly with no error.
     """
     unpacked = settings.low_memory and provider.device == "cpu"
-    return {"session.disable_prepacking": "1"} if unpacked else {}
+    entries = {"session.force_spinning_stop": "1"}
+    return entries | ({"session.disable_prepacking": "1"} if unpacked else {})
 
 
 def _cuda_refusal() -> str | None:

@@ -1,74 +1,154 @@
-"""Deficit round robin: equal shares of time, whatever a step costs."""
+"""Whose turn it is: short requests pass long ones, long ones come to an end, company must pay."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import groupby
 
 import pytest
 
-from eri_runtime.serve.turns import Turns
+import pytest
+
+from eri_runtime.serve.step_costs import StepCosts
+from eri_runtime.serve.turns import next_step
+
+MOST_ROWS = 16
 
 
-def shares(costs, rounds):
-    """Returns the seconds that each group got in so many steps, each group always waiting."""
-    turns, got = Turns(), dict.fromkeys(costs, 0.0)
-    for _ in range(rounds):
-        group = turns.next(costs)
-        turns.made(group, costs[group])
-        got[group] += costs[group]
-    return got
+@dataclass(eq=False)
+class Waiting:
+    """A request that waits for its next step."""
+
+    total_steps: int
+    group: str = "a"
+    rows: int = 2
+    since: float = 0.0
+    most_rows: int = MOST_ROWS
+    made: int = 0
 
 
-@pytest.mark.parametrize(
-    "costs",
-    [
-        {("a",): 1.0, ("b",): 1.0},
-        {("a",): 0.1, ("b",): 1.0},
-        {("a",): 0.1, ("b",): 2.0, ("c",): 7.0},
-    ],
-)
-def test_groups_get_equal_shares_of_time(costs):
-    got = shares(costs, 4000)
-    most, least = max(got.values()), min(got.values())
-    assert most - least <= 3 * max(costs.values())  # as far apart as a few of the longest steps
+def learned(**lines):
+    """Returns the costs of groups whose steps take `fixed + rows·row`, by name."""
+    costs = StepCosts()
+    for group, (fixed, row) in lines.items():
+        for rows in (1, 1, 2, 2, 8, 8):
+            costs.made(group, rows, fixed + rows * row)
+    return costs
 
 
-def test_a_short_step_never_waits_for_more_than_one_long_one():
-    turns, costs = Turns(), {("short",): 0.1, ("long",): 5.0}
-    order = []
-    for _ in range(500):
-        group = turns.next(costs)
-        turns.made(group, costs[group])
-        order.append(group[0])
-    assert "long" in order
-    assert all(pair != ("long", "long") for pair in pairwise(order))
+def served(requests, costs):
+    """Serves requests as they arrive; returns when each was done."""
+    now, done, waiting = 0.0, {}, sorted(requests, key=lambda each: each.since)
+    while waiting:
+        ready = [each for each in waiting if each.since <= now]
+        if not ready:
+            now = waiting[0].since
+            continue
+        batch = next_step(ready, costs, now)
+        rows = sum(each.rows for each in batch)
+        now += costs.cost(batch[0].group).of(rows)
+        for each in batch:
+            each.made += 1
+            if each.made == each.total_steps:
+                done[each] = now
+                waiting.remove(each)
+    return done
 
 
-def test_a_single_group_always_has_its_turn():
-    turns = Turns()
-    for seconds in (0.0, 1.0, 0.0, 5.0):
-        assert turns.next([("a",)]) == ("a",)
-        turns.made(("a",), seconds)
+@pytest.mark.parametrize("group", ["a", "b"])
+def test_a_short_request_passes_a_long_one(group):
+    costs = learned(a=(0.0, 0.5), b=(0.0, 0.5))
+    long, short = Waiting(100), Waiting(4, group, since=10.0)
+    done = served([long, short], costs)
+    assert done[short] == pytest.approx(10.0 + 4.0)
+    assert done[long] == pytest.approx(100.0 + 4.0)
 
 
-def test_a_group_that_comes_later_is_not_owed_the_past():
-    turns = Turns()
-    for _ in range(100):
-        turns.made(turns.next([("a",)]), 1.0)
-    order = []
-    for _ in range(20):
-        group = turns.next([("a",), ("b",)])
-        turns.made(group, 1.0)
-        order.append(group)
-    assert 8 <= order.count(("b",)) <= 12
+def test_a_long_request_is_done_though_short_ones_never_end():
+    """Its slowdown grows to as many times theirs as it is longer: a tenfold wait for ten times."""
+    costs = learned(a=(0.0, 0.5))
+    short = [Waiting(4, since=4.0 * number) for number in range(1000)]
+    long = Waiting(40)
+    done = served([long, *short], costs)
+    assert 40.0 < done[long] < 12 * 40.0
 
 
-def test_a_group_does_not_pay_for_what_its_first_step_opened():
-    turns, first, other = Turns(), ("first",), ("other",)
-    turns.made(turns.next([first]), 60.0)
-    order = []
-    for _ in range(20):
-        group = turns.next([first, other])
-        turns.made(group, 0.5)
-        order.append(group)
-    assert 8 <= order.count(first) <= 12
+def test_requests_of_one_length_are_served_in_order():
+    requests = [Waiting(5, since=0.1 * number) for number in range(5)]
+    done = served(requests, learned(a=(0.0, 0.5)))
+    assert sorted(done, key=done.get) == requests
+
+
+def test_all_join_where_company_is_free():
+    requests = [Waiting(20, rows=2) for _ in range(10)]
+    batch = next_step(requests, learned(a=(1.0, 0.0)), 0.0)
+    assert len(batch) == MOST_ROWS // 2
+
+
+def test_nobody_joins_where_company_saves_nothing():
+    requests = [Waiting(20) for _ in range(10)]
+    assert len(next_step(requests, learned(a=(0.0, 1.0)), 0.0)) == 1
+
+
+@pytest.mark.parametrize(("waiting", "together"), [(2, 2), (3, 2), (9, 5)])
+def test_more_join_when_more_wait(waiting, together):
+    """The k in a call lose 2 rows of 0.5 s each; the others save 1 s: k <= waiting - k."""
+    requests = [Waiting(20) for _ in range(waiting)]
+    batch = next_step(requests, learned(a=(1.0, 0.5)), 0.0)
+    assert len(batch) == together
+
+
+def test_a_request_of_more_rows_than_a_call_has_goes_alone():
+    big, small = Waiting(2, rows=20), Waiting(90)
+    assert next_step([small, big], learned(a=(1.0, 0.0)), 0.0) == [big]
+
+
+def test_a_group_that_was_never_timed_has_its_turn_at_once():
+    known, new = Waiting(4, "known"), Waiting(4, "new", since=0.1)
+    costs = learned(known=(0.0, 0.5))
+    done = served([known, new], costs)
+    assert done[new] <= 8.0 + 1e-9
+
+
+def test_costs_are_the_line_through_the_times():
+    cost = learned(a=(3.0, 0.5)).cost("a")
+    assert cost == pytest.approx((3.0, 0.5))
+
+
+def test_half_is_fixed_until_other_rows_were_tried():
+    costs = StepCosts()
+    for _ in range(3):
+        costs.made("a", 4, 2.0)
+    assert costs.cost("a") == (1.0, 0.25)
+
+
+def test_the_first_step_of_a_size_may_open_something_and_does_not_count():
+    costs = StepCosts()
+    for rows in (1, 4):
+        costs.made("a", rows, 60.0)
+        costs.made("a", rows, 0.5 * rows)
+    assert costs.cost("a") == pytest.approx((0.0, 0.5))
+
+
+def test_a_hiccup_is_soon_forgotten():
+    costs = learned(a=(1.0, 0.5))
+    costs.made("a", 1, 15.0)
+    for _ in range(5):
+        costs.made("a", 1, 1.5)
+    assert costs.cost("a").of(1) == pytest.approx(1.5, rel=0.05)
+
+
+def test_no_part_of_a_cost_is_negative():
+    costs = StepCosts()
+    for rows, seconds in ((1, 5.0), (1, 5.0), (8, 1.0), (8, 1.0), (9, 90.0), (9, 90.0)):
+        costs.made("a", rows, seconds)
+        assert min(costs.cost("a")) >= 0.0
+
+
+def test_only_some_groups_are_remembered():
+    costs = StepCosts()
+    for number in range(2000):
+        for _ in range(2):
+            costs.made(number, 1, 1.0)
+    assert len(costs._times) == len(costs._costs) <= 256
+    assert [key for key, _ in groupby(costs._times)][-1] == 1999

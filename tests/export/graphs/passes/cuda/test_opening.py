@@ -29,5 +29,6 @@ def test_bundles_without_a_cuda_form_open_the_plain_graph(tmp_path):
 def test_cuda_packs_weights_even_if_memory_is_low():
     """Without it the form's convolutions would read weights in another order, with no error."""
     low = Settings(low_memory=True)
-    assert session_entries(CUDA_PROVIDER, low) == {}
-    assert session_entries(CPU_PROVIDER, low) == {"session.disable_prepacking": "1"}
+    name = "session.disable_prepacking"
+    assert name not in session_entries(CUDA_PROVIDER, low)
+    assert session_entries(CPU_PROVIDER, low)[name] == "1"
