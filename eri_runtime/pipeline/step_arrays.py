@@ -19,20 +19,20 @@ from eri_runtime.text import EMPTY_PROMPT, Condition, Encode
 
 
 def arrays_of(
-    bundle: Bundle, encode: Encode, request: Request, step: Step, names: Sequence[str]
+    bundle: Bundle, encode: Encode, request: Request, latents: Array, names: Sequence[str]
 ) -> dict[str, Array]:
     """Returns arrays of a step by diffusers' names.
 
-    `latents` are (B, …) in the denoiser's layout; embeddings are the negative prompts' and then the
+    `latents` are (B, …) in the denoiser's layout and the scheduler's scale; embeddings are the negative prompts' and then the
     prompts', (2·B, …), or (B, …) without CFG. Raises `UsageError` for embeddings of weighted
     prompts.
     """
     if set(names) <= {"latents"}:
-        return dict.fromkeys(names, step.x)
+        return dict.fromkeys(names, latents)
     positive, negative = plain_conditions(bundle, encode, request)
     pair = positive if negative is None else Condition.stack([negative, positive])
     pooled = tensor_inputs(bundle.family)[2]
-    known = {"latents": step.x, "prompt_embeds": pair.embeds, pooled: pair.pooled}
+    known = {"latents": latents, "prompt_embeds": pair.embeds, pooled: pair.pooled}
     return {name: known[name] for name in names}
 
 
@@ -63,13 +63,17 @@ def changes_in(bundle: Bundle, answer: Any, before: Mapping[str, Array]) -> dict
     }
 
 
-def changed_step(step: Step, latents: Array | None) -> Step:
-    """Returns the step with other latents, or itself for None; raises `SizeError` for a shape."""
+def changed_step(step: Step, latents: Array | None, scale: float) -> Step:
+    """Returns the step with other latents, or itself for None.
+
+    `scale` is their scale over the denoiser's. Raises `SizeError` for another shape.
+    """
     if latents is None:
         return step
     if latents.shape != step.x.shape:
         raise SizeError("latents", got=latents.shape, expected=step.x.shape)
-    held = HostLatents(x=latents, denoised=step.denoised, remembered=step.remembered)
+    x = latents / np.float32(scale)
+    held = HostLatents(x=x, denoised=step.denoised, remembered=step.remembered)
     return replace(step, latents=held)
 
 

@@ -23,7 +23,7 @@ from eri_runtime.pipeline.step_arrays import (
     given_arrays,
     with_embeddings,
 )
-from eri_runtime.request import Request, StepEnd, request_table
+from eri_runtime.request import Request, StepEnd, request_table, scheduler_scale
 from eri_runtime.text import Encode
 
 Run = Callable[[Request, Step | None], Iterator[Step]]
@@ -53,6 +53,7 @@ class CallInProgress:
     Attributes:
         request: The request, as the callback has changed it so far.
         timesteps: Training timestep of each step.
+        scales: What the latents after each step are multiplied by for diffusers' scale.
         num_timesteps: Number of steps of the call.
     """
 
@@ -64,6 +65,8 @@ class CallInProgress:
         self._guidance_scale = float((guidance.embedded if self._embeds else guidance.scale)[0])
         table = request_table(pipe.bundle, request)
         self.timesteps = [table.points[k].t for k in range(len(table))]
+        ends = [table.points[k + 1] for k in range(len(table))]
+        self.scales = [scheduler_scale(pipe.bundle, request, point) for point in ends]
         self.num_timesteps = self._num_timesteps = len(table)
 
     def __getattr__(self, name: str) -> Any:
@@ -130,11 +133,12 @@ def _after_step(
 ) -> tuple[Request, Step]:
     """Calls the callback; returns request and step with its changes, or themselves."""
     bundle, scale = call.bundle, call.guidance_scale
-    arrays = arrays_of(bundle, encode, call.request, step, step_end.inputs)
+    latents = step.x * np.float32(call.scales[step.index])
+    arrays = arrays_of(bundle, encode, call.request, latents, step_end.inputs)
     given = given_arrays(arrays, torch=step_end.torch)
     answer = step_end.function(call, step.index, call.timesteps[step.index], given)
     changes = changes_in(bundle, given if answer is None else answer, arrays)
-    changed = changed_step(step, changes.pop("latents", None))
+    changed = changed_step(step, changes.pop("latents", None), call.scales[step.index])
     request = call.with_guidance(scale)
     if changes:
         request = with_embeddings(bundle, encode, request, changes)

@@ -3,9 +3,10 @@
 `keywords` lists every keyword and `configs` has objects that set several at once. `arguments`
 validates single arguments and `request` a whole call. `image_to_image` handles images, masks and
 strength, `start_images` what it starts from, `kept_pixels` what an edit leaves alone. Words of
-diffusers have `encoder_prompts`, `micro_conditions`, `noise_arguments`, `schedule_part`, `step_end`
-and `positional`; `refused_words` says why some have no meaning. `jobs` has prompts with settings of
-their own, and `option_text` parses options of the command line. Start with `keywords`.
+diffusers have `encoder_prompts`, `latent_scale`, `micro_conditions`, `noise_arguments`,
+`schedule_part`, `step_end` and `positional`; `refused_words` says why some have no meaning. `jobs`
+has prompts with settings of their own, and `option_text` parses options of the command line. Start
+with `keywords`.
 """
 
 from eri_runtime.request.configs import AncestralSamplerConfig, GuidanceConfig, SamplingConfig
@@ -25,6 +26,7 @@ from eri_runtime.request.jobs import (
     make_jobs,
 )
 from eri_runtime.request.keywords import Words
+from eri_runtime.request.latent_scale import scheduler_scale
 from eri_runtime.request.option_text import (
     parse_also,
     parse_interval,
@@ -68,6 +70,7 @@ __all__ = [
     "parse_size",
     "request_schedule",
     "request_table",
+    "scheduler_scale",
     "slice_schedule",
     "tensor_inputs",
 ]
