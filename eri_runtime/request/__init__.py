@@ -27,6 +27,7 @@ from eri_runtime.request.jobs import (
 )
 from eri_runtime.request.keywords import Words
 from eri_runtime.request.latent_scale import scheduler_scale
+from eri_runtime.request.micro_conditions import MicroConditions
 from eri_runtime.request.option_text import (
     parse_also,
     parse_interval,
@@ -38,16 +39,18 @@ from eri_runtime.request.option_text import (
 from eri_runtime.request.positional import POSITIONAL, name_positional
 from eri_runtime.request.request import Request, make_request
 from eri_runtime.request.start_images import list_images
-from eri_runtime.request.step_end import StepEnd, tensor_inputs
+from eri_runtime.request.step_end import MICRO, StepEnd, tensor_inputs
 from eri_runtime.request.tables import request_schedule, request_table
 
 __all__ = [
     "CHECKS",
+    "MICRO",
     "POSITIONAL",
     "AncestralSamplerConfig",
     "Edit",
     "GuidanceConfig",
     "Job",
+    "MicroConditions",
     "Request",
     "SamplingConfig",
     "StepEnd",

@@ -70,7 +70,7 @@ class Case:
     @property
     def name(self) -> str:
         """A name for a test."""
-        return "+".join(self.words)
+        return "+".join(self.words[:3])
 
 
 def halved(pipe, step, timestep, arrays):
@@ -95,84 +95,140 @@ def stopped(pipe, step, timestep, arrays):
     return arrays
 
 
-TWO = {"prompt": ["a red heart", "two black cats"]}
 CFG = {"sdxl": {}, "sd35": {}, "flux": {"true_cfg_scale": 2.5}}
 CALLBACK = ("callback_on_step_end", "callback_on_step_end_tensor_inputs")
+TENSORS = {
+    "sdxl": ["latents", "prompt_embeds", "add_text_embeds", "add_time_ids"],
+    "sd35": ["prompt_embeds", "pooled_prompt_embeds"],
+}
+SDXL, SD35, FLUX = ("sdxl",), ("sd35",), ("flux",)
+FLOWS, EDITS = ("sd35", "flux"), ("edit", "paint")
+CROP = "crops_coords_top_left"
+SCALE = {"scale": 0.5}
+SOME = {
+    "prompt_2": "two black cats",
+    "negative_prompt": "blurry",
+    "negative_prompt_2": "a dog",
+    "return_dict": False,
+    "callback_on_step_end": halved,
+    "callback_on_step_end_tensor_inputs": ["latents"],
+}
+# words of the pipelines that start from a picture: all together, as each changes a text's picture
+TOGETHER = {
+    "sdxl": {
+        **SOME,
+        "num_inference_steps": 4,
+        "guidance_scale": 2.5,
+        "eta": 0.0,
+        "cross_attention_kwargs": SCALE,
+        "guidance_rescale": 0.7,
+        "original_size": (16, 24),
+        "target_size": (64, 24),
+        CROP: (3, 9),
+        **SIZES,
+        f"negative_{CROP}": (0, 0),
+        "clip_skip": 0,
+    },
+    "sd35": {
+        **SOME,
+        "prompt_3": "a fox",
+        "negative_prompt_3": "a lake",
+        "num_inference_steps": 4,
+        "sigmas": [1.0, 0.7, 0.4, 0.2],
+        "guidance_scale": 2.5,
+        "joint_attention_kwargs": SCALE,
+        "clip_skip": 0,
+        "max_sequence_length": 12,
+    },
+    "flux": {
+        **SOME,
+        "true_cfg_scale": 4.0,
+        "num_inference_steps": 4,
+        "sigmas": [1.0, 0.7, 0.4, 0.2],
+        "guidance_scale": 2.0,
+        "joint_attention_kwargs": SCALE,
+        "max_sequence_length": 12,
+    },
+}
 CASES = [
-    Case(("prompt", "return_dict"), {"return_dict": False}, kinds=tuple(KINDS), changes=False),
-    Case(("prompt_2",), {"prompt_2": "two black cats"}, kinds=tuple(KINDS)),
-    Case(("prompt_3",), {"prompt_3": "two black cats"}, ("sd35",), tuple(KINDS)),
-    Case(("negative_prompt",), NEGATIVE, kinds=tuple(KINDS)),
-    Case(("negative_prompt_2",), {**NEGATIVE, "negative_prompt_2": "a dog"}, kinds=tuple(KINDS)),
-    Case(("negative_prompt_3",), {"negative_prompt_3": "a dog"}, ("sd35",), tuple(KINDS)),
+    Case(("prompt", "return_dict"), {"return_dict": False}, changes=False),
+    Case(("prompt_2",), {"prompt_2": "two black cats"}),
+    Case(("prompt_3",), {"prompt_3": "two black cats"}, SD35),
+    Case(("negative_prompt",), NEGATIVE),
+    Case(("negative_prompt_2",), {**NEGATIVE, "negative_prompt_2": "a dog"}),
+    Case(("negative_prompt_3",), {"negative_prompt_3": "a dog"}, SD35),
     Case(("height", "width"), {"height": 48, "width": 64}),
-    Case(("height", "width"), {"height": 48, "width": 64}, ("sd35", "flux"), ("edit",)),
+    Case(("height", "width"), {"height": 48, "width": 64}, FLOWS, ("edit",)),
     Case(("height", "width"), {"height": 48, "width": 64}, kinds=("paint",)),
-    Case(("num_inference_steps",), {"num_inference_steps": 5}, kinds=tuple(KINDS)),
+    Case(("num_inference_steps",), {"num_inference_steps": 5}),
     Case(
         ("timesteps",),
         {"timesteps": [900, 500, 300, 100], "num_inference_steps": None},
-        ("sdxl",),
+        SDXL,
         tuple(KINDS),
     ),
-    Case(("sigmas",), {"sigmas": [9.0, 3.0, 1.0, 0.0]}, ("sdxl",)),
-    Case(("sigmas",), {"sigmas": [1.0, 0.6, 0.3]}, ("sd35", "flux"), tuple(KINDS)),
-    Case(("denoising_end", "output_type"), {"denoising_end": 0.5, "output_type": "latent"}, ("sdxl",)),
-    Case(("denoising_start",), {"denoising_start": 0.4, "strength": None}, ("sdxl",), ("edit", "paint")),
+    Case(("sigmas",), {"sigmas": [9.0, 3.0, 1.0, 0.0]}, SDXL, tuple(KINDS)),
+    Case(("sigmas",), {"sigmas": [1.0, 0.6, 0.3]}, FLOWS),
+    Case(("denoising_end",), {"denoising_end": 0.5, "output_type": "latent"}, SDXL),
+    Case(("denoising_start",), {"denoising_start": 0.4, "strength": None}, SDXL, EDITS),
     Case(
-        ("denoising_end",),
-        {"denoising_start": 0.2, "denoising_end": 0.8, "strength": None},
-        ("sdxl",),
-        ("edit", "paint"),
+        ("denoising_start", "denoising_end"),
+        {
+            "denoising_start": 0.2,
+            "denoising_end": 0.8,
+            "strength": None,
+            "num_inference_steps": 5,
+            "output_type": "latent",
+        },
+        SDXL,
+        EDITS,
     ),
-    Case(("guidance_scale",), {"guidance_scale": 2.5}, kinds=tuple(KINDS)),
-    Case(("true_cfg_scale",), {**NEGATIVE, "true_cfg_scale": 4.0}, ("flux",), tuple(KINDS)),
+    Case(("guidance_scale",), {"guidance_scale": 2.5}),
+    Case(("true_cfg_scale",), {**NEGATIVE, "true_cfg_scale": 4.0}, FLUX),
     Case(("num_images_per_prompt",), {"num_images_per_prompt": 2}, images=2, changes=False),
     # diffusers' pipelines that start from pictures take one for each generator
     Case(
         ("num_images_per_prompt", "image"),
         {"num_images_per_prompt": 2, "image": [IMAGE, picture(1)]},
-        kinds=("edit", "paint"),
+        kinds=EDITS,
         images=2,
     ),
-    Case(("eta",), {"eta": 0.0}, ("sdxl",), tuple(KINDS), changes=False),
-    Case(("output_type",), {"output_type": "pt"}, kinds=("text", "edit"), changes=False),
-    Case(("output_type",), {"output_type": "latent"}, kinds=("paint",), changes=False),
-    Case(("cross_attention_kwargs",), {"cross_attention_kwargs": {"scale": 0.5}}, ("sdxl",), tuple(KINDS), changes=False),
-    Case(("joint_attention_kwargs",), {"joint_attention_kwargs": {"scale": 0.5}}, ("sd35", "flux"), tuple(KINDS), changes=False),
-    Case(("guidance_rescale",), {"guidance_rescale": 0.7}, ("sdxl",), tuple(KINDS)),
-    Case(("original_size",), {"original_size": (16, 24)}, ("sdxl",), tuple(KINDS)),
-    Case(("target_size",), {"target_size": (64, 24)}, ("sdxl",), tuple(KINDS)),
-    Case(("crops_coords_top_left",), {"crops_coords_top_left": (3, 9)}, ("sdxl",), tuple(KINDS)),
-    Case(("negative_original_size", "negative_target_size"), SIZES, ("sdxl",), tuple(KINDS)),
-    Case(("negative_crops_coords_top_left",), {**SIZES, "negative_crops_coords_top_left": (5, 2)}, ("sdxl",)),
+    Case(("eta",), {"eta": 0.0}, SDXL, changes=False),
+    Case(("output_type",), {"output_type": "pt"}, changes=False),
+    Case(("output_type",), {"output_type": "latent"}, kinds=EDITS, changes=False),
+    Case(("cross_attention_kwargs",), {"cross_attention_kwargs": SCALE}, SDXL, changes=False),
     Case(
-        ("negative_crops_coords_top_left",),
-        {"negative_crops_coords_top_left": (0, 0), "crops_coords_top_left": (3, 9)},
-        ("sdxl",),
-        ("edit", "paint"),
+        ("joint_attention_kwargs",),
+        {"joint_attention_kwargs": SCALE},
+        FLOWS,
+        changes=False,
     ),
-    Case(("clip_skip",), {"clip_skip": 0}, ("sdxl", "sd35"), tuple(KINDS), changes=False),
-    Case(("max_sequence_length",), {"max_sequence_length": 12}, ("sd35", "flux"), tuple(KINDS)),
-    Case(CALLBACK, {"callback_on_step_end": halved}, kinds=tuple(KINDS)),
-    Case(("callback_on_step_end",), {"callback_on_step_end": stopped, "num_inference_steps": 5, "output_type": "latent"}, kinds=tuple(KINDS)),
-    Case(
-        CALLBACK,
-        {"callback_on_step_end": cut_guidance, CALLBACK[1]: ["latents", "prompt_embeds", "add_text_embeds", "add_time_ids"]},
-        ("sdxl",),
-    ),
-    Case(
-        CALLBACK,
-        {"callback_on_step_end": cut_guidance, CALLBACK[1]: ["prompt_embeds", "pooled_prompt_embeds"]},
-        ("sd35",),
+    Case(("guidance_rescale",), {"guidance_rescale": 0.7}, SDXL),
+    Case(("original_size",), {"original_size": (16, 24)}, SDXL),
+    Case(("target_size",), {"target_size": (64, 24)}, SDXL),
+    Case((CROP,), {CROP: (3, 9)}, SDXL),
+    Case(("negative_original_size", "negative_target_size"), SIZES, SDXL),
+    Case((f"negative_{CROP}",), {**SIZES, f"negative_{CROP}": (5, 2)}, SDXL),
+    Case(("clip_skip",), {"clip_skip": 0}, ("sdxl", "sd35"), changes=False),
+    Case(("max_sequence_length",), {"max_sequence_length": 12}, FLOWS),
+    Case(CALLBACK, {CALLBACK[0]: halved, CALLBACK[1]: ["latents"]}),
+    Case(CALLBACK[:1], {CALLBACK[0]: stopped, "num_inference_steps": 5, "output_type": "latent"}),
+    *(
+        Case(CALLBACK, {CALLBACK[0]: cut_guidance, CALLBACK[1]: names}, (family,))
+        for family, names in TENSORS.items()
     ),
     Case(("image",), {"image": tensor_of(IMAGE)}, kinds=("edit",), changes=False),
-    Case(("image",), {"image": picture(1)}, kinds=("paint",)),
-    Case(("strength",), {"strength": 0.4}, kinds=("edit", "paint")),
+    Case(("strength",), {"strength": 0.4}, kinds=EDITS),
     Case(("mask_image",), {"mask_image": Image.new("L", (WIDTH, HEIGHT), 255)}, kinds=("paint",)),
-    # diffusers' SD3 forgets the VAE's shift when it paints: its pixels, which this needs, are wrong
-    Case(("padding_mask_crop",), {"padding_mask_crop": 4, "output_type": "pil"}, ("sdxl", "flux"), ("paint",)),
-]  # fmt: skip
+    # diffusers' SD3 forgets the VAE's shift when it paints, so that its pixels are other ones
+    Case(
+        ("padding_mask_crop",),
+        {"padding_mask_crop": 4, "output_type": "pil"},
+        ("sdxl", "flux"),
+        ("paint",),
+    ),
+    *(Case(("prompt", *both), both, (family,), EDITS) for family, both in TOGETHER.items()),
+]
 
 # words that diffusers' pipelines take and that are refused here, with a value for each
 REFUSED = {

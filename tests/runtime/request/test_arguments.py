@@ -112,5 +112,5 @@ def test_a_number_of_threads_that_cannot_be_is_refused(sd35_bundle, threads):
 
 @pytest.mark.parametrize("negative", ["\ud800", 3, [3]])
 def test_a_negative_text_that_is_none_is_refused(pipe, negative):
-    with pytest.raises(UsageError, match="^negative_prompt: got "):
+    with pytest.raises(UsageError, match=r"^negative_prompt: got "):
         pipe.request("a", negative_prompt=negative)
