@@ -169,6 +169,8 @@ def make_request(
     keywords, defaults = merge_configs(words), bundle.defaults
     boolean("return_dict", keywords.get("return_dict", True))
     part = check_schedule_part(bundle, keywords)
+    if part.timesteps is not None:
+        keywords["timesteps"] = part.timesteps
     keywords["sigmas"] = check_sigmas(keywords)
     output_type = check_output_type(bundle, keywords.get("output_type", "pil"))
     positive = check_embeds(keywords, "prompt_embeds", "pooled_prompt_embeds")
