@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from math import inf
 from pathlib import Path
@@ -164,6 +165,7 @@ def _settings(bundle: Bundle, request: Request, image: int) -> Iterator[tuple[st
     yield "Version", f"eri {eri_version()}"
 
 
+@cache
 def eri_version() -> str:
     """Returns the installed version of eri, or "unknown" if it is not installed."""
     try:
