@@ -57,7 +57,7 @@ def test_a_worker_that_hangs_does_not_keep_the_engine_waiting(opened):
 
     async def main():
         async with opened(workers=1, heartbeat=20.0) as engine:
-            link = engine._seats[0].link
+            link = engine._workers.seats[0].link
             os.kill(link.pid, signal.SIGSTOP)
             started = monotonic()
             held = [engine.submit(asked(image=image)) for _ in range(4)]
@@ -95,7 +95,7 @@ def test_a_worker_that_cannot_be_started_anew_is_tried_again(opened, monkeypatch
 
     async def main():
         async with opened(workers=1) as engine:
-            os.kill(engine._seats[0].link.pid, signal.SIGKILL)
+            os.kill(engine._workers.seats[0].link.pid, signal.SIGKILL)
             await events(engine.submit(asked(num_inference_steps=2)))
             return engine.status.restarts
 

@@ -20,7 +20,7 @@ from tests.support.serving import SIZE, asked, events, run
 
 
 def pid(engine):
-    return engine._seats[0].link.pid
+    return engine._workers.seats[0].link.pid
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
@@ -48,7 +48,7 @@ def test_no_process_is_left_after_the_end(opened):
         async with opened(workers=2) as engine:
             held = engine.submit(asked(num_inference_steps=100))
             await anext(aiter(held))
-            pids = [seat.link.pid for seat in engine._seats]
+            pids = [seat.link.pid for seat in engine._workers.seats]
         with pytest.raises(StoppingError):
             await events(held)
         return pids
