@@ -13,7 +13,7 @@ from PIL import Image
 
 from eri_runtime import errors
 from eri_runtime.errors import EriError, UsageError
-from eri_runtime.serve import engine as engine_module
+from eri_runtime.serve import supervisor
 from eri_runtime.serve.links import ProcessLink
 from tests.support.serving import asked, events, run
 
@@ -91,7 +91,7 @@ def test_a_worker_that_cannot_be_started_anew_is_tried_again(opened, monkeypatch
             raise BlockingIOError("no more processes")
         return ProcessLink(*arguments)
 
-    monkeypatch.setattr(engine_module, "ProcessLink", start)
+    monkeypatch.setattr(supervisor, "ProcessLink", start)
 
     async def main():
         async with opened(workers=1) as engine:
