@@ -223,7 +223,8 @@ def _complete_job(
     if key in checked:
         keywords = {name: value for name, value in keywords.items() if name not in EDIT_KEYWORDS}
         keywords["height"], keywords["width"] = checked[key]
-    request = pipe.request([job.prompt] * _min_batch(pipe), job.negative_prompt, **keywords)
+    keywords["negative_prompt"] = job.negative_prompt
+    request = pipe.request([job.prompt] * _min_batch(pipe), **keywords)
     if key not in checked:
         pipe.table(request)
         checked[key] = request.height, request.width

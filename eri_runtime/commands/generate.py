@@ -59,7 +59,7 @@ def _generate_one(options: argparse.Namespace) -> None:
         for file in options.textual_inversion:
             pipe.load_textual_inversion(file)
         pipe.set_loras(parse_loras(options.lora), partial=options.lora_partial)
-        request = pipe.request(prompt, options.negative, **call_keywords(options))
+        request = pipe.request(prompt, negative_prompt=options.negative, **call_keywords(options))
         _check_outputs(options, request.batch)
         pipe.prepare(request)
         for step in pipe.denoise(request):

@@ -8,6 +8,7 @@ checkpoint's training schedule. Start with `samplers`, then `table`.
 
 from eri_runtime.sampling.betas import alphas_cumprod
 from eri_runtime.sampling.brownian import BrownianNoise, noise_intervals
+from eri_runtime.sampling.generators import GeneratorNoise, make_streams
 from eri_runtime.sampling.guidance import (
     NO_EMBEDDING,
     Guidance,
@@ -33,6 +34,7 @@ from eri_runtime.sampling.schedule import (
     Schedule,
     make_schedule,
     shift_sigma,
+    shifted_levels,
 )
 from eri_runtime.sampling.sigmas import Float64, SigmaName
 from eri_runtime.sampling.spacing import check_spacing, with_spacing
@@ -59,6 +61,7 @@ __all__ = [
     "BrownianNoise",
     "Clock",
     "Float64",
+    "GeneratorNoise",
     "Guidance",
     "NoiseName",
     "NoiseSource",
@@ -82,6 +85,7 @@ __all__ = [
     "find_sampler",
     "image_seeds",
     "make_schedule",
+    "make_streams",
     "make_table",
     "mix_predictions",
     "noise_intervals",
@@ -89,6 +93,7 @@ __all__ = [
     "rescale_guided",
     "scheduler_clipping",
     "shift_sigma",
+    "shifted_levels",
     "tabulate",
     "with_spacing",
 ]
