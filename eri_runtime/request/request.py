@@ -25,6 +25,7 @@ from eri_runtime.request.arguments import (
     check_noise_source,
     check_output_type,
     check_prompts,
+    check_sampler,
     check_sampler_options,
     check_sigmas,
     check_steps,
@@ -39,7 +40,6 @@ from eri_runtime.sampling import (
     NoiseSource,
     Sampler,
     SigmaName,
-    find_sampler,
     image_seeds,
 )
 from eri_runtime.text import Condition, Prompt, PromptLike
@@ -131,7 +131,8 @@ def make_request(
     Raises:
         UsageError: If an argument is invalid.
     """
-    keywords, defaults = merge_configs(words), bundle.defaults
+    defaults = bundle.defaults
+    sampler, keywords = check_sampler(bundle, merge_configs(words))
     keywords["sigmas"] = check_sigmas(keywords)
     output_type = check_output_type(bundle, keywords.get("output_type", "pil"))
     positive = check_embeds(keywords, "prompt_embeds", "pooled_prompt_embeds")
@@ -141,7 +142,6 @@ def make_request(
     per_prompt = integer("num_images_per_prompt", keywords.get("num_images_per_prompt", 1), 1)
     count = check_count(bundle, len(prompts) * per_prompt)
     height, width = check_image_size(bundle, keywords)
-    sampler = find_sampler(keywords.get("sampler", defaults.sampler), bundle.schedule.kind)
     levels = default_levels(bundle, sampler, keywords)
     has_negative = negatives is not None or negative is not None
     return Request(
