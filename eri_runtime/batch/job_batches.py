@@ -32,7 +32,7 @@ from eri_runtime.request import (
     list_images,
     make_jobs,
 )
-from eri_runtime.sampling import NoiseName
+from eri_runtime.sampling import NoiseName, full_name
 from eri_runtime.training import NEGATIVE_EMBEDS, SHARED_KEYWORDS
 
 Output = Literal["array", "pil"]
@@ -234,7 +234,7 @@ def _complete_job(
         height=request.height,
         width=request.width,
         num_inference_steps=request.steps,
-        sampler=request.sampler.name,
+        sampler=full_name(job.sampler or request.sampler.name, pipe.bundle.schedule.kind),
         guidance_scale=guidance if job.guidance_scale is None else job.guidance_scale,
     )
 

@@ -118,7 +118,10 @@ def _add_sampling(group: Any) -> None:
         "--steps", type=int, metavar="N", help="denoising steps (default: the bundle's)"
     )
     group.add_argument(
-        "--sampler", metavar="NAME", help="name of the sampler (default: the bundle's)"
+        "--sampler",
+        metavar="NAME",
+        help="name of the sampler, such as dpmpp_2m or 'DPM++ 2M Karras'; `eri samplers` lists "
+        "them (default: the bundle's)",
     )
     group.add_argument(
         "--sigmas",

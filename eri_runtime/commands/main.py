@@ -17,6 +17,7 @@ from eri_runtime.commands.bench import bench_command
 from eri_runtime.commands.export_triton import export_triton_command
 from eri_runtime.commands.generate import generate_command
 from eri_runtime.commands.inspect import inspect_command
+from eri_runtime.commands.samplers import samplers_command
 from eri_runtime.commands.serve import serve_command
 from eri_runtime.commands.subcommand import IntermixedParser, Parser, write_line
 from eri_runtime.errors import BundleError, CheckpointError, EriError, UsageError, cut
@@ -53,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     generate_command(commands)
     inspect_command(commands)
+    samplers_command(commands)
     bench_command(commands)
     export_triton_command(commands)
     serve_command(commands)

@@ -26,6 +26,7 @@ from eri_runtime.request.arguments import (
     check_negative_prompts,
     check_output_type,
     check_prompts,
+    check_sampler,
     check_sampler_options,
     check_sigmas,
     check_steps,
@@ -49,7 +50,6 @@ from eri_runtime.sampling import (
     NoiseSource,
     Sampler,
     SigmaName,
-    find_sampler,
 )
 from eri_runtime.text import Condition, Prompt, PromptLike
 from eri_runtime.weights import check_loras
@@ -166,7 +166,8 @@ def make_request(
     Raises:
         UsageError: If an argument is invalid.
     """
-    keywords, defaults = merge_configs(words), bundle.defaults
+    defaults = bundle.defaults
+    sampler, keywords = check_sampler(bundle, merge_configs(words))
     boolean("return_dict", keywords.get("return_dict", True))
     part = check_schedule_part(bundle, keywords)
     keywords["sigmas"] = check_sigmas(keywords)
@@ -183,7 +184,6 @@ def make_request(
     count = check_count(bundle, len(prompts) * per_prompt)
     keywords["image"] = check_encodable(bundle, keywords.get("image"))
     height, width = check_image_size(bundle, keywords)
-    sampler = find_sampler(keywords.get("sampler", defaults.sampler), bundle.schedule.kind)
     levels = default_levels(bundle, sampler, keywords)
     has_negative = negatives is not None or negative is not None
     edit = _check_edit(bundle, keywords, output_type, (height, width), len(prompts), count, part)
