@@ -18,7 +18,7 @@ from eri_runtime.bundle.integrity import (
     verify_on_load,
     verify_sizes,
 )
-from eri_runtime.bundle.magic_bytes import PICKLE_FIX, PICKLED_WEIGHTS
+from eri_runtime.bundle.magic_bytes import pickle_error, starts_as_pickle
 from eri_runtime.bundle.manifest import read as read_bundle
 from eri_runtime.bundle.pinned_files import file_state
 from eri_runtime.bundle.safetensors_file import (
@@ -75,8 +75,6 @@ __all__ = [
     "LORA_A",
     "LORA_B",
     "MANIFEST",
-    "PICKLED_WEIGHTS",
-    "PICKLE_FIX",
     "RANK",
     "SCORES",
     "BakedLora",
@@ -118,11 +116,13 @@ __all__ = [
     "no_progress",
     "open_regular_file",
     "parse_header",
+    "pickle_error",
     "read_bundle",
     "read_header",
     "read_tensors",
     "round_to",
     "sha256",
+    "starts_as_pickle",
     "verify_all",
     "verify_hashes",
     "verify_on_load",

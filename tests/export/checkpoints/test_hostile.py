@@ -33,7 +33,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 @pytest.mark.parametrize(
     ("head", "error", "words"),
     [
-        (b"PK\x03\x04\x14\0\0\0\x08\0archive/data.pkl", PickleError, "safe_serialization=True"),
+        (b"PK\x03\x04\x14\0\0\0\x08\0archive/data.pkl", PickleError, "eri convert"),
         (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", PickleError, "may run code"),
         (b"\x80\x04\x95\x1b\0\0\0\0\0\0\0}\x94\x8c\x01a", PickleError, "may run code"),
         (b"\x80\x02}q\0.", PickleError, "may run code"),

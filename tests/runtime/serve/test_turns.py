@@ -7,8 +7,6 @@ from itertools import groupby
 
 import pytest
 
-import pytest
-
 from eri_runtime.serve.step_costs import StepCosts
 from eri_runtime.serve.turns import next_step
 
