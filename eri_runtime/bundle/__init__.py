@@ -4,9 +4,10 @@
 `manifest` reads and writes it, and `integrity` checks files against it; `hashes` has their sha256,
 `weight_hashes` compares weights while they are opened, and `pinned_files` notices files that change
 while a bundle is in use. `safetensors_header` and `safetensors_file` memory-map weights;
-`magic_bytes` recognises files that are not safetensors. `hub` downloads files of the Hugging Face
-Hub, `user_folders` names the cache. `manifest_limits` and `interfaces` say what a manifest may
-hold. Uses `errors`, `checks`, `files` and `partial_files` only. Start with `spec`.
+`magic_bytes` recognises files that are not safetensors, `not_a_bundle` paths that are no bundle.
+`hub` downloads files of the Hugging Face Hub, `user_folders` names the cache. `manifest_limits` and
+`interfaces` say what a manifest may hold. Uses `errors`, `checks`, `files` and `partial_files` only.
+Start with `spec`.
 """
 
 from eri_runtime.bundle import hub

@@ -27,6 +27,7 @@ from eri_runtime.commands.serve_options import (
     server_options,
 )
 from eri_runtime.errors import UsageError
+from eri_runtime.install_hint import install_hint
 from eri_runtime.serve import EngineOptions
 
 # runs the command around an engine that a test can make slow
@@ -34,7 +35,6 @@ PROGRAM = """
 import sys
 import eri_runtime.serve
 from eri_runtime.commands.main import main
-from eri_runtime.install_hint import install_hint
 from tests.support.fake_engine import FakeEngine
 
 def engine(bundles, options, observer):

@@ -36,8 +36,8 @@ from eri_runtime.executors.choice import (
 )
 from eri_runtime.executors.ort import cuda_libraries, provider, session
 from eri_runtime.executors.ort.backend import CPU, CUDA, CUDA_TF32
-from eri_runtime.memory.estimate import COSTS
 from eri_runtime.install_hint import install_hint
+from eri_runtime.memory.estimate import COSTS
 from tests.support import stand_in_cuda
 
 MISSING = "libcudnn.so.9: cannot open shared object file: No such file or directory"
@@ -122,9 +122,7 @@ def test_a_machine_that_has_everything_is_not_refused(bundle, gpu):
 @pytest.mark.parametrize(("version", "refused"), [("1.24.4", True), ("1.31.0", False)])
 def test_an_older_wheel_is_named_with_the_way_out(version, refused, bundle, gpu, monkeypatch):
     monkeypatch.setattr(ort, "__version__", version)
-    expected = [
-        f"onnxruntime-gpu 1.24.4 is older than 1.31: {install_hint('gpu', upgrade=True)}"
-    ]
+    expected = [f"onnxruntime-gpu 1.24.4 is older than 1.31: {install_hint('gpu', upgrade=True)}"]
     assert refusals(bundle, "cuda") == (expected if refused else [])
 
 

@@ -25,8 +25,8 @@ from eri_runtime.executors.step_graph import Row
 from eri_runtime.executors.tensorrt import cuda
 from eri_runtime.executors.tensorrt.backend import TENSORRT
 from eri_runtime.executors.tensorrt.step_graph import KEPT
-from eri_runtime.sampling.table import COLUMNS, MAX_V
 from eri_runtime.install_hint import install_hint
+from eri_runtime.sampling.table import COLUMNS, MAX_V
 from tests.support import stand_in_trt as stand_in
 from tests.support.changed_files import changed, rename_over, rewrite
 from tests.support.trt_steps import assert_same, captures, launches, opened, weights_of
