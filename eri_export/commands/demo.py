@@ -11,6 +11,7 @@ from eri_export.choices import make_ranges
 from eri_export.commands.export import require_extra, run_export
 from eri_export.embedded.assemble import assembled
 from eri_export.publishing.atomic_publish import terminated_as_interrupt
+from eri_runtime.commands.output import Output
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
 
 # captions of the training set, so the sheet shows what the model has learnt
@@ -69,10 +70,11 @@ def demo_command(commands: Subparsers) -> None:
 def demo(options: argparse.Namespace) -> None:
     """Exports the embedded checkpoint, generates eight prompts, and prints the files."""
     require_extra()
-    chosen = DEMOS[options.family]
+    output, chosen = Output(), DEMOS[options.family]
     bundle = options.bundle or chosen.bundle
     with terminated_as_interrupt(), assembled(options.family) as checkpoint:
-        run_export(bundle, checkpoint=checkpoint, ranges=make_ranges(size=chosen.size))
+        output.note(f"exporting the embedded {options.family} checkpoint to {bundle}")
+        run_export(bundle, output, checkpoint=checkpoint, ranges=make_ranges(size=chosen.size))
     started = time.perf_counter()
     sheet = draw_sheet(bundle, chosen, options.output, options.seed)
     say(f"{sheet}  {len(PROMPTS)} prompts in {time.perf_counter() - started:.1f} s:")
