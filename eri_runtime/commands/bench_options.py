@@ -32,7 +32,21 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     (
         "--peers",
-        {"nargs": "*", "default": [], "metavar": "NAME", "help": "optimum-onnx, optimum-openvino"},
+        {
+            "nargs": "*",
+            "default": [],
+            "metavar": "NAME",
+            "help": "openvino-genai, optimum-intel (both also with +bf16), optimum-onnx",
+        },
+    ),
+    (
+        "--peers-python",
+        {
+            "type": Path,
+            "metavar": "FILE",
+            "help": "python of the environment that has the peers; default: that of `make peers` "
+            "in this folder, else the one that runs this",
+        },
     ),
     (
         "--sizes",
