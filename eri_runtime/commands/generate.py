@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eri_runtime.commands.generate_options import add_generate_options, call_keywords
 from eri_runtime.commands.memory_options import memory_keywords
 from eri_runtime.commands.subcommand import Subparsers, add_command, parse_loras, say
-from eri_runtime.errors import UsageError
+from eri_runtime.errors import UnknownNameError, UsageError, short
 
 if TYPE_CHECKING:
-    from eri_runtime.pipeline import Result
+    from eri_runtime.pipeline import Pipeline, Result
+    from eri_runtime.weights import Scale
 
 
 def generate_command(commands: Subparsers) -> None:
@@ -61,6 +63,7 @@ def _generate_one(options: argparse.Namespace) -> None:
         pipe.set_loras(parse_loras(options.lora), partial=options.lora_partial)
         request = pipe.request(prompt, options.negative, **call_keywords(options))
         _check_outputs(options, request.batch)
+        _merge_tagged(pipe, request.merged_loras)
         pipe.prepare(request)
         for step in pipe.denoise(request):
             advance("denoising", step.index + 1, step.total)
@@ -73,6 +76,17 @@ def _generate_one(options: argparse.Namespace) -> None:
         paths = result.save(options.output)
     for path, seed in zip(paths, result.seeds, strict=True):
         say(f"{path}  seed {seed}")
+
+
+def _merge_tagged(pipe: Pipeline, scales: Mapping[str, float]) -> None:
+    """Gives the LoRAs of the prompt's tags their scales; each must be that of a `--lora`."""
+    for name in scales:
+        if name not in pipe.loras:
+            expected = ", ".join(pipe.loras) or "the name of a file that --lora gives"
+            raise UnknownNameError("<lora:...> in the prompt", got=short(name), expected=expected)
+    if scales:
+        merged: dict[Any, Scale] = {**pipe.loras, **scales}
+        pipe.set_loras(merged)
 
 
 def _check_outputs(options: argparse.Namespace, count: int) -> None:

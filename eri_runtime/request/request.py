@@ -25,7 +25,6 @@ from eri_runtime.request.arguments import (
     check_noise_source,
     check_output_type,
     check_prompts,
-    check_sampler,
     check_sampler_options,
     check_sigmas,
     check_steps,
@@ -34,6 +33,9 @@ from eri_runtime.request.arguments import (
 from eri_runtime.request.image_to_image import Edit, make_edit
 from eri_runtime.request.kept_pixels import check_keep
 from eri_runtime.request.keywords import Words, merge_configs
+from eri_runtime.request.lora_tags import merged_loras, tagged_loras
+from eri_runtime.request.prompt_syntax import check_prompt_syntax
+from eri_runtime.request.sampler_choice import check_sampler
 from eri_runtime.sampling import (
     Guidance,
     NoiseName,
@@ -42,7 +44,7 @@ from eri_runtime.sampling import (
     SigmaName,
     image_seeds,
 )
-from eri_runtime.text import Condition, Prompt, PromptLike
+from eri_runtime.text import Condition, Prompt, PromptLike, Syntax
 from eri_runtime.weights import check_loras
 
 
@@ -73,6 +75,9 @@ class Request:
         max_sequence_length: Longest T5 prompt in tokens.
         output_type: `"pil"`, `"np"` or `"latent"`.
         loras: Scales of the LoRAs that are inputs of the denoiser, by name, for each image.
+        merged_loras: Scales by name of the LoRAs that the prompts' tags say, where LoRAs are merged
+            into the weights.
+        syntax: How the prompts are read: `"plain"`, or `"a1111"` for AUTOMATIC1111's syntax.
 
     Example:
         >>> request = pipe.request("a red heart", seed=0, num_images_per_prompt=2)
@@ -102,6 +107,8 @@ class Request:
     max_sequence_length: int
     output_type: OutputType
     loras: tuple[Mapping[str, float], ...]
+    merged_loras: Mapping[str, float]
+    syntax: Syntax
 
     @property
     def batch(self) -> int:
@@ -137,7 +144,8 @@ def make_request(
     output_type = check_output_type(bundle, keywords.get("output_type", "pil"))
     positive = check_embeds(keywords, "prompt_embeds", "pooled_prompt_embeds")
     negative = check_embeds(keywords, "negative_prompt_embeds", "negative_pooled_prompt_embeds")
-    prompts = check_prompts(bundle, prompt, positive)
+    syntax = check_prompt_syntax(keywords, prompt, negative_prompt)
+    prompts = check_prompts(bundle, prompt, positive, syntax)
     negatives = check_negative_prompts(negative_prompt, len(prompts), negative)
     per_prompt = integer("num_images_per_prompt", keywords.get("num_images_per_prompt", 1), 1)
     count = check_count(bundle, len(prompts) * per_prompt)
@@ -179,5 +187,9 @@ def make_request(
             0,
         ),
         output_type=output_type,
-        loras=check_loras(bundle, keywords.get("loras"), count, len(prompts)),
+        loras=tagged_loras(
+            bundle, prompts, check_loras(bundle, keywords.get("loras"), count, len(prompts))
+        ),
+        merged_loras=merged_loras(bundle, prompts),
+        syntax=syntax,
     )

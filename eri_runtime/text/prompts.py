@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from eri_runtime.checks import items, real
 from eri_runtime.checks import text as check_text
 from eri_runtime.errors import UsageError, short
+from eri_runtime.text.syntax import compose, take_loras
 
+Syntax = Literal["plain", "a1111"]
 PromptLike = str | Mapping[str, float]
 EXPECTED = "a string, a mapping of strings to weights, or a list of these"
 
@@ -26,6 +29,9 @@ class Prompt:
 
     Attributes:
         parts: Each text with its weight.
+        source: The prompt as it was written, if `parts` are what AUTOMATIC1111's syntax makes of
+            it; else None.
+        loras: Scales by name of the LoRAs that its tags name.
 
     Example:
         >>> from eri_runtime.text import Prompt
@@ -34,9 +40,13 @@ class Prompt:
     """
 
     parts: tuple[tuple[str, float], ...]
+    source: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
 
     def __str__(self) -> str:
         """Returns the text, or `a :0.7 AND b :0.3` for several, as AUTOMATIC1111 writes them."""
+        if self.source is not None:
+            return self.source
         if len(self.parts) == 1 and self.parts[0][1] == 1:
             return self.parts[0][0]
         return " AND ".join(f"{text} :{weight:g}" for text, weight in self.parts)
@@ -64,11 +74,28 @@ def make_prompt(prompt: object) -> Prompt:
     return Prompt(tuple((text, float(weight)) for text, weight in prompt.items()))
 
 
-def make_prompts(prompt: PromptLike | Sequence[PromptLike] | None) -> tuple[Prompt, ...]:
+def _composed(prompt: Prompt) -> Prompt:
+    """Returns a prompt with its `AND`s split and its tags of LoRAs taken out.
+
+    Raises `UsageError` for a bad tag.
+    """
+    parts, scales = [], dict[str, float]()
+    for text, weight in prompt.parts:
+        rest, loras = take_loras(text)
+        parts += [(each, own * weight) for each, own in compose(rest)]
+        for name, scale in loras.items():
+            scales[name] = scales.get(name, 0.0) + scale
+    return Prompt(tuple(parts), str(prompt), tuple(scales.items()))
+
+
+def make_prompts(
+    prompt: PromptLike | Sequence[PromptLike] | None, syntax: Syntax = "plain"
+) -> tuple[Prompt, ...]:
     """Converts one prompt or a list of them.
 
     Args:
         prompt: A string, a mapping of strings to weights, or a list of these.
+        syntax: `"a1111"` splits the strings at `AND` and takes out tags of LoRAs.
 
     Returns:
         One `Prompt` per element of the list, or a single one.
@@ -80,7 +107,8 @@ def make_prompts(prompt: PromptLike | Sequence[PromptLike] | None) -> tuple[Prom
     prompts = [prompt] if single else items("prompt", prompt, EXPECTED)
     if not prompts:
         raise UsageError("prompt", got=short(prompt), expected=EXPECTED)
-    return tuple(make_prompt(each) for each in prompts)
+    made = map(make_prompt, prompts)
+    return tuple(map(_composed, made)) if syntax == "a1111" else tuple(made)
 
 
 def prompt_columns(
