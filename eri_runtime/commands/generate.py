@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eri_runtime.commands.generate_options import (
     add_generate_options,
@@ -16,12 +17,13 @@ from eri_runtime.commands.generate_options import (
 from eri_runtime.commands.memory_options import memory_keywords
 from eri_runtime.commands.output import Output
 from eri_runtime.commands.subcommand import Subparsers, add_command, parse_loras
-from eri_runtime.errors import UsageError
+from eri_runtime.errors import UnknownNameError, UsageError, short
 
 if TYPE_CHECKING:
     from eri_runtime.loop import Step
     from eri_runtime.pipeline import Pipeline, Result
     from eri_runtime.request import Request
+    from eri_runtime.weights import Scale
 
 EXAMPLES = (
     'engines/demo "a red heart" -o heart.png',
@@ -95,6 +97,7 @@ def _prepared(pipe: Pipeline, options: argparse.Namespace) -> Request:
     pipe.set_loras(parse_loras(options.lora), partial=options.lora_partial)
     request = pipe.request(prompt, options.negative, **call_keywords(options))
     _check_outputs(options, request.batch)
+    _merge_tagged(pipe, request.merged_loras)
     pipe.prepare(request)
     return request
 
@@ -104,6 +107,17 @@ def _write_preview(pipe: Pipeline, request: Request, step: Step, file: Path) -> 
     from eri_runtime.images import write_png
 
     write_png(pipe.preview(request, step)[0], file)
+
+
+def _merge_tagged(pipe: Pipeline, scales: Mapping[str, float]) -> None:
+    """Gives the LoRAs of the prompt's tags their scales; each must be that of a `--lora`."""
+    for name in scales:
+        if name not in pipe.loras:
+            expected = ", ".join(pipe.loras) or "the name of a file that --lora gives"
+            raise UnknownNameError("<lora:...> in the prompt", got=short(name), expected=expected)
+    if scales:
+        merged: dict[Any, Scale] = {**pipe.loras, **scales}
+        pipe.set_loras(merged)
 
 
 def _check_outputs(options: argparse.Namespace, count: int) -> None:

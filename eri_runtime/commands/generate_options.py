@@ -39,6 +39,12 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         help="negative prompt (default: zeros for SDXL, empty for SD3.5, no CFG for Flux)",
     )
     parser.add_argument(
+        "--prompt-syntax",
+        choices=("plain", "a1111"),
+        help="how prompts are read: plain, or a1111 for (word:1.3), [a:b:0.4], AND, BREAK and "
+        "<lora:NAME:0.8>, whose NAME is that of a --lora (default: plain)",
+    )
+    parser.add_argument(
         "--size",
         type=parsed_by("parse_size"),
         metavar="WxH",
@@ -241,6 +247,7 @@ def call_keywords(options: argparse.Namespace) -> Words:
         "width": width,
         "num_inference_steps": options.steps,
         "num_images_per_prompt": options.batch,
+        "prompt_syntax": options.prompt_syntax,
         "sampler": options.sampler,
         "sigmas": options.sigmas,
         "spacing": options.spacing,
