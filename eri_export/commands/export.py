@@ -12,10 +12,12 @@ from typing import Any
 from eri_export.choices import make_ranges
 from eri_export.commands.build import add_target, build_after_export, check_target
 from eri_export.commands.export_options import CHOSEN, OPTIONS
+from eri_export.commands.usable_backends import usable_line
 from eri_export.progress import Progress, Stopwatch
-from eri_export.publishing.atomic_publish import terminated_as_interrupt
+from eri_export.publishing.atomic_publish import replaces, terminated_as_interrupt
+from eri_runtime.bundle import read_bundle
 from eri_runtime.commands.subcommand import Subparsers, add_command, parse_lora, say
-from eri_runtime.errors import BackendError
+from eri_runtime.errors import BackendError, UsageError
 from eri_runtime.install_hint import install_hint
 
 NEEDS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -41,12 +43,26 @@ def export(options: argparse.Namespace) -> None:
     chosen = {name: getattr(options, name) for name in CHOSEN}
     chosen["loras"] = [parse_lora(each) for each in options.lora]
     check_target(options)
+    if options.lora_partial and not options.lora:
+        expected, fix = "an option that changes something", "leave it out"
+        raise UsageError("--lora-partial", got="no --lora", expected=expected, fix=fix)
+    if not options.dry_run:
+        check_new(output, options.force)
     with terminated_as_interrupt():
         if options.dry_run:
             dry_run(output, checkpoint=options.checkpoint, ranges=ranges, **chosen)
             return
         run_export(output, checkpoint=options.checkpoint, ranges=ranges, **chosen)
         build_after_export(output, options)
+    if (line := usable_line(read_bundle(output))) is not None:
+        say(line)
+
+
+def check_new(output: Path, force: bool) -> None:
+    """Raises `UsageError` for a place that holds a bundle, unless `force` lets it be replaced."""
+    if replaces(output) and not force:
+        fix = "add --force to replace it, or give another name with -o"
+        raise UsageError(output, got="a bundle", expected="a new name", fix=fix)
 
 
 def default_name(checkpoint: str) -> str:

@@ -8,7 +8,7 @@ were measured on two shared CPU cores with one thread each; a faster machine tak
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eri_export.gate.cases import reduced_for_machine, too_costly, work
@@ -68,8 +68,14 @@ def _compare(recipe: Recipe, costly: bool) -> float:
     return retrace + runs * (nbytes / LOAD + work(gate) / RUN)
 
 
-def approximate_time(seconds: float) -> str:
-    """Returns a time as text, rounded to the estimate's accuracy."""
-    if seconds < 60:
-        return f"{5 * max(1, round(seconds / 5))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def approximate_times(parts: Sequence[float]) -> list[str]:
+    """Returns the sum of some seconds and each of them as text, rounded so that the parts add up.
+
+    All have the unit that suits the sum: seconds, tenths of a minute or tenths of an hour.
+    """
+    total = sum(parts)
+    unit, name, digits = (1.0, "s", 0) if total < 120 else (60.0, "min", 1)
+    if total >= 5400:
+        unit, name = 3600.0, "h"
+    rounded = [round(part / unit, digits) for part in parts]
+    return [f"{number:.{digits}f} {name}" for number in (sum(rounded), *rounded)]

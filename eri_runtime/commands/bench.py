@@ -9,7 +9,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eri_runtime.commands.bench_options import OPTIONS, TORCH
+from eri_runtime.commands.bench_checks import (
+    check_all_ran,
+    check_backends,
+    check_checkpoint,
+    check_numbers,
+    check_report,
+    check_results,
+    check_torch,
+    check_workers,
+    describe_replaced,
+)
+from eri_runtime.commands.bench_options import OPTIONS, THRESHOLD, TORCH
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
 from eri_runtime.errors import RegressionError, UsageError
 
@@ -37,6 +48,8 @@ def bench(options: argparse.Namespace) -> None:
     if sum(each is not None for each in modes) != 1:
         expected = "one of BUNDLE, --render FILE.json, --compare A.json B.json"
         raise UsageError("eri bench", got="none or several", expected=expected)
+    if options.threshold is not None and options.compare is None:
+        raise UsageError("--threshold", got="no --compare", expected="--compare with it")
     if options.compare:
         _compare(options)
     elif options.render:
@@ -51,12 +64,13 @@ def _compare(options: argparse.Namespace) -> None:
     from eri_runtime.bench.record import read
 
     before, after = map(read, options.compare)
-    comparison = compare(before, after, options.threshold)
+    threshold = THRESHOLD if options.threshold is None else options.threshold
+    comparison = compare(before, after, threshold)
     for line in lines(comparison):
         say(line)
     if comparison.regressed:
         slower = sum(each.regressed for each in comparison.changes) + len(comparison.lost)
-        expected = f"none above {options.threshold:g}"
+        expected = f"none above {threshold:g}"
         raise RegressionError(options.compare[1], got=f"{slower} regressions", expected=expected)
 
 
@@ -66,7 +80,9 @@ def _render(options: argparse.Namespace) -> None:
 
     if options.report is None:
         raise UsageError("--render", got="no --report", expected="`--report FILE.html` as well")
+    existed = options.report.exists()
     _report(read(options.render), options.report)
+    say(describe_replaced(options.report, existed))
 
 
 def _measure(options: argparse.Namespace) -> None:
@@ -77,8 +93,11 @@ def _measure(options: argparse.Namespace) -> None:
     from eri_runtime.bench.record import to_json, write
     from eri_runtime.bench.table import show
 
-    _check(options)
+    check_numbers(options)
+    check_checkpoint(options)
+    check_report(options.report)
     plan = make_plan(options, _command())
+    existed = check_results(options)
     builds = _timed_export(plan) if options.time_export else ()
     record = measure(plan, builds, _progress_printer())
     if options.output is not None:
@@ -89,7 +108,8 @@ def _measure(options: argparse.Namespace) -> None:
     console.width = console.width if console.is_terminal else WIDTH
     show(record, console)
     for path in filter(None, (options.output, options.report)):
-        say(str(path))
+        say(describe_replaced(path, path in existed))
+    check_all_ran(record)
 
 
 def _report(record: Record, file: Path) -> None:
@@ -98,19 +118,6 @@ def _report(record: Record, file: Path) -> None:
     from eri_runtime.bench.report.page import page
 
     write(file, page(record))
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Raises UsageError for an invalid option, before any process starts."""
-    for name in ("rounds", "batch"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name}", got=getattr(options, name), expected="1 or more")
-    for name in ("warm", "cold", "pictures"):
-        if getattr(options, name) < 0:
-            raise UsageError(f"--{name}", got=getattr(options, name), expected="0 or more")
-    if options.against is None and (options.torch or options.peers or options.time_export):
-        got, fix = "no --against", "add `--against CHECKPOINT`, the checkpoint of the bundle"
-        raise UsageError("--torch", got=got, expected="a checkpoint for PyTorch", fix=fix)
 
 
 def make_plan(options: argparse.Namespace, command: str) -> Plan:
@@ -127,7 +134,10 @@ def make_plan(options: argparse.Namespace, command: str) -> Plan:
     for width, height in sizes:
         check_size(bundle, height, width)
     ways = options.torch if options.torch is not None else TORCH if against else ()
+    check_torch(ways)
+    check_backends(bundle, options.backends or ())
     selected = candidates(bundle, options.backends, ways, options.peers)
+    check_workers(selected)
     return Plan(
         bundle=options.bundle,
         checkpoint=against,

@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eri_runtime.commands.generate_options import add_generate_options, call_keywords
+from eri_runtime.commands.ignored_options import (
+    check_combinations,
+    check_for_bundle,
+    check_not_input,
+    check_without_cfg,
+)
 from eri_runtime.commands.memory_options import memory_keywords
 from eri_runtime.commands.subcommand import Subparsers, add_command, parse_loras, say
 from eri_runtime.errors import UsageError
@@ -28,6 +34,7 @@ def generate(options: argparse.Namespace) -> None:
     if (options.prompt is None) == (options.prompts is None):
         got = "neither" if options.prompt is None else "both"
         raise UsageError("PROMPT and --prompts", got=got, expected="one of them")
+    check_combinations(options)
     if options.prompts is None:
         _generate_one(options)
         return
@@ -56,11 +63,13 @@ def _generate_one(options: argparse.Namespace) -> None:
         ) as pipe,
         progress_bars() as advance,
     ):
+        check_for_bundle(options, pipe.bundle)
         for file in options.textual_inversion:
             pipe.load_textual_inversion(file)
         pipe.set_loras(parse_loras(options.lora), partial=options.lora_partial)
         request = pipe.request(prompt, options.negative, **call_keywords(options))
-        _check_outputs(options, request.batch)
+        check_without_cfg(options, pipe.bundle, request.guidance)
+        existing = _check_outputs(options, request.batch)
         pipe.prepare(request)
         for step in pipe.denoise(request):
             advance("denoising", step.index + 1, step.total)
@@ -72,18 +81,24 @@ def _generate_one(options: argparse.Namespace) -> None:
     else:
         paths = result.save(options.output)
     for path, seed in zip(paths, result.seeds, strict=True):
-        say(f"{path}  seed {seed}")
+        say(f"{path}  seed {seed}{', replaced' if path in existing else ''}")
 
 
-def _check_outputs(options: argparse.Namespace, count: int) -> None:
-    """Raises `UsageError` if a file that the command will write cannot be written."""
+def _check_outputs(options: argparse.Namespace, count: int) -> list[Path]:
+    """Returns the pictures that exist, which the command will replace.
+
+    Raises `UsageError` if a file cannot be written, or is one that the command reads.
+    """
     from eri_runtime.images import check_output
     from eri_runtime.pipeline import numbered_paths
 
-    for path in numbered_paths(options.output or Path("eri-0.png"), count):
+    paths = numbered_paths(options.output or Path("eri-0.png"), count)
+    check_not_input(options, [*paths, *filter(None, [options.preview])])
+    for path in paths:
         check_output("--output", path)
     if options.preview is not None:
         check_output("--preview", options.preview)
+    return [path for path in paths if options.output is not None and path.exists()]
 
 
 def _save_unused(result: Result, stem: str) -> list[Path]:

@@ -1,8 +1,7 @@
 """The `eri` command. Subcommands of other packages register under the entry point `eri.commands`.
 
-Exit status: 0 success, 1 failure, 2 invalid arguments, 130 interrupted. An error is one line on
-standard error. A process enters through `eri_runtime.__main__`, which handles Ctrl-C before this
-module and all that it imports are there.
+`exit_codes` has the exit codes. An error is one line on standard error. A process enters through
+`eri_runtime.__main__`, which handles Ctrl-C before this module and all that it imports are there.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 
 from eri_runtime.commands.bench import bench_command
+from eri_runtime.commands.exit_codes import DONE, STOPPED, code_of, describe_codes
 from eri_runtime.commands.export_triton import export_triton_command
 from eri_runtime.commands.generate import generate_command
 from eri_runtime.commands.inspect import inspect_command
 from eri_runtime.commands.serve import serve_command
 from eri_runtime.commands.subcommand import IntermixedParser, Parser, write_line
-from eri_runtime.errors import BundleError, CheckpointError, EriError, UsageError, cut
+from eri_runtime.errors import EriError, cut
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,18 +36,17 @@ def execute(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="eri: %(message)s")
     try:
         options.run(options)
-    except (UsageError, CheckpointError, BundleError) as error:
-        return _fail(error, 2)
     except (EriError, OSError) as error:
-        return _fail(error, 1)
+        return _fail(error, code_of(error))
     except KeyboardInterrupt:
-        return _fail("stopped", 130)
-    return 0
+        return _fail("stopped", STOPPED)
+    return DONE
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of all installed subcommands."""
-    parser = Parser(prog="eri", description="Export diffusion models, and run them without torch.")
+    description = "Export diffusion models, and run them without torch."
+    parser = Parser(prog="eri", description=description, epilog=describe_codes())
     commands = parser.add_subparsers(
         metavar="COMMAND", required=True, parser_class=IntermixedParser
     )

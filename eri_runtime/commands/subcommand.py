@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeGuard
 
+from eri_runtime.commands.exit_codes import describe_codes
 from eri_runtime.errors import UsageError, cut
 
 Subparsers = Any  # argparse keeps the type of add_subparsers' result private
@@ -18,7 +19,9 @@ def add_command(
     commands: Subparsers, name: str, summary: str, run: Callable[[argparse.Namespace], None]
 ) -> argparse.ArgumentParser:
     """Adds a subcommand, which calls `run` with its parsed options; returns its parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, epilog=describe_codes()
+    )
     parser.set_defaults(run=run)
     return parser
 
