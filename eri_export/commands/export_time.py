@@ -16,11 +16,11 @@ from eri_export.graphs.recipes.base import Recipe
 from eri_export.plan.plan import Plan
 from eri_runtime.bundle import Precision
 
-# Fitted to traces of ten published networks, each within 40 % (CLIP-G takes half), and to an
-# export of SDXL base in fp16: 45 s of tracing, 23 s of writing 7.1 GB, 162 s of comparing. Flux-dev
-# took 19, 41 and 55 s, and the estimate is 20, 80 and 55 s.
-TRACE = (2.5, 0.015)  # seconds per network, and per weight of it
-WRITE = 3e8  # bytes a second, converted, checked and hashed
+# Fitted to `MEASURED` of tests/export/plan/test_export_time.py, from tiny networks to SDXL base and
+# Flux-dev's transformer.
+TRACE = (4.0, 0.012)  # seconds per network, and per weight of it
+WRITE = (0.3, 4e8)  # seconds per network, and bytes a second, converted, checked and hashed
+COMPARE = 1.0  # seconds per network, however small
 LOAD = 5e8  # bytes of float32 a second, into PyTorch or an engine
 RUN = 1e11  # operations a second
 
@@ -47,7 +47,7 @@ def estimate_export_time(plan: Plan) -> Estimate:
     costly = too_costly(plan.recipes)
     return Estimate(
         trace=sum(map(_trace, plan.recipes)),
-        write=plan.nbytes / WRITE,
+        write=WRITE[0] * len(plan.recipes) + plan.nbytes / WRITE[1],
         compare=sum(_compare(recipe, costly) for recipe in plan.recipes),
     )
 
@@ -65,7 +65,7 @@ def _compare(recipe: Recipe, costly: bool) -> float:
     retrace = _trace(gate) if gate is not recipe else 0.0
     nbytes = 4 * gate.source.parameters
     runs = RUNS[recipe.precision]
-    return retrace + runs * (nbytes / LOAD + work(gate) / RUN)
+    return COMPARE + retrace + runs * (nbytes / LOAD + work(gate) / RUN)
 
 
 def approximate_times(parts: Sequence[float]) -> list[str]:
