@@ -20,7 +20,7 @@ from eri_runtime.bundle import Precision
 # Flux-dev's transformer.
 TRACE = (4.0, 0.012)  # seconds per network, and per weight of it
 WRITE = (0.3, 4e8)  # seconds per network, and bytes a second, converted, checked and hashed
-COMPARE = 1.0  # seconds per network, however small
+COMPARE = 2.0  # seconds per network, however small
 LOAD = 5e8  # bytes of float32 a second, into PyTorch or an engine
 RUN = 1e11  # operations a second
 

@@ -13,6 +13,7 @@ from eri_runtime.commands.bench_checks import (
     check_all_ran,
     check_backends,
     check_checkpoint,
+    check_mode,
     check_numbers,
     check_report,
     check_results,
@@ -22,7 +23,7 @@ from eri_runtime.commands.bench_checks import (
 )
 from eri_runtime.commands.bench_options import OPTIONS, THRESHOLD, TORCH
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
-from eri_runtime.errors import RegressionError, UsageError
+from eri_runtime.errors import BenchmarkError, RegressionError, UsageError
 
 if TYPE_CHECKING:
     from eri_runtime.bench.plan import Candidate, Plan
@@ -48,8 +49,7 @@ def bench(options: argparse.Namespace) -> None:
     if sum(each is not None for each in modes) != 1:
         expected = "one of BUNDLE, --render FILE.json, --compare A.json B.json"
         raise UsageError("eri bench", got="none or several", expected=expected)
-    if options.threshold is not None and options.compare is None:
-        raise UsageError("--threshold", got="no --compare", expected="--compare with it")
+    check_mode(options)
     if options.compare:
         _compare(options)
     elif options.render:
@@ -198,7 +198,10 @@ def _timed_export(plan: Plan) -> tuple[Build, ...]:
         target = str(Path(folder) / "bundle")
         export = ["-m", "eri_runtime", "export", str(plan.checkpoint), "-o", target]
         started = time.perf_counter()
-        subprocess.run([sys.executable, *export], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        done = subprocess.run([sys.executable, *export], check=False, stdout=subprocess.DEVNULL)  # noqa: S603
+        if done.returncode:
+            got = f"exit status {done.returncode}"
+            raise BenchmarkError("eri export", got=got, expected="an export to time")
         return (Build(name="eri export", seconds=round(time.perf_counter() - started, 1)),)
 
 

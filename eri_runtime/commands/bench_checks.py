@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eri_runtime.commands.bench_options import TORCH_PARTS
+from eri_runtime.commands.bench_options import OPTIONS, TORCH_PARTS
 from eri_runtime.errors import (
     BackendError,
     BenchmarkError,
@@ -25,7 +25,23 @@ if TYPE_CHECKING:
     from eri_runtime.bundle import Bundle
 
 LEAST = {"rounds": 1, "batch": 1, "warm": 0, "cold": 0, "pictures": 0}
+READ = {  # options that the modes without a measurement read
+    "--compare": ("--compare", "--threshold"),
+    "--render": ("--render", "--report", "--force"),
+}
 INDEX = "model_index.json"  # of a folder that diffusers saved
+
+
+def check_mode(options: argparse.Namespace) -> None:
+    """Raises UsageError for an option that `--render` or `--compare` leaves without effect."""
+    mode = "--compare" if options.compare else "--render" if options.render else "a measurement"
+    for name, settings in OPTIONS:
+        default = settings.get("default", False if "action" in settings else None)
+        given = getattr(options, name.removeprefix("--").replace("-", "_")) != default
+        read = name in READ[mode] if mode in READ else name != "--threshold"
+        if given and not read:
+            expected, fix = "an option that changes something", "leave it out"
+            raise UsageError(name, got=mode, expected=expected, fix=fix)
 
 
 def check_numbers(options: argparse.Namespace) -> None:
