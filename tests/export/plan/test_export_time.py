@@ -16,6 +16,7 @@ from eri_runtime.commands.main import main
 MEASURED = {
     "sd35_checkpoint": 46.1,
     "sd35": 63.4,
+    "flux": 54.3,
 }
 
 

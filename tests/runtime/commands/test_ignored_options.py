@@ -27,7 +27,6 @@ IGNORED = {
         (["--mask", "in.png"], "mask: got"),
         (["--overlay"], "overlay: got"),
         (["--padding-mask-crop", "4"], "padding_mask_crop: got"),
-        (["--spacing", "trailing"], "spacing: got"),
         (["--eta", "0.5"], "eta: got"),
         (["--option", "s_churn=3"], "s_churn"),
     ],

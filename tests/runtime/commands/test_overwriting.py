@@ -45,7 +45,7 @@ def test_a_picture_that_is_read_is_never_replaced(option, sd35_bundle, place, ca
     words = ["generate", str(sd35_bundle), "x", *FAST, "--image", "in.png", "--mask", "mask.png"]
     words[words.index("--steps") + 1] = "2"
     assert main([*words, "-o", target]) == 2
-    assert "which the command reads; give another name" in capsys.readouterr().err
+    assert "which the command reads, expected another file" in capsys.readouterr().err
     assert files(place) == before
 
 
