@@ -108,12 +108,18 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         "--preview", type=Path, metavar="FILE.png", help="save a rough image after every step"
     )
     parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --prompts, draw images again whose settings changed since they were drawn into "
+        "the folder, and replace them (default: refuse)",
+    )
+    parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FILE.png",
-        help="file to write (default: eri-SEED.png, or the next free eri-SEED_N.png); with "
-        "--prompts, a folder",
+        help="file to write, which replaces an older one and says so (default: eri-SEED.png, or "
+        "the next free eri-SEED_N.png); with --prompts, a folder",
     )
 
 
