@@ -35,6 +35,7 @@ BUNDLE, CHECKPOINT = "engines/demo", "eri_export/embedded/emoji-sd35"
 SMALL = ["--steps", "3", "--size", "32x32", "--seed", "0"]
 BENCH = ["--rounds", "2", "--cold", "1", "--steps", "1", "--sizes", "32x32", "--prompt", "a"]
 SERVED = 4.0  # seconds of a server's life
+TEMPORARY = "temporary"  # the folder of a trial for temporary files
 
 # a command -> its arguments and its number of trials; it runs in a folder of its own
 COMMANDS: Mapping[str, tuple[Sequence[str], int]] = {
@@ -75,11 +76,11 @@ def start(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
     places = {"bundle": root / BUNDLE, "checkpoint": root / CHECKPOINT}
     arguments = [word.format(**places) for word in words]
     (folder / "p.txt").write_text("a red heart\na cat\na pizza\n", encoding="utf-8")
-    (folder / "tmp").mkdir()
+    (folder / TEMPORARY).mkdir()
     return subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", "eri_runtime", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(root), "TMPDIR": str(folder / "tmp")},
+        env={**os.environ, "PYTHONPATH": str(root), "TMPDIR": str(folder / TEMPORARY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -137,7 +138,9 @@ def left_by(folder: Path) -> str | None:
     time.sleep(0.1)  # a killed process takes a moment
     if left := processes_of(folder):
         return f"left processes {left}"
-    if left := [path.name for path in (folder / "tmp").iterdir() if path.name.startswith("eri-")]:
+    if left := [
+        path.name for path in (folder / TEMPORARY).iterdir() if path.name.startswith("eri-")
+    ]:
         return f"left {left}"
     for path in folder.rglob("*"):
         if path.name.endswith((".partial", ".old")):
@@ -149,7 +152,7 @@ def left_by(folder: Path) -> str | None:
 
 def processes_of(folder: Path) -> list[int]:
     """Returns the processes that run with a folder's temporary files: the command's children."""
-    mark, found = f"TMPDIR={folder}/tmp".encode(), []
+    mark, found = f"TMPDIR={folder / TEMPORARY}".encode(), []
     for place in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (place / "environ").read_bytes().split(b"\0"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from eri_export.choices import make_ranges
 from eri_export.commands.export import require_extra, run_export
 from eri_export.embedded.assemble import assembled
-from eri_export.publishing.atomic_publish import terminated_as_interrupt
+from eri_export.publishing.atomic_publish import replaces, terminated_as_interrupt
 from eri_runtime.commands.output import Output
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
 
@@ -72,6 +72,7 @@ def demo(options: argparse.Namespace) -> None:
     require_extra()
     output, chosen = Output(), DEMOS[options.family]
     bundle = options.bundle or chosen.bundle
+    replaces(bundle)
     with terminated_as_interrupt(), assembled(options.family) as checkpoint:
         output.note(f"exporting the embedded {options.family} checkpoint to {bundle}")
         run_export(bundle, output, checkpoint=checkpoint, ranges=make_ranges(size=chosen.size))
