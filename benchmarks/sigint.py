@@ -39,8 +39,8 @@ TEMPORARY = "temporary"  # the folder of a trial for temporary files
 
 # a command -> its arguments and its number of trials; it runs in a folder of its own
 COMMANDS: Mapping[str, tuple[Sequence[str], int]] = {
-    "export": (["export", "{checkpoint}", "-o", "out", "--size", "32:32:64"], 16),
-    "demo": (["demo", "--bundle", "bundle", "-o", "sheet"], 8),
+    "export": (["export", "{checkpoint}", "-o", "out", "--size", "32:32:64"], 12),
+    "demo": (["demo", "--bundle", "bundle", "-o", "sheet"], 6),
     "generate": (["generate", "{bundle}", "a", *SMALL, "--preview", "p.png", "-o", "a.png"], 10),
     "generate --prompts": (["generate", "{bundle}", "--prompts", "p.txt", *SMALL, "-o", "out"], 8),
     "inspect": (["inspect", "{bundle}"], 8),
