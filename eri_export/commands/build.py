@@ -16,7 +16,6 @@ from eri_export.tensorrt.build_options import (
     BuildOptions,
     ProfileKind,
     check_options,
-    parse_bytes,
 )
 from eri_export.tensorrt.library import load_engine
 from eri_export.tensorrt.publish_plans import add_plans
@@ -25,6 +24,7 @@ from eri_runtime.commands.describe_bundle import describe_plan
 from eri_runtime.commands.output import DEFAULT_OUTPUT, Output, check_bundle
 from eri_runtime.commands.subcommand import Subparsers, add_command
 from eri_runtime.errors import UsageError
+from eri_runtime.units import parse_bytes
 
 ENGINES = get_args(EngineName)
 
@@ -139,7 +139,7 @@ def build(options: argparse.Namespace) -> None:
                 capabilities=tuple(options.compute_capability),
                 profiles=tuple(options.profile) or BuildOptions.profiles,
                 level=options.level,
-                workspace=options.workspace and parse_bytes(options.workspace),
+                workspace=options.workspace and parse_bytes("workspace", options.workspace),
                 flags=tuple(dict.fromkeys(options.flags)),
                 timing_cache=options.timing_cache,
             ),

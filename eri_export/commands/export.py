@@ -16,6 +16,7 @@ from eri_export.publishing.atomic_publish import terminated_as_interrupt
 from eri_runtime.commands.output import Output, add_output_options
 from eri_runtime.commands.subcommand import Subparsers, add_command, parse_lora
 from eri_runtime.errors import BackendError
+from eri_runtime.install_hint import install_hint
 
 NEEDS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 EXAMPLES = (
@@ -80,7 +81,7 @@ def require_extra(command: str = "eri export") -> None:
     """Raises `BackendError`, naming the command, if the export extra is not installed."""
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        fix = "pip install 'eri-diffusion[export]'"
+        fix = install_hint("export")
         raise BackendError(
             command, got=f"no {', '.join(missing)}", expected="the export extra", fix=fix
         )

@@ -28,7 +28,7 @@ PATIENCE = 10.0  # seconds that a worker has to stop before it is killed
 
 
 class Worker(Closeable):
-    """A process that runs `python -m MODULE`.
+    """A process that runs `PYTHON -m MODULE`.
 
     It leads a process group, so that the processes it starts can be ended with it.
 
@@ -37,14 +37,21 @@ class Worker(Closeable):
         started: Time (`perf_counter`) just before the process was started.
     """
 
-    def __init__(self, name: str, module: str, env: Mapping[str, str], timeout: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        env: Mapping[str, str],
+        timeout: float,
+        python: str | None = None,
+    ) -> None:
         self.name, self._timeout = name, timeout
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 closed with the worker
         self._buffer = b""
         self.started = time.perf_counter()
         with stops_wait():
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", module],
+                [python or sys.executable, "-m", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,

@@ -25,7 +25,7 @@ EXAMPLES = (
     "engines/sdxl --against ./stable-diffusion-xl --torch eager compile",
     "--compare before.json after.json",
 )
-WIDTH = 120  # columns of tables that do not go to a terminal
+WIDTH = 80  # columns of tables that do not go to a terminal
 
 
 def bench_command(commands: Subparsers) -> None:
@@ -139,6 +139,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def make_plan(options: argparse.Namespace, command: str) -> Plan:
     """Returns the plan for the options, with defaults from the bundle; raises UsageError."""
+    from eri_runtime.bench.peers import peer_python
     from eri_runtime.bench.picture_distance import LIMITS
     from eri_runtime.bench.plan import Plan, candidates
     from eri_runtime.bundle import manifest
@@ -151,7 +152,8 @@ def make_plan(options: argparse.Namespace, command: str) -> Plan:
     for width, height in sizes:
         check_size(bundle, height, width)
     ways = options.torch if options.torch is not None else TORCH if against else ()
-    selected = candidates(bundle, options.backends, ways, options.peers)
+    python = peer_python(options.peers_python) if options.peers else None
+    selected = candidates(bundle, options.backends, ways, options.peers, python)
     return Plan(
         bundle=options.bundle,
         checkpoint=against,

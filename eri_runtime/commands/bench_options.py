@@ -43,7 +43,17 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
             "nargs": "*",
             "default": [],
             "metavar": "NAME",
-            "help": "optimum-onnx, optimum-openvino (default: none)",
+            "help": "openvino-genai, optimum-intel (both also with +bf16), optimum-onnx "
+            "(default: none)",
+        },
+    ),
+    (
+        "--peers-python",
+        {
+            "type": Path,
+            "metavar": "FILE",
+            "help": "python of the environment that has the peers; default: that of `make peers` "
+            "in this folder, else the one that runs this",
         },
     ),
     (

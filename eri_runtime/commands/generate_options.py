@@ -119,7 +119,8 @@ def _add_sampling(group: Any) -> None:
     group.add_argument(
         "--sampler",
         metavar="NAME",
-        help="name of the sampler, see below (default: the bundle's)",
+        help="name of the sampler, such as dpmpp_2m or 'DPM++ 2M Karras'; `eri samplers` lists "
+        "them (default: the bundle's)",
     )
     group.add_argument(
         "--sigmas",

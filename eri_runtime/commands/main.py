@@ -23,6 +23,7 @@ from eri_runtime.version import eri_version
 COMMANDS = {
     "generate": "generate",
     "inspect": "inspect",
+    "samplers": "samplers",
     "bench": "bench",
     "export-triton": "export_triton",
     "serve": "serve",

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
 from eri_runtime.errors import BackendError, UsageError
+from eri_runtime.install_hint import install_hint
 
 NEEDED = {  # packages of the extra `serve`, by what is imported
     "fastapi": "fastapi",
@@ -81,5 +82,5 @@ def check_installed(needed: Mapping[str, str], extra: str) -> None:
             "eri serve",
             got=f"no {', '.join(missing)}",
             expected=f"the packages of the extra `{extra}`",
-            fix=f"run `pip install 'eri-diffusion[{extra}]'`",
+            fix=install_hint(extra),
         )

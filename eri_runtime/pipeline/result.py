@@ -20,6 +20,7 @@ from eri_runtime.errors import UsageError, cut
 from eri_runtime.images import check_output, contact_sheet, parameters_text, save_png
 from eri_runtime.partial_files import remove_stale
 from eri_runtime.request import Request
+from eri_runtime.sampling import Guidance
 from eri_runtime.version import eri_version
 from eri_runtime.weights import Scale, describe_loras
 
@@ -44,10 +45,12 @@ class Result:
 
     Attributes:
         images: The images, as `output_type` says: a list of PIL images (`"pil"`), an array
-            (B, H, W, 3) float32 in [0, 1] (`"np"`), or the latents (`"latent"`).
+            (B, H, W, 3) float32 in [0, 1] (`"np"`), a torch tensor (B, 3, H, W) (`"pt"`), or the
+            latents (`"latent"`).
         latents: Final latents, float32 in the denoiser's scale and layout: (B, C, h, w), or packed
             (B, tokens, 4·C) for Flux.
-        seeds: The seed of each image.
+        seeds: The seed of each image; empty if a generator made their noise that was drawn from
+            before, or that several images share.
         parameters: AUTOMATIC1111's `parameters` text of each image: prompt, negative prompt and
             settings.
 
@@ -63,12 +66,32 @@ class Result:
         >>> print(result.parameters[0])  # doctest: +ELLIPSIS
         a red heart
         Steps: 2, Sampler: Euler, CFG scale: 7, Seed: 7, Size: 32x32, Model hash: ...
+
+        It is diffusers' tuple too, so that `pipe(…, return_dict=False)[0]` runs as there:
+
+        >>> result[0] is result.images
+        True
     """
 
     images: Any
     latents: NDArray[np.float32]
     seeds: tuple[int, ...]
     parameters: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Returns 1: as a tuple it holds the images alone."""
+        return 1
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yields `images`, as diffusers' tuple does."""
+        return iter((self.images,))
+
+    def __getitem__(self, key: Any) -> Any:
+        """Returns `images` for 0 and for `"images"`, or what a slice takes of the tuple.
+
+        Raises `IndexError` for another index and `KeyError` for another name.
+        """
+        return {"images": self.images}[key] if isinstance(key, str) else (self.images,)[key]
 
     def __repr__(self) -> str:
         """Returns two lines: what the images are, and the settings of the first."""
@@ -170,7 +193,6 @@ def _settings(bundle: Bundle, request: Request, image: int) -> Iterator[tuple[st
 
     Leaves out those that have the default value.
     """
-    guidance = request.guidance
     yield "Steps", request.steps
     yield "Sampler", request.sampler.label
     if request.sigmas != "default":
@@ -181,6 +203,23 @@ def _settings(bundle: Bundle, request: Request, image: int) -> Iterator[tuple[st
     for name, value in request.options.items():
         if value != request.sampler.options[name].default:
             yield OPTION_LABELS.get(name, name), f"{value:g}"
+    yield from _guidance_settings(bundle, request.guidance, image)
+    if request.seeded:
+        yield "Seed", request.seeds[image]
+    else:
+        yield "Noise", "a generator that no seed repeats"
+    yield "Size", f"{request.width}x{request.height}"
+    yield from _words_of_diffusers(request, image // request.images_per_prompt)
+    yield from _edit_settings(request)
+    yield "Model hash", bundle.files[bundle.components["denoiser"].weights].sha256[:10]
+    yield "Model", bundle.root.resolve().name
+    yield "Version", f"eri {eri_version()}"
+
+
+def _guidance_settings(
+    bundle: Bundle, guidance: Guidance, image: int
+) -> Iterator[tuple[str, object]]:
+    """Yields the settings of one image's guidance."""
     yield "CFG scale", f"{guidance.scale[image]:g}"
     if bundle.guidance_embedding and guidance.embedded[image] >= 0:
         yield "Distilled CFG Scale", f"{guidance.embedded[image]:g}"
@@ -188,13 +227,32 @@ def _settings(bundle: Bundle, request: Request, image: int) -> Iterator[tuple[st
         yield "CFG Rescale", f"{guidance.rescale:g}"
     if guidance.interval != (0.0, inf):
         yield "CFG Interval", "{:g} to {:g}".format(*guidance.interval)
-    yield "Seed", request.seeds[image]
-    yield "Size", f"{request.width}x{request.height}"
-    if request.edit is not None:
-        yield "Denoising strength", f"{request.edit.strength:g}"
-        if request.edit.padding is not None:
-            yield "Inpaint area", "Only masked"
-            yield "Masked area padding", request.edit.padding
-    yield "Model hash", bundle.files[bundle.components["denoiser"].weights].sha256[:10]
-    yield "Model", bundle.root.resolve().name
-    yield "Version", f"eri {eri_version()}"
+
+
+def _edit_settings(request: Request) -> Iterator[tuple[str, object]]:
+    """Yields the settings of image to image."""
+    edit = request.edit
+    if edit is None:
+        return
+    if request.part.start is None:
+        yield "Denoising strength", f"{edit.strength:g}"
+    if edit.padding is not None:
+        yield "Inpaint area", "Only masked"
+        yield "Masked area padding", edit.padding
+
+
+def _words_of_diffusers(request: Request, prompt: int) -> Iterator[tuple[str, object]]:
+    """Yields settings under diffusers' words, which AUTOMATIC1111 has no name for."""
+    part = request.part
+    for number, text in enumerate(request.prompts[prompt].others, 2):
+        yield f"Prompt {number}", text
+    if request.negative_others is not None:
+        for number, text in enumerate(request.negative_others[prompt], 2):
+            yield f"Negative prompt {number}", text
+    shares = {"Denoising start": part.start, "Denoising end": part.end, "Shift mu": part.mu}
+    yield from ((name, f"{share:g}") for name, share in shares.items() if share is not None)
+    if part.timesteps is not None:
+        yield "Timesteps", list(part.timesteps)
+    if request.micro is not None:
+        yield "Size conditions", list(request.micro.positive)
+        yield "Negative size conditions", list(request.micro.negative)

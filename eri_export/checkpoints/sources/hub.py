@@ -11,9 +11,9 @@ from pathlib import Path
 
 from eri_export.checkpoints.checkpoint import PARTS
 from eri_export.checkpoints.shipped_configs import TOKENIZERS
-from eri_export.checkpoints.sources.config_files import PICKLES, pickle_error
+from eri_export.checkpoints.sources.config_files import PICKLES
 from eri_export.checkpoints.sources.weight_files import check_variant, choose
-from eri_runtime.bundle import hub
+from eri_runtime.bundle import hub, pickle_error
 from eri_runtime.errors import HubError, UsageError, short
 
 INDEX = "model_index.json"
@@ -43,7 +43,7 @@ def resolve(text: str | Path, *, revision: str | None = None, variant: str | Non
         return path
     repository = hub.named_repository(text, revision)
     if Path(repository.file or "").suffix.lower() in PICKLES:
-        raise pickle_error(Path(str(repository)))
+        raise pickle_error(repository, Path(str(repository.file)).name)
     root = hub.download(
         repository,
         lambda names: needed_files(repository, names, variant),
