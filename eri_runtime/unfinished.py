@@ -23,6 +23,7 @@ PAUSE = 0.02  # seconds between them
 _undo: dict[object, Callable[[], object]] = {}
 _step = threading.RLock()
 _stopping = threading.Event()
+_inside = threading.local()  # its `steps` counts the blocks of `stops_wait` a thread is in
 
 
 def on_stop(undo: Callable[[], object]) -> Callable[[], None]:
@@ -42,13 +43,24 @@ def stops_wait() -> Iterator[None]:
 
     Never enters the block once the stop has begun.
     """
-    with _step:
-        yield
+    _inside.steps = getattr(_inside, "steps", 0) + 1
+    try:
+        with _step:
+            yield
+    finally:
+        _inside.steps -= 1
+    wait_if_stopping()
 
 
 def wait_if_stopping() -> None:
     """Waits for the end of the process if a stop has begun, and returns at once if not."""
     if _stopping.is_set():
+        wait_for_end()
+
+
+def wait_for_end() -> None:
+    """Waits for the end of the process, unless the thread is in a block of `stops_wait`."""
+    if not getattr(_inside, "steps", 0):
         threading.Event().wait()
 
 

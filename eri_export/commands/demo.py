@@ -14,7 +14,7 @@ from eri_export.choices import make_ranges
 from eri_export.commands.existing_bundle import is_up_to_date
 from eri_export.commands.export import require_extra, run_export
 from eri_export.embedded.assemble import assembled
-from eri_export.publishing.atomic_publish import terminated_as_interrupt
+from eri_export.publishing.atomic_publish import replaces, terminated_as_interrupt
 from eri_runtime.commands.output import Output
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
 
@@ -82,6 +82,7 @@ def demo(options: argparse.Namespace) -> None:
     require_extra()
     output, chosen = Output(), DEMOS[options.family]
     bundle, ranges = options.bundle or chosen.bundle, make_ranges(size=chosen.size)
+    replaces(bundle)
     with terminated_as_interrupt(), assembled(options.family) as checkpoint:
         if not options.force and is_up_to_date(bundle, checkpoint, ranges):
             say(f"{bundle}  already exported, used as it is; `eri demo --force` exports it again")

@@ -61,10 +61,11 @@ def export(options: argparse.Namespace) -> None:
         if options.dry_run:
             dry_run(target, output, **arguments)
             return
-        run_export(target, output, **arguments)
-        build_after_export(target, options)
+        facts = run_export(target, output, **arguments)
+        plans = build_after_export(target, options, output)
     if (line := usable_line(read_bundle(target))) is not None:
         output.say(line)
+    output.finish(**facts, plans=plans)
 
 
 def check_new(target: Path, force: bool) -> None:
@@ -102,8 +103,8 @@ def require_extra(command: str = "eri export") -> None:
         )
 
 
-def run_export(target: Path, output: Output, **arguments: Any) -> None:
-    """Exports with progress bars and prints the summary."""
+def run_export(target: Path, output: Output, **arguments: Any) -> dict[str, Any]:
+    """Exports with progress bars and prints the summary; returns the facts for `--json`."""
     from eri_export.commands.export_summary import STAGES, summary_facts, summary_lines
     from eri_export.publishing.export_bundle import export as export_checkpoint
     from eri_runtime.commands.progress_bars import Unit
@@ -119,4 +120,4 @@ def run_export(target: Path, output: Output, **arguments: Any) -> None:
     for line in summary_lines(bundle, watch, output.seconds["all"]):
         output.say(line)
     output.seconds = {name: watch.of(name) for name in STAGES}
-    output.finish(**summary_facts(bundle))
+    return summary_facts(bundle)

@@ -225,7 +225,9 @@ def _timed_export(plan: Plan) -> tuple[Build, ...]:
         command = [sys.executable, *export, str(folder / "bundle")]
         started = time.perf_counter()
         with stops_wait():
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603
+            process = subprocess.Popen(  # noqa: S603
+                command, stdout=subprocess.DEVNULL, process_group=0
+            )
             forget = on_stop(process.kill)
         status = process.wait()
         forget()

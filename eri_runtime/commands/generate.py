@@ -22,7 +22,13 @@ from eri_runtime.commands.ignored_options import (
 )
 from eri_runtime.commands.memory_options import memory_keywords
 from eri_runtime.commands.output import Output
-from eri_runtime.commands.subcommand import Subparsers, add_command, parse_loras
+from eri_runtime.commands.subcommand import (
+    Subparsers,
+    add_command,
+    check_exists,
+    parse_lora,
+    parse_loras,
+)
 from eri_runtime.errors import UnknownNameError, UsageError, short
 
 if TYPE_CHECKING:
@@ -54,12 +60,24 @@ def generate(options: argparse.Namespace) -> None:
         raise UsageError("PROMPT and --prompts", got=got, expected="one of them")
     check_combinations(options)
     output = Output.of(options)
+    _check_paths(options)
     if options.prompts is None:
         _generate_one(options, output)
         return
     from eri_runtime.commands.generate_many import generate_many
 
     generate_many(options, output)
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    """Raises `UsageError` for a file that is missing, before NumPy is imported."""
+    for name in ("image", "mask", "prompts"):
+        check_exists(f"--{name}", getattr(options, name))
+    for file in options.textual_inversion:
+        check_exists("--textual-inversion", file)
+    for path, _ in map(parse_lora, options.lora):
+        if path.endswith(".safetensors") and ":" not in path:  # else it may be an id of the Hub
+            check_exists("--lora", path)
 
 
 def _generate_one(options: argparse.Namespace, output: Output) -> None:

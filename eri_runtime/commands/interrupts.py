@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from eri_runtime.unfinished import undo_all, wait_if_stopping
+from eri_runtime.unfinished import undo_all, wait_for_end, wait_if_stopping
 
 STATUS = 130
 LINE = b"eri: stopped\n"
@@ -37,6 +37,7 @@ def ended_by_signals() -> Iterator[None]:
     def tell(number: int, _frame: FrameType | None) -> None:
         with suppress(OSError):  # also for a library that took the wakeup descriptor
             os.write(told, bytes([number]))
+        wait_for_end()
 
     heeded = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
     threading.Thread(target=_watch, args=(heard, tell), name="eri-signals", daemon=True).start()

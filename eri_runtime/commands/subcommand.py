@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeGuard
 
 from eri_runtime.commands.exit_codes import describe_codes
-from eri_runtime.errors import UsageError
+from eri_runtime.errors import UsageError, short
 from eri_runtime.unfinished import wait_if_stopping
 
 Subparsers = Any  # argparse keeps the type of add_subparsers' result private
@@ -75,6 +75,12 @@ def write_line(stream: TextIO | None, text: str) -> None:
     except BrokenPipeError:
         with Path(os.devnull).open("w", encoding="utf-8") as nothing:
             os.dup2(nothing.fileno(), stream.fileno())  # for what follows
+
+
+def check_exists(name: str, path: str | Path | None) -> None:
+    """Raises `UsageError`, naming the option, for a path at which nothing is."""
+    if path is not None and not os.path.lexists(path):
+        raise UsageError(name, got=f"{short(str(path))}: no such file", expected="a file")
 
 
 def parse_lora(text: str) -> tuple[str, float]:

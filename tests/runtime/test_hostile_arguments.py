@@ -38,6 +38,7 @@ RECORDS = {
     "Bundle", "ComponentSpec", "EriError", "NoiseSource", "Point", "Result", "Sampler",
     "SamplerTable", "Schedule", "ShapeRange", "Step", "TensorSpec", "Pipeline",
 }  # fmt: skip
+RECORDS |= {name for name in eri.__all__ if name in vars(eri.errors)}
 OWNERS = ("DDPMScheduler", "Pipeline", "Result")  # classes whose methods are called too
 NO_ARGUMENTS = {"Pipeline.close"}
 # errors of Python's own that a docstring promises
