@@ -13,8 +13,8 @@ Example:
 The package is made of rooms: folders that import only from those below them. From the top:
 `commands`, `bench`, `batch` and `standalone`, `training`, `pipeline`, `memory`, `request`, `loop`,
 `weights`, `text`, `latents`, `executors` and `images`, `sampling`, `bundle`, then the files
-`checks`, `partial_files`, `files`, `units` and `errors`. Each folder's docstring says what is in it
-and where to start.
+`checks`, `partial_files`, `unfinished`, `files`, `units`, `version` and `errors`. Each folder's
+docstring says what is in it and where to start.
 
 A name is imported from its room on first use. So the command `eri` runs before NumPy is imported,
 and can answer Ctrl-C from the start.

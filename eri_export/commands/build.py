@@ -16,15 +16,16 @@ from eri_export.tensorrt.build_options import (
     BuildOptions,
     ProfileKind,
     check_options,
-    parse_bytes,
 )
 from eri_export.tensorrt.library import load_engine
 from eri_export.tensorrt.publish_plans import add_plans
 from eri_runtime.bundle import EngineName, PlanFlag
 from eri_runtime.commands.describe_bundle import describe_plan
+from eri_runtime.commands.output import Output
 from eri_runtime.commands.progress_bars import progress_bars
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
 from eri_runtime.errors import UsageError
+from eri_runtime.units import parse_bytes
 
 ENGINES = get_args(EngineName)
 
@@ -130,6 +131,7 @@ def build(options: argparse.Namespace) -> None:
     """Runs `eri build`; raises `UsageError` without an engine, and the errors of `add_plans`."""
     if options.engine is None:
         raise UsageError("--engine", got="none", expected=" or ".join(ENGINES))
+    Output().note_opening(options.bundle)
     with terminated_as_interrupt():
         run_build(
             options.bundle,
@@ -138,7 +140,7 @@ def build(options: argparse.Namespace) -> None:
                 capabilities=tuple(options.compute_capability),
                 profiles=tuple(options.profile) or BuildOptions.profiles,
                 level=options.level,
-                workspace=options.workspace and parse_bytes(options.workspace),
+                workspace=options.workspace and parse_bytes("workspace", options.workspace),
                 flags=tuple(dict.fromkeys(options.flags)),
                 timing_cache=options.timing_cache,
             ),

@@ -15,6 +15,7 @@ from eri_export.commands.existing_bundle import is_up_to_date
 from eri_export.commands.export import require_extra, run_export
 from eri_export.embedded.assemble import assembled
 from eri_export.publishing.atomic_publish import terminated_as_interrupt
+from eri_runtime.commands.output import Output
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
 
 # captions of the training set, so the sheet shows what the model has learnt
@@ -75,13 +76,14 @@ def demo_command(commands: Subparsers) -> None:
 def demo(options: argparse.Namespace) -> None:
     """Exports the embedded checkpoint if need be, generates eight prompts, prints the files."""
     require_extra()
-    chosen = DEMOS[options.family]
+    output, chosen = Output(), DEMOS[options.family]
     bundle, ranges = options.bundle or chosen.bundle, make_ranges(size=chosen.size)
     with terminated_as_interrupt(), assembled(options.family) as checkpoint:
         if not options.force and is_up_to_date(bundle, checkpoint, ranges):
             say(f"{bundle}  already exported, used as it is; `eri demo --force` exports it again")
         else:
-            run_export(bundle, checkpoint=checkpoint, ranges=ranges)
+            output.note(f"exporting the embedded {options.family} checkpoint to {bundle}")
+            run_export(bundle, output, checkpoint=checkpoint, ranges=ranges)
     started = time.perf_counter()
     sheet = draw_sheet(bundle, chosen, options.output, options.seed)
     say(f"{sheet}  {len(PROMPTS)} prompts in {time.perf_counter() - started:.1f} s:")

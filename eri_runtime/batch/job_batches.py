@@ -32,7 +32,7 @@ from eri_runtime.request import (
     list_images,
     make_jobs,
 )
-from eri_runtime.sampling import NoiseName
+from eri_runtime.sampling import NoiseName, full_name
 from eri_runtime.training import NEGATIVE_EMBEDS, SHARED_KEYWORDS
 
 Output = Literal["array", "pil"]
@@ -223,7 +223,8 @@ def _complete_job(
     if key in checked:
         keywords = {name: value for name, value in keywords.items() if name not in EDIT_KEYWORDS}
         keywords["height"], keywords["width"] = checked[key]
-    request = pipe.request([job.prompt] * _min_batch(pipe), job.negative_prompt, **keywords)
+    keywords["negative_prompt"] = job.negative_prompt
+    request = pipe.request([job.prompt] * _min_batch(pipe), **keywords)
     if key not in checked:
         pipe.table(request)
         checked[key] = request.height, request.width
@@ -233,7 +234,7 @@ def _complete_job(
         height=request.height,
         width=request.width,
         num_inference_steps=request.steps,
-        sampler=request.sampler.name,
+        sampler=full_name(job.sampler or request.sampler.name, pipe.bundle.schedule.kind),
         guidance_scale=guidance if job.guidance_scale is None else job.guidance_scale,
     )
 

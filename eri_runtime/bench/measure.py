@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -33,6 +32,7 @@ from eri_runtime.bundle import read_bundle
 from eri_runtime.errors import EriError
 from eri_runtime.latents import latent_shape
 from eri_runtime.sampling import TorchNoise, image_seeds
+from eri_runtime.unfinished import temporary_folder
 
 Tell = Callable[[str], object]
 
@@ -52,8 +52,8 @@ def measure(plan: Plan, builds: Sequence[Build] = (), tell: Tell = lambda _: Non
     """
     machine, software = environment.machine(), environment.software()
     reference = reference_of(plan.candidates)
-    with tempfile.TemporaryDirectory(prefix="eri-bench-") as name:
-        bench = Bench(plan, Path(name), tell)
+    with temporary_folder("eri-bench-") as folder:
+        bench = Bench(plan, folder, tell)
         with bench.open() as subjects:
             bench.draw_cases(subjects)
             bench.time(subjects)

@@ -17,6 +17,7 @@ from eri_runtime.bench.statistics import WHOLE, figure
 from eri_runtime.bench.worker_client import Worker
 from eri_runtime.bench.worker_server import Job, Setup
 from eri_runtime.errors import EriError, WorkerError
+from eri_runtime.install_hint import install_hint
 
 # a worker whose error begins with one of these lacks something that is not installed
 MISSING = ("BackendError", "ModuleNotFoundError", "ImportError")
@@ -105,7 +106,7 @@ def worker_starter(plan: Plan, env: Mapping[str, str]) -> StartWorker:
     def start(candidate: Candidate) -> Worker:
         if candidate.module is None:
             got = "ModuleNotFoundError: no worker of this kind is installed"
-            fix = "pip install 'eri-diffusion[export]'"
+            fix = install_hint("export")
             raise WorkerError(candidate.name, got=f"{got}; {fix}", expected="a worker")
         return Worker(candidate.name, candidate.module, env, plan.timeout, candidate.python)
 

@@ -8,18 +8,34 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eri_runtime.commands.generate_options import add_generate_options, call_keywords
+from eri_runtime.commands.generate_options import (
+    add_generate_options,
+    call_keywords,
+    samplers_text,
+)
 from eri_runtime.commands.memory_options import memory_keywords
-from eri_runtime.commands.subcommand import Subparsers, add_command, parse_loras, say
+from eri_runtime.commands.output import Output
+from eri_runtime.commands.subcommand import Subparsers, add_command, parse_loras
 from eri_runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from eri_runtime.pipeline import Result
+    from eri_runtime.loop import Step
+    from eri_runtime.pipeline import Pipeline, Result
+    from eri_runtime.request import Request
+
+EXAMPLES = (
+    'engines/demo "a red heart" -o heart.png',
+    'engines/demo "a red heart" --seed 7 --batch 4 --steps 20 --guidance 4',
+    'engines/demo "a red heart" --image photo.png --strength 0.5 --lora style.safetensors:0.8',
+    "engines/demo --prompts prompts.txt -o out",
+)
 
 
 def generate_command(commands: Subparsers) -> None:
     """Registers `eri generate`."""
-    parser = add_command(commands, "generate", "Generate images from a bundle.", generate)
+    summary = "Generate images from a bundle."
+    parser = add_command(commands, "generate", summary, generate, EXAMPLES)
+    parser.later = samplers_text  # type: ignore[attr-defined]
     add_generate_options(parser)
 
 
@@ -28,51 +44,66 @@ def generate(options: argparse.Namespace) -> None:
     if (options.prompt is None) == (options.prompts is None):
         got = "neither" if options.prompt is None else "both"
         raise UsageError("PROMPT and --prompts", got=got, expected="one of them")
+    output = Output.of(options)
     if options.prompts is None:
-        _generate_one(options)
+        _generate_one(options, output)
         return
     from eri_runtime.commands.generate_many import generate_many
 
-    generate_many(options)
+    generate_many(options, output)
 
 
-def _generate_one(options: argparse.Namespace) -> None:
+def _generate_one(options: argparse.Namespace, output: Output) -> None:
     """Generates the images of one prompt."""
-    from eri_runtime.commands.progress_bars import progress_bars
-    from eri_runtime.images import write_png
+    _check_names(options)
+    output.note_opening(options.bundle)
     from eri_runtime.pipeline import load
 
-    for name, path in (("--output", options.output), ("--preview", options.preview)):
-        if path is not None and path.suffix.lower() != ".png":
-            raise UsageError(name, got=path, expected="a name that ends in .png")
-    prompt = {options.prompt: 1.0, **dict(options.also)} if options.also else options.prompt
-    with (
-        load(
-            options.bundle,
-            options.backend,
-            threads=options.threads,
-            verify=options.verify,
-            **memory_keywords(options),
-        ) as pipe,
-        progress_bars() as advance,
-    ):
-        for file in options.textual_inversion:
-            pipe.load_textual_inversion(file)
-        pipe.set_loras(parse_loras(options.lora), partial=options.lora_partial)
-        request = pipe.request(prompt, options.negative, **call_keywords(options))
-        _check_outputs(options, request.batch)
-        pipe.prepare(request)
+    keywords = memory_keywords(options)
+    words = {"threads": options.threads, "verify": options.verify, **keywords}
+    with load(options.bundle, options.backend, **words) as pipe, output.progress() as advance:
+        request = _prepared(pipe, options)
+        output.lap("open")
         for step in pipe.denoise(request):
             advance("denoising", step.index + 1, step.total)
             if options.preview is not None:
-                write_png(pipe.preview(request, step)[0], options.preview)
+                _write_preview(pipe, request, step, options.preview)
         result = pipe.finish(request, step.x)
+        output.lap("generate")
     if options.output is None:
         paths = _save_unused(result, f"eri-{result.seeds[0]}")
     else:
         paths = result.save(options.output)
     for path, seed in zip(paths, result.seeds, strict=True):
-        say(f"{path}  seed {seed}")
+        output.say(f"{path}  seed {seed}")
+    about = {"bundle": options.bundle, "prompt": options.prompt, "parameters": result.parameters}
+    output.finish(files=paths, seeds=result.seeds, **about)
+
+
+def _check_names(options: argparse.Namespace) -> None:
+    """Raises `UsageError` for names of files that cannot be meant, before anything is opened."""
+    for name, path in (("--output", options.output), ("--preview", options.preview)):
+        if path is not None and path.suffix.lower() != ".png":
+            raise UsageError(name, got=path, expected="a name that ends in .png")
+
+
+def _prepared(pipe: Pipeline, options: argparse.Namespace) -> Request:
+    """Returns the request of the options, with what it needs opened."""
+    prompt = {options.prompt: 1.0, **dict(options.also)} if options.also else options.prompt
+    for file in options.textual_inversion:
+        pipe.load_textual_inversion(file)
+    pipe.set_loras(parse_loras(options.lora), partial=options.lora_partial)
+    request = pipe.request(prompt, options.negative, **call_keywords(options))
+    _check_outputs(options, request.batch)
+    pipe.prepare(request)
+    return request
+
+
+def _write_preview(pipe: Pipeline, request: Request, step: Step, file: Path) -> None:
+    """Writes a rough image of a step."""
+    from eri_runtime.images import write_png
+
+    write_png(pipe.preview(request, step)[0], file)
 
 
 def _check_outputs(options: argparse.Namespace, count: int) -> None:

@@ -6,8 +6,10 @@ import argparse
 from collections.abc import Mapping
 from importlib.util import find_spec
 
+from eri_runtime.commands.output import Output
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
 from eri_runtime.errors import BackendError, UsageError
+from eri_runtime.install_hint import install_hint
 
 NEEDED = {  # packages of the extra `serve`, by what is imported
     "fastapi": "fastapi",
@@ -35,12 +37,15 @@ def serve(options: argparse.Namespace) -> None:
         _serve_on_ray(options)
         return
     from eri_runtime.commands.serve_options import engine_options, named_bundles, server_options
+
+    bundles = named_bundles(options.bundles)
+    for bundle in bundles.values():
+        Output().note_opening(bundle)
     from eri_runtime.serve import Engine
     from eri_runtime.serve.http import Metrics, make_app
     from eri_runtime.serve.http.server import run
 
     metrics = Metrics()
-    bundles = named_bundles(options.bundles)
     http = server_options(options)
     app = make_app(Engine(bundles, engine_options(options), metrics), http, metrics)
     run(app, lambda address: say(f"serving {', '.join(bundles)} on {address}"))
@@ -81,5 +86,5 @@ def check_installed(needed: Mapping[str, str], extra: str) -> None:
             "eri serve",
             got=f"no {', '.join(missing)}",
             expected=f"the packages of the extra `{extra}`",
-            fix=f"run `pip install 'eri-diffusion[{extra}]'`",
+            fix=install_hint(extra),
         )

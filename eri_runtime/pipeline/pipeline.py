@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, get_args
 
@@ -17,8 +18,8 @@ from eri_runtime.bundle import DENOISER, Bundle, Verify, manifest, verify_on_loa
 from eri_runtime.checks import function, instance, integer, items, mapping, one_of, to_numpy
 from eri_runtime.checks import text as check_text
 from eri_runtime.errors import UsageError
-from eri_runtime.executors import Closeable, engine_description, hashes_of
-from eri_runtime.images import to_pil, to_unit
+from eri_runtime.executors import Closeable, backend_name, engine_description, hashes_of
+from eri_runtime.images import to_pil, to_tensor, to_unit
 from eri_runtime.latents import check_size, enlarge, fit_rgb, to_rgb, vae
 from eri_runtime.loop import Array, Loop, LoopChoice, Step
 from eri_runtime.memory import (
@@ -29,12 +30,26 @@ from eri_runtime.memory import (
     RequestSize,
     request_size,
 )
+from eri_runtime.pipeline.diffusers_methods import DiffusersMethods
+from eri_runtime.pipeline.from_pretrained import load_words
 from eri_runtime.pipeline.generation import Generation, joint_size
 from eri_runtime.pipeline.memory_fallback import denoise_in_fitting_mode, run_in_fitting_mode
 from eri_runtime.pipeline.request_runner import RequestRunner
 from eri_runtime.pipeline.result import Result, parameters_texts
+from eri_runtime.pipeline.step_callbacks import (
+    CallInProgress,
+    RunningCalls,
+    run_with_callbacks,
+)
 from eri_runtime.pipeline.textual_inversions import TextualInversions
-from eri_runtime.request import Request, Words, make_request, request_schedule, request_table
+from eri_runtime.request import (
+    Request,
+    Words,
+    make_request,
+    name_positional,
+    request_schedule,
+    request_table,
+)
 from eri_runtime.sampling import SamplerTable, Schedule
 from eri_runtime.text import (
     Condition,
@@ -130,7 +145,7 @@ def _checked(request: object) -> Request:
     return instance("request", request, Request, "a request, from Pipeline.request")
 
 
-class Pipeline(Closeable):
+class Pipeline(DiffusersMethods, Closeable):
     """Generates images from a bundle; `load` opens one.
 
     Call it with a prompt for a finished `Result`, or use `request`, `denoise` and `finish` to write
@@ -143,6 +158,9 @@ class Pipeline(Closeable):
 
     Attributes:
         bundle: The bundle's manifest: family, components, schedule and defaults.
+
+    Methods and attributes of diffusers' pipelines are there too (`DiffusersMethods`), or say what
+    to do instead.
 
     Example:
         >>> result = pipe("a red heart", num_inference_steps=2, height=32, width=32, seed=0)
@@ -183,7 +201,8 @@ class Pipeline(Closeable):
             UnknownNameError: If `loop` is unknown.
             UsageError: If bundle or engine do not support a mode of `memory`.
         """
-        self.bundle = bundle
+        self.bundle, self._backend = bundle, backend_name(open_component)
+        self._running = RunningCalls()
         one_of("loop", loop, get_args(Loop))
         step = open_step if loop != "numpy" else lambda _: None
         self._live = LiveWeights(bundle, open_component, step)
@@ -205,11 +224,33 @@ class Pipeline(Closeable):
         run = self._runner.run  # not a method of this object: a cycle would keep it alive
         self._rgb = lru_cache(1)(lambda _: fit_rgb(bundle, run))
 
+    @classmethod
+    def from_pretrained(cls, bundle: str | Path, **options: Any) -> Pipeline:
+        """Opens a bundle as `load` does, under the name that diffusers' pipelines have.
+
+        Args:
+            bundle: Folder of the bundle.
+            **options: Keywords of `load`. Those of diffusers that say what a bundle is anyway, such
+                as `use_safetensors=True`, have no effect.
+
+        Returns:
+            An open pipeline.
+
+        Raises:
+            BundleError: If the folder is no bundle, such as a checkpoint that is not exported yet.
+            BackendError: If the backend is not installed or cannot run the bundle.
+            UsageError: If an option is invalid, or one of diffusers that has no effect here.
+
+        Example:
+                pipe = eri.Pipeline.from_pretrained("engines/sdxl", backend="cpu")
+        """
+        return load(bundle, **load_words(options, list(signature(load).parameters)[1:]))
+
     def __call__(
         self,
         prompt: PromptLike | Sequence[PromptLike] | None = None,
+        *positional: Any,
         negative_prompt: str | Sequence[str] | None = None,
-        *,
         on_step: Callable[[Step], object] | None = None,
         **words: Unpack[Words],
     ) -> Result:
@@ -218,6 +259,8 @@ class Pipeline(Closeable):
         Args:
             prompt: A text; a mapping of texts to weights, which guide one image together; or a
                 list of these, one per image. None with `prompt_embeds`.
+            *positional: Further arguments in the order of diffusers' text-to-image pipeline of the
+                family; the next is `prompt_2`.
             negative_prompt: A text for all images, or a list of one per prompt. CFG steers away
                 from it. Default: zeros for SDXL, the empty text for SD3.5, no CFG for Flux.
             on_step: Function that is called with every `Step`, for example to show progress.
@@ -248,9 +291,9 @@ class Pipeline(Closeable):
             ... ).images.shape
             (2, 32, 48, 3)
         """
-        request = make_request(self.bundle, prompt, negative_prompt, words)
         if on_step is not None:
             function("on_step", on_step, "a function of a Step")
+        request = self.request(prompt, *positional, negative_prompt=negative_prompt, **words)
         with self._live.generating():
             self.prepare(request)
             for step in self.denoise(request):
@@ -261,6 +304,7 @@ class Pipeline(Closeable):
     def request(
         self,
         prompt: PromptLike | Sequence[PromptLike] | None = None,
+        *positional: Any,
         negative_prompt: str | Sequence[str] | None = None,
         **words: Unpack[Words],
     ) -> Request:
@@ -268,6 +312,7 @@ class Pipeline(Closeable):
 
         Args:
             prompt: As in a call of the pipeline.
+            *positional: As in a call of the pipeline.
             negative_prompt: As in a call of the pipeline.
             **words: As in a call of the pipeline; see `Words`.
 
@@ -282,7 +327,14 @@ class Pipeline(Closeable):
             >>> request.steps, request.height, request.seeds
             (28, 64, (0,))
         """
-        return make_request(self.bundle, prompt, negative_prompt, words)
+        named: Any = {**words, "negative_prompt": negative_prompt}
+        named = name_positional(self.bundle.family, positional, named)
+        negative = named.pop("negative_prompt")
+        request = make_request(self.bundle, prompt, negative, named)
+        if request.lora_scale != 1 and self.loras:
+            got, fix = f"{request.lora_scale:g} with LoRAs that are merged", "use pipe.set_loras"
+            raise UsageError('attention kwargs["scale"]', got=got, expected="1", fix=fix)
+        return request
 
     def prepare(self, request: Request) -> None:
         """Starts to open the components that a request needs, and returns at once.
@@ -301,7 +353,8 @@ class Pipeline(Closeable):
         """Runs the denoising loop and yields every step; stop iterating to cancel it.
 
         Encodes the prompts and validates everything before the first step. If memory runs out, the
-        loop resumes after the last step in the next memory mode.
+        loop resumes after the last step in the next memory mode. Calls the request's
+        `callback_on_step_end` before it yields a step, which then has what the callback changed.
 
         Args:
             request: A request, from `request`.
@@ -326,7 +379,13 @@ class Pipeline(Closeable):
         """
         if start is not None:
             instance("start", start, Step)
-        attempt = self._memory.attempt(request_size(_checked(request)))
+        call = CallInProgress(self, _checked(request))
+        self._running.add(call)
+        return run_with_callbacks(call, self._encode, self._denoise, start)
+
+    def _denoise(self, request: Request, start: Step | None) -> Iterator[Step]:
+        """Runs the loop of a request, without its callback."""
+        attempt = self._memory.attempt(request_size(request))
         steps_after = partial(self._runner.steps, self._encode, request)
         return denoise_in_fitting_mode(attempt, steps_after, start)
 
@@ -354,7 +413,10 @@ class Pipeline(Closeable):
             >>> [step.total for step in pipe.step(begun)]
             [2, 55]
         """
-        attempt = self._memory.attempt(request_size(_checked(request)))
+        if _checked(request).step_end is not None:
+            got, fix = "a request whose steps are made with others'", "use pipe.denoise"
+            raise UsageError("callback_on_step_end", got=got, expected="none", fix=fix)
+        attempt = self._memory.attempt(request_size(request))
         begin = partial(self._runner.trajectory, self._encode, request)
         trajectory = run_in_fitting_mode(attempt, DENOISER, begin)
         tokens = self._tokens.tokens
@@ -454,18 +516,19 @@ class Pipeline(Closeable):
         )
         x = vae.check_latents(self.bundle, x, request.height, request.width)
         if request.output_type == "latent":
-            return Result(images=x, latents=x, seeds=request.seeds, parameters=parameters)
+            return Result(images=x, latents=x, seeds=request.known_seeds, parameters=parameters)
         attempt = self._memory.attempt(request_size(request))
 
-        def decode(mode: Mode) -> Array | list[Image]:
+        def decode(mode: Mode) -> Any:
             unit = to_unit(self._decode(mode, x, request.height, request.width))
             if request.edit is not None and request.edit.overlay is not None:
                 unit = request.edit.overlay.apply(unit)
-            return to_pil(unit) if request.output_type == "pil" else unit
+            convert = {"pil": to_pil, "pt": to_tensor}.get(request.output_type)
+            return unit if convert is None else convert(unit)
 
         images = run_in_fitting_mode(attempt, vae.DECODER, decode)
         self._memory.release(attempt.mode)
-        return Result(images=images, latents=x, seeds=request.seeds, parameters=parameters)
+        return Result(images=images, latents=x, seeds=request.known_seeds, parameters=parameters)
 
     def preview(self, request: Request, step: Step) -> list[Image]:
         """Returns rough images of a step, much faster than the VAE's decoder.

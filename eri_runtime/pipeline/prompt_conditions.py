@@ -15,6 +15,7 @@ from eri_runtime.text import (
     Encode,
     check_encoders,
     condition_inputs,
+    for_encoders,
     prompt_columns,
     shared_inputs,
 )
@@ -28,11 +29,30 @@ def encode_conditions(
     positives, weights = _positives(encode, request)
     shared = shared_inputs(bundle, *size, positives[0].embeds.shape[1])
 
+    micro = request.micro
+
     def inputs(k: int) -> dict[str, Array]:
         condition = positives[k - 1] if k else _negative(bundle, encode, request, positives[0])
-        return condition_inputs(bundle, condition, *size, request.guidance.embedded)
+        numbers = None if micro is None else micro.positive if k else micro.negative
+        return condition_inputs(bundle, condition, *size, request.guidance.embedded, numbers)
 
     return GuidancePlan(inputs, weights, request.guidance, clock), shared
+
+
+def plain_conditions(
+    bundle: Bundle, encode: Encode, request: Request
+) -> tuple[Condition, Condition | None]:
+    """Returns the condition of the prompts and, with CFG, that of the negative prompts, (B, …).
+
+    Raises `UsageError` for weighted prompts, which have several.
+    """
+    if not all(prompt.is_plain for prompt in request.prompts):
+        name, got = "callback_on_step_end_tensor_inputs", "embeddings of weighted prompts"
+        raise UsageError(name, got=got, expected="latents")
+    (positive,), _ = _positives(encode, request)
+    if not (request.guidance.scale > 1).any():
+        return positive, None
+    return positive, _negative(bundle, encode, request, positive)
 
 
 def _positives(encode: Encode, request: Request) -> tuple[list[Condition], NDArray[np.float64]]:
@@ -68,4 +88,6 @@ def _unconditional(
         return positive.zeros()
     check_encoders(bundle, "negative_prompt")
     prompts = request.negative_prompts or ("",) * len(request.prompts)
-    return encode(prompts, request.max_sequence_length).repeat(request.images_per_prompt)
+    others = request.negative_others or ((),) * len(prompts)
+    texts = tuple(map(for_encoders, prompts, others))
+    return encode(texts, request.max_sequence_length).repeat(request.images_per_prompt)

@@ -81,12 +81,10 @@ def check_pictures(limits: Limits, count: int) -> None:
 
 def check_limits(limits: Limits, request: Request) -> None:
     """Raises `UsageError` if a request is larger than the limits."""
-    texts = [text for prompt in request.prompts for text, _ in prompt.parts]
-    texts += request.negative_prompts or ()
     sizes = {
         "size": (request.height * request.width, limits.pixels, "pixels"),
         "num_inference_steps": (request.steps, limits.steps, "steps"),
-        "prompt": (max(map(len, texts), default=0), limits.prompt, "characters"),
+        "prompt": (max(map(len, request.texts), default=0), limits.prompt, "characters"),
     }
     for name, (size, most, unit) in sizes.items():
         if size > most:

@@ -19,7 +19,15 @@ from eri_runtime.text.conditioning import (
 )
 from eri_runtime.text.embedding_cache import EmbeddingCache
 from eri_runtime.text.embedding_files import EmbeddingFiles, embeddings_folder
-from eri_runtime.text.prompts import EMPTY_PROMPT, Prompt, PromptLike, make_prompts, prompt_columns
+from eri_runtime.text.prompts import (
+    EMPTY_PROMPT,
+    Prompt,
+    PromptLike,
+    Text,
+    for_encoders,
+    make_prompts,
+    prompt_columns,
+)
 from eri_runtime.text.tokenizer import PromptTokenizer, is_library_error
 
 __all__ = [
@@ -32,12 +40,14 @@ __all__ = [
     "Prompt",
     "PromptLike",
     "PromptTokenizer",
+    "Text",
     "TextEncoders",
     "as_read",
     "check_encoders",
     "condition_from_embeds",
     "condition_inputs",
     "embeddings_folder",
+    "for_encoders",
     "is_library_error",
     "make_prompts",
     "prompt_columns",

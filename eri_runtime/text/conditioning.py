@@ -17,6 +17,7 @@ from eri_runtime.bundle import Bundle
 from eri_runtime.checks import check_finite, float32, to_numpy
 from eri_runtime.errors import SizeError, UsageError
 from eri_runtime.latents import image_ids, latent_shape
+from eri_runtime.text.prompts import Text, text_of
 from eri_runtime.text.tokenizer import PromptTokenizer
 
 Array = NDArray[np.float32]
@@ -57,7 +58,7 @@ class Condition:
 
 
 # encodes prompts, each padded or truncated to a number of tokens
-Encode = Callable[[Sequence[str], int], Condition]
+Encode = Callable[[Sequence[Text], int], Condition]
 
 # Every family needs these two for prompts. SD3.5's third, a T5, is optional, as in diffusers.
 REQUIRED_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -97,11 +98,11 @@ class TextEncoders:
         """Returns the tokenizer of a text encoder."""
         return self._tokenizers[component.replace("text_encoder", "tokenizer")]
 
-    def __call__(self, prompts: Sequence[str], max_sequence_length: int) -> Condition:
+    def __call__(self, prompts: Sequence[Text], max_sequence_length: int) -> Condition:
         """Returns the condition of a batch of prompts.
 
         Args:
-            prompts: The prompts, B texts.
+            prompts: The prompts, B texts, or for each one text per encoder.
             max_sequence_length: Number of T5 tokens; SDXL ignores it.
 
         Raises:
@@ -117,22 +118,23 @@ class TextEncoders:
         return condition
 
     def _encode(
-        self, suffix: str, prompts: Sequence[str], length: int | None = None
+        self, suffix: str, prompts: Sequence[Text], length: int | None = None
     ) -> dict[str, NDArray[Any]]:
         """Tokenizes the prompts and runs one text encoder; returns its outputs (B, …) by name."""
         name, tokenize = f"text_encoder{suffix}", self._tokenizers[f"tokenizer{suffix}"]
+        texts = [text_of(prompt, int(suffix[1:] or 1)) for prompt in prompts]
         padding = max(0, self._bundle.components[name].ranges["batch"].min - len(prompts))
-        ids = tokenize([*prompts, *[""] * padding], length)
+        ids = tokenize([*texts, *[""] * padding], length)
         outputs = self._run(name, {"input_ids": ids})
         return {key: value[: len(prompts)] for key, value in outputs.items()}
 
-    def _sdxl(self, prompts: Sequence[str], _: int) -> Condition:
+    def _sdxl(self, prompts: Sequence[Text], _: int) -> Condition:
         """Concatenates CLIP-L and CLIP-G, (B, 77, 768 + 1280); pooled is CLIP-G's."""
         first, second = self._encode("", prompts), self._encode("_2", prompts)
         embeds = np.concatenate([first["hidden_states"], second["hidden_states"]], axis=-1)
         return Condition(embeds, second["pooled"])
 
-    def _sd35(self, prompts: Sequence[str], length: int) -> Condition:
+    def _sd35(self, prompts: Sequence[Text], length: int) -> Condition:
         """Puts CLIP's tokens before T5's; pooled is the concatenation of both CLIPs'.
 
         CLIP-L and CLIP-G are concatenated along the width and zero-padded to T5's.
@@ -144,7 +146,7 @@ class TextEncoders:
         pooled = np.concatenate([first["pooled"], second["pooled"]], axis=-1)
         return Condition(np.concatenate([clip, t5], axis=1), pooled)
 
-    def _t5_or_zeros(self, prompts: Sequence[str], length: int) -> Array:
+    def _t5_or_zeros(self, prompts: Sequence[Text], length: int) -> Array:
         """Returns T5's embeddings (B, length, D), or zeros if the bundle has no T5."""
         if "text_encoder_3" in self._bundle.components:
             return self._encode("_3", prompts, length)["hidden_states"]
@@ -154,7 +156,7 @@ class TextEncoders:
             raise SizeError("max_sequence_length", got=length, expected=f"1 to {most}")
         return np.zeros((len(prompts), length, width), np.float32)
 
-    def _flux(self, prompts: Sequence[str], length: int) -> Condition:
+    def _flux(self, prompts: Sequence[Text], length: int) -> Condition:
         """Returns T5's embeddings; pooled is CLIP-L's."""
         t5 = self._encode("_2", prompts, length)["hidden_states"]
         return Condition(t5, self._encode("", prompts)["pooled"])
@@ -168,17 +170,23 @@ def _width_and_most_tokens(bundle: Bundle) -> tuple[int, int]:
 
 
 def condition_inputs(
-    bundle: Bundle, condition: Condition, height: int, width: int, guidance: Array
+    bundle: Bundle,
+    condition: Condition,
+    height: int,
+    width: int,
+    guidance: Array,
+    micro: Sequence[float] | None = None,
 ) -> dict[str, Array]:
     """Returns the denoiser's inputs that have one row per row of a condition, by name.
 
     `guidance` (B,) float32 is used only by a denoiser that embeds the guidance scale (Meng et al.
-    2023, arXiv 2210.03142).
+    2023, arXiv 2210.03142). `micro` are SDXL's six numbers of micro-conditioning (default: those of
+    an uncropped picture of this size).
     """
     inputs = {"encoder_hidden_states": condition.embeds}
     if bundle.family == "sdxl":
         inputs["text_embeds"] = condition.pooled
-        inputs["time_ids"] = _time_ids(len(condition.pooled), height, width)
+        inputs["time_ids"] = _time_ids(len(condition.pooled), height, width, micro)
     else:
         inputs["pooled_projections"] = condition.pooled
     if bundle.guidance_embedding:
@@ -201,12 +209,13 @@ def shared_inputs(bundle: Bundle, height: int, width: int, tokens: int) -> dict[
     }
 
 
-def _time_ids(batch: int, height: int, width: int) -> Array:
+def _time_ids(batch: int, height: int, width: int, micro: Sequence[float] | None) -> Array:
     """Returns SDXL's micro-conditioning (B, 6): original size, crop offset, target size.
 
     Source: Podell et al. 2023, arXiv 2307.01952, section 2.2.
     """
-    time_ids = np.array([height, width, 0, 0, height, width], dtype=np.float32)
+    whole = (height, width, 0, 0, height, width)
+    time_ids = np.array(whole if micro is None else micro, dtype=np.float32)
     return np.tile(time_ids, (batch, 1))
 
 

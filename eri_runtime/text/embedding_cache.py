@@ -11,11 +11,12 @@ from contextlib import AbstractContextManager, nullcontext
 from eri_runtime.bundle import Bundle, WeightHashes
 from eri_runtime.text.conditioning import Condition, Encode, check_encoders
 from eri_runtime.text.embedding_files import EmbeddingFiles, Shapes
+from eri_runtime.text.prompts import Text
 
 MEMORY = 256 << 20  # bytes per pipeline; Flux's T5 gives 8 MB per prompt
 SCHEMA = 1  # version of the files; increase it if the same key would stand for other numbers
 
-Key = tuple[str, int, Hashable]  # text, number of tokens, state of the weights
+Key = tuple[Text, int, Hashable]  # text, number of tokens, state of the weights
 
 
 class EmbeddingCache:
@@ -55,11 +56,11 @@ class EmbeddingCache:
         self._entries: dict[Key, Condition] = {}  # the least recently used first
         self._lock, self._encode_lock = threading.Lock(), threading.Lock()
 
-    def __call__(self, prompts: Sequence[str], max_sequence_length: int) -> Condition:
+    def __call__(self, prompts: Sequence[Text], max_sequence_length: int) -> Condition:
         """Returns the condition of a batch of prompts, in new arrays.
 
         Args:
-            prompts: The prompts, B texts.
+            prompts: The prompts, B texts, or for each one text per encoder.
             max_sequence_length: Number of T5 tokens; SDXL ignores it.
 
         Raises:
@@ -129,7 +130,7 @@ class EmbeddingCache:
         self._bundle.check_unchanged(names)
 
 
-def embedding_key(bundle: Bundle, engine: str, text: str, length: int) -> str:
+def embedding_key(bundle: Bundle, engine: str, text: Text, length: int) -> str:
     """Returns the sha256 (hex) of everything that determines a prompt's embeddings.
 
     That is the text encoders' graphs, weights and plans, the tokenizers, the engine described by

@@ -14,6 +14,7 @@ from eri_runtime.checks import text as check_text
 from eri_runtime.errors import UsageError, short
 
 PromptLike = str | Mapping[str, float]
+Text = str | tuple[str, ...]  # a text for every text encoder, or one for each in their order
 EXPECTED = "a string, a mapping of strings to weights, or a list of these"
 
 
@@ -26,6 +27,8 @@ class Prompt:
 
     Attributes:
         parts: Each text with its weight.
+        others: The texts of the second and later text encoders, if they differ from the first's;
+            only for a single text of weight 1.
 
     Example:
         >>> from eri_runtime.text import Prompt
@@ -34,10 +37,16 @@ class Prompt:
     """
 
     parts: tuple[tuple[str, float], ...]
+    others: tuple[str, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one text of weight 1."""
+        return len(self.parts) == 1 and self.parts[0][1] == 1
 
     def __str__(self) -> str:
         """Returns the text, or `a :0.7 AND b :0.3` for several, as AUTOMATIC1111 writes them."""
-        if len(self.parts) == 1 and self.parts[0][1] == 1:
+        if self.is_plain:
             return self.parts[0][0]
         return " AND ".join(f"{text} :{weight:g}" for text, weight in self.parts)
 
@@ -85,10 +94,11 @@ def make_prompts(prompt: PromptLike | Sequence[PromptLike] | None) -> tuple[Prom
 
 def prompt_columns(
     prompts: Sequence[Prompt],
-) -> Iterator[tuple[tuple[str, ...], NDArray[np.float64]]]:
+) -> Iterator[tuple[tuple[Text, ...], NDArray[np.float64]]]:
     """Yields the first text of every prompt with their weights (B,), then the second, and so on.
 
-    A prompt of fewer texts is padded with its first text at weight 0.
+    A prompt of fewer texts is padded with its first text at weight 0. A prompt with texts for
+    single text encoders gives all of them at once.
     """
     for i in range(max(len(prompt.parts) for prompt in prompts)):
         parts = [
@@ -96,4 +106,14 @@ def prompt_columns(
             for prompt in prompts
         ]
         texts, weights = zip(*parts, strict=True)
-        yield texts, np.array(weights)
+        yield tuple(map(for_encoders, texts, (each.others for each in prompts))), np.array(weights)
+
+
+def text_of(text: Text, encoder: int) -> str:
+    """Returns the text of an encoder, counted from 1."""
+    return text if isinstance(text, str) else text[encoder - 1]
+
+
+def for_encoders(text: str, others: tuple[str, ...]) -> Text:
+    """Returns the text of every encoder: one, or the first's and the others' own."""
+    return (text, *others) if set(others) - {text} else text

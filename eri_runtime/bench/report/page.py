@@ -18,6 +18,7 @@ from eri_runtime.bench.report.tables import Table, tables
 from eri_runtime.bench.statistics import STEP, WHOLE, spread, values
 from eri_runtime.bench.summary import Size, busy_machine
 from eri_runtime.errors import BackendError
+from eri_runtime.install_hint import install_hint
 
 HERE = Path(__file__).parent
 MEGABYTE = 1e6
@@ -54,7 +55,7 @@ def page(record: Record) -> str:
         BackendError: If Jinja2 is not installed.
     """
     if importlib.util.find_spec("jinja2") is None:
-        fix = "pip install 'eri-diffusion[bench]', then `eri bench --render FILE.json`"
+        fix = install_hint("bench")
         raise BackendError("--report", got="no Jinja2", expected="the bench extra", fix=fix)
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
