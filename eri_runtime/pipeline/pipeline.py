@@ -12,6 +12,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, get_args
 
+import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime import executors
@@ -51,6 +52,7 @@ from eri_runtime.request import (
     name_positional,
     request_schedule,
     request_table,
+    scheduler_scale,
 )
 from eri_runtime.sampling import SamplerTable, Schedule
 from eri_runtime.text import (
@@ -304,7 +306,11 @@ class Pipeline(DiffusersMethods, Closeable):
             for step in self.denoise(request):
                 if on_step is not None:
                     on_step(step)
-            return self.finish(request, step.x)
+            x = step.x
+            if step.index + 1 < step.total:  # interrupted
+                at = self.table(request).points[step.index + 1]
+                x = x * np.float32(scheduler_scale(self.bundle, request, at))
+            return self.finish(request, x)
 
     @contextmanager
     def _with_loras(self, scales: Mapping[str, float]) -> Iterator[None]:
@@ -542,7 +548,8 @@ class Pipeline(DiffusersMethods, Closeable):
             x: The last step's `Step.x`, or any `Step.denoised` for an early image, float32.
 
         Returns:
-            The images in the request's `output_type`, with seeds and settings.
+            The images in the request's `output_type`, with seeds and settings. Latents of a request
+            with `denoising_end` have the scale of diffusers' scheduler.
 
         Raises:
             NonFiniteError: If the latents or images contain NaN or Inf.
@@ -559,6 +566,9 @@ class Pipeline(DiffusersMethods, Closeable):
         )
         x = vae.check_latents(self.bundle, x, request.height, request.width)
         if request.output_type == "latent":
+            if request.part.end is not None:
+                at = self.schedule(request)[len(self.schedule(request))]
+                x = x * np.float32(scheduler_scale(self.bundle, request, at))
             return Result(images=x, latents=x, seeds=request.known_seeds, parameters=parameters)
         attempt = self._memory.attempt(request_size(request))
 

@@ -36,6 +36,7 @@ from eri_runtime.request import (
     keep_outside_mask,
     request_schedule,
     request_table,
+    scheduler_scale,
 )
 from eri_runtime.sampling import (
     BrownianNoise,
@@ -239,12 +240,15 @@ class RequestRunner:
         if edit is None:
             unit = pack(noise(0, shape)) if request.latents is None else request.latents
             return table.scale * unit, identity
+        begin = request_schedule(self._bundle, request)[0]
+        scale = np.float32(scheduler_scale(self._bundle, request, begin))
+        if request.latents is not None and edit.mask is None:
+            return request.latents / scale, identity
         original = pack(self._encoded(edit, noise, shape, mode))
         if edit.mask is None and not edit.noised:
-            return original, identity
+            return original / scale, identity
         unit = pack(noise(1, shape)) if request.latents is None else request.latents
-        begin = request_schedule(self._bundle, request)[0]
-        x = original
+        x = original / scale
         if edit.noised:
             x = table.scale * unit if edit.from_noise else add_noise(original, unit, begin)
         if edit.mask is None:

@@ -260,4 +260,5 @@ def _check_edit(
         prompts=prompts,
         count=count,
         noised=part.start is None,
+        brought=keywords.get("latents") is not None,
     )
