@@ -34,7 +34,7 @@ from eri_runtime.request.image_to_image import Edit, make_edit
 from eri_runtime.request.kept_pixels import check_keep
 from eri_runtime.request.keywords import Words, merge_configs
 from eri_runtime.request.lora_tags import merged_loras, tagged_loras
-from eri_runtime.request.prompt_syntax import check_prompt_syntax
+from eri_runtime.request.prompt_syntax import check_prompt_syntax, warn_of_syntax
 from eri_runtime.request.sampler_choice import check_sampler
 from eri_runtime.sampling import (
     Guidance,
@@ -144,9 +144,10 @@ def make_request(
     output_type = check_output_type(bundle, keywords.get("output_type", "pil"))
     positive = check_embeds(keywords, "prompt_embeds", "pooled_prompt_embeds")
     negative = check_embeds(keywords, "negative_prompt_embeds", "negative_pooled_prompt_embeds")
-    syntax = check_prompt_syntax(keywords, prompt, negative_prompt)
+    syntax = check_prompt_syntax(keywords)
     prompts = check_prompts(bundle, prompt, positive, syntax)
     negatives = check_negative_prompts(negative_prompt, len(prompts), negative)
+    warn_of_syntax(keywords, [*(text for each in prompts for text, _ in each.parts), *negatives or ()])
     per_prompt = integer("num_images_per_prompt", keywords.get("num_images_per_prompt", 1), 1)
     count = check_count(bundle, len(prompts) * per_prompt)
     height, width = check_image_size(bundle, keywords)
