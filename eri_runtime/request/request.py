@@ -147,7 +147,7 @@ def make_request(
     syntax = check_prompt_syntax(keywords)
     prompts = check_prompts(bundle, prompt, positive, syntax)
     negatives = check_negative_prompts(negative_prompt, len(prompts), negative)
-    warn_of_syntax(keywords, [*(text for each in prompts for text, _ in each.parts), *negatives or ()])
+    warn_of_syntax(keywords, (*map(str, prompts), *(negatives or ())))
     per_prompt = integer("num_images_per_prompt", keywords.get("num_images_per_prompt", 1), 1)
     count = check_count(bundle, len(prompts) * per_prompt)
     height, width = check_image_size(bundle, keywords)
