@@ -75,7 +75,7 @@ def undo_all() -> None:
     """
     _stopping.set()
     _step.acquire()
-    for undo in reversed(tuple(_undo.values())):
+    for undo in reversed(tuple(_undo.copy().values())):
         with suppress(Exception):
             undo()
 
