@@ -104,6 +104,14 @@ def one_of(name: str, value: object, names: Collection[str]) -> str:
     raise UnknownNameError(name, got=short(value), expected=f"one of {', '.join(names)}")
 
 
+def did_you_mean(name: object, names: Collection[str]) -> str | None:
+    """Returns "did you mean …?" with the name that is most like `name`, or None if none is."""
+    from difflib import get_close_matches  # slow to import, and seldom needed
+
+    near = get_close_matches(str(name), names, 1) if isinstance(name, str) else []
+    return f"did you mean `{near[0]}`?" if near else None
+
+
 def instance(name: str, value: object, kind: type[Kind], expected: str | None = None) -> Kind:
     """Returns an object of a class; raises `UsageError` for anything else."""
     if isinstance(value, kind):

@@ -8,6 +8,7 @@ the fix. The command line exits with status 2 for what it was given (`UsageError
     ├── UsageError               an invalid argument; also a ValueError
     │   ├── SizeError            a height, width, batch or length that the bundle does not support
     │   └── UnknownNameError     an unknown sampler, family, backend or component
+    │       └── UnknownAttributeError  a name that pipelines lack; also an AttributeError
     ├── CheckpointError          an unusable checkpoint or weights file; also a ValueError
     │   ├── NotACheckpointError  a missing path, or a file or folder that is not a checkpoint
     │   ├── PickleError          a pickled .ckpt, .pt or .bin file, refused without unpickling it
@@ -129,6 +130,10 @@ class SizeError(UsageError):
 
 class UnknownNameError(UsageError):
     """An unknown name, for example of a sampler, family, backend or component."""
+
+
+class UnknownAttributeError(UnknownNameError, AttributeError):
+    """A method or attribute that pipelines do not have, such as one of diffusers' pipelines."""
 
 
 class CheckpointError(EriError, ValueError):

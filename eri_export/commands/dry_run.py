@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from eri_export.checkpoints import Component
 from eri_export.checkpoints.config_keys import honoured_keys
@@ -76,6 +77,22 @@ def dry_run_lines(plan: Plan, target: Path) -> Iterator[str]:
     yield _time(plan)
     if (unusable := planned_line(plan.bundle)) is not None:
         yield unusable
+
+
+def dry_run_facts(plan: Plan, target: Path) -> dict[str, Any]:
+    """Returns what `eri export --dry-run --json` says, as values of JSON."""
+    return {
+        "bundle": str(target),
+        "replaces": replaces(target),
+        "family": plan.bundle.family,
+        "bytes": plan.nbytes,
+        "free": free_space(target),
+        "components": {
+            recipe.name: {"precision": recipe.precision, "bytes": plan.weights[recipe.name]}
+            for recipe in plan.recipes
+        },
+        "estimate": round(estimate_export_time(plan).total, 1),
+    }
 
 
 def _component(component: Component) -> str:

@@ -24,9 +24,9 @@ from eri_runtime.executors import Closeable
 from eri_runtime.files import parse_json, read_regular_file
 from eri_runtime.images import write_png
 from eri_runtime.partial_files import remove_stale, write_whole
-from eri_runtime.pipeline import eri_version
 from eri_runtime.request import Job, first_seed
 from eri_runtime.training import slug
+from eri_runtime.version import eri_version
 
 if TYPE_CHECKING:
     from PIL.Image import Image

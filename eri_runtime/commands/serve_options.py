@@ -10,26 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from eri_runtime.errors import UsageError
 from eri_runtime.serve.options import DEFAULT_OPTIONS, EngineOptions, Limits
+from eri_runtime.units import parse_bytes
 
 if TYPE_CHECKING:
     from eri_runtime.serve.http import ServerOptions
 
 KEYS = "ERI_API_KEYS"  # environment variable: keys with commas between
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _D, _L = DEFAULT_OPTIONS, DEFAULT_OPTIONS.limits
 
 
-def parse_bytes(text: str) -> int:
-    """Parses a number of bytes such as `8G`, `500M` or `1.5GiB`, in powers of 1024."""
-    stem = text.strip().upper().removesuffix("B").removesuffix("I")
-    number, unit = (stem[:-1], stem[-1]) if stem[-1:] in UNITS and stem else (stem, "")
+def amount(text: str) -> int:
+    """Parses the value of `--memory`."""
     try:
-        size = int(float(number) * UNITS[unit])
-    except (ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected bytes, such as 8G") from error
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected 1 byte or more")
-    return size
+        return parse_bytes("--memory", text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +115,7 @@ def _add_weights(group: Any) -> None:
     )
     group.add_argument(
         "--memory",
-        type=parse_bytes,
+        type=amount,
         metavar="BYTES",
         help="weights of open bundles per worker, such as 8G; the least recently used are closed "
         "above it (default: no limit)",

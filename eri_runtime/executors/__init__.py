@@ -23,6 +23,7 @@ from eri_runtime.executors.base import (
 from eri_runtime.executors.choice import (
     BACKENDS,
     Engine,
+    backend_name,
     choose,
     describe_backends,
     engine_description,
@@ -60,6 +61,7 @@ __all__ = [
     "Settings",
     "StepLoop",
     "Stepper",
+    "backend_name",
     "changed_tensors",
     "check_inputs",
     "choose",

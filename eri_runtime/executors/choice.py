@@ -163,6 +163,11 @@ def engine_description(opener: object) -> str:
     return opener.backend.words(opener.settings) if isinstance(opener, Engine) else ""
 
 
+def backend_name(opener: object) -> str:
+    """Returns the name of an `Engine`'s backend; empty for any other opener."""
+    return opener.name if isinstance(opener, Engine) else ""
+
+
 def hashes_of(opener: object) -> WeightHashes | None:
     """Returns what compares the weights of an `Engine`; None for any other opener."""
     return opener.hashes if isinstance(opener, Engine) else None

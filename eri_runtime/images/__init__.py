@@ -12,6 +12,7 @@ from eri_runtime.images.convert import (
     size_of,
     to_pil,
     to_signed,
+    to_tensor,
     to_unit,
     unit_of,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "size_of",
     "to_pil",
     "to_signed",
+    "to_tensor",
     "to_unit",
     "unit_of",
     "write_png",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -30,6 +31,15 @@ def to_pil(unit: NDArray[np.float32]) -> list[Image]:
     from PIL import Image
 
     return [Image.fromarray(pixels) for pixels in np.round(unit * 255).astype(np.uint8)]
+
+
+def to_tensor(unit: NDArray[np.float32]) -> Any:
+    """Converts images (B, H, W, 3) in [0, 1] to a torch tensor (B, 3, H, W).
+
+    The caller has imported torch.
+    """
+    torch: Any = sys.modules["torch"]
+    return torch.from_numpy(np.ascontiguousarray(unit.transpose(0, 3, 1, 2)))
 
 
 def size_of(name: str, image: Any) -> tuple[int, int]:

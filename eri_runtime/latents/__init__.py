@@ -14,6 +14,7 @@ from eri_runtime.latents.geometry import (
     latent_shape,
     patchify,
     token_count,
+    unpatchify,
 )
 from eri_runtime.latents.preview import block_means, enlarge, fit_rgb, to_rgb
 from eri_runtime.latents.size_limits import (
@@ -47,4 +48,5 @@ __all__ = [
     "run_in_chunks",
     "to_rgb",
     "token_count",
+    "unpatchify",
 ]

@@ -9,13 +9,22 @@ predictions are mixed (CFG, rescale). Uses `sampling` and `executors`. Start wit
 from eri_runtime.loop.choice import Loop, LoopChoice
 from eri_runtime.loop.guidance_plan import GuidancePlan, Inputs
 from eri_runtime.loop.joint_steps import GuidedTrajectory, step_together
-from eri_runtime.loop.numpy_loop import Array, Step, Trajectory, check_start, denoise, identity
+from eri_runtime.loop.numpy_loop import (
+    Array,
+    HostLatents,
+    Step,
+    Trajectory,
+    check_start,
+    denoise,
+    identity,
+)
 from eri_runtime.loop.step_graph_loop import denoise_on_step_graph, denoiser_passes
 
 __all__ = [
     "Array",
     "GuidancePlan",
     "GuidedTrajectory",
+    "HostLatents",
     "Inputs",
     "Loop",
     "LoopChoice",

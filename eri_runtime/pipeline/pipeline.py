@@ -6,10 +6,13 @@ This module only puts the parts together; the work is done in the rooms that it 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, get_args
 
+import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime import executors
@@ -17,8 +20,8 @@ from eri_runtime.bundle import DENOISER, Bundle, Verify, manifest, verify_on_loa
 from eri_runtime.checks import function, instance, integer, items, mapping, one_of, to_numpy
 from eri_runtime.checks import text as check_text
 from eri_runtime.errors import UsageError
-from eri_runtime.executors import Closeable, engine_description, hashes_of
-from eri_runtime.images import to_pil, to_unit
+from eri_runtime.executors import Closeable, backend_name, engine_description, hashes_of
+from eri_runtime.images import to_pil, to_tensor, to_unit
 from eri_runtime.latents import check_size, enlarge, fit_rgb, to_rgb, vae
 from eri_runtime.loop import Array, Loop, LoopChoice, Step
 from eri_runtime.memory import (
@@ -29,18 +32,35 @@ from eri_runtime.memory import (
     RequestSize,
     request_size,
 )
+from eri_runtime.pipeline.diffusers_methods import DiffusersMethods
+from eri_runtime.pipeline.from_pretrained import load_words
 from eri_runtime.pipeline.generation import Generation, joint_size
 from eri_runtime.pipeline.memory_fallback import denoise_in_fitting_mode, run_in_fitting_mode
+from eri_runtime.pipeline.prompt_stages import prompt_windows, weighted_texts
 from eri_runtime.pipeline.request_runner import RequestRunner
 from eri_runtime.pipeline.result import Result, parameters_texts
+from eri_runtime.pipeline.step_callbacks import (
+    CallInProgress,
+    RunningCalls,
+    run_with_callbacks,
+)
 from eri_runtime.pipeline.textual_inversions import TextualInversions
-from eri_runtime.request import Request, Words, make_request, request_schedule, request_table
+from eri_runtime.request import (
+    Request,
+    Words,
+    make_request,
+    name_positional,
+    request_schedule,
+    request_table,
+    scheduler_scale,
+)
 from eri_runtime.sampling import SamplerTable, Schedule
 from eri_runtime.text import (
     Condition,
     EmbeddingCache,
     EmbeddingFiles,
     PromptLike,
+    Syntax,
     TextEncoders,
     embeddings_folder,
 )
@@ -55,6 +75,8 @@ from eri_runtime.weights import (
     encoder_state,
     to_stored_types,
 )
+
+TAG = "<lora:...> in a prompt"
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -130,7 +152,7 @@ def _checked(request: object) -> Request:
     return instance("request", request, Request, "a request, from Pipeline.request")
 
 
-class Pipeline(Closeable):
+class Pipeline(DiffusersMethods, Closeable):
     """Generates images from a bundle; `load` opens one.
 
     Call it with a prompt for a finished `Result`, or use `request`, `denoise` and `finish` to write
@@ -143,6 +165,9 @@ class Pipeline(Closeable):
 
     Attributes:
         bundle: The bundle's manifest: family, components, schedule and defaults.
+
+    Methods and attributes of diffusers' pipelines are there too (`DiffusersMethods`), or say what
+    to do instead.
 
     Example:
         >>> result = pipe("a red heart", num_inference_steps=2, height=32, width=32, seed=0)
@@ -183,7 +208,8 @@ class Pipeline(Closeable):
             UnknownNameError: If `loop` is unknown.
             UsageError: If bundle or engine do not support a mode of `memory`.
         """
-        self.bundle = bundle
+        self.bundle, self._backend = bundle, backend_name(open_component)
+        self._running = RunningCalls()
         one_of("loop", loop, get_args(Loop))
         step = open_step if loop != "numpy" else lambda _: None
         self._live = LiveWeights(bundle, open_component, step)
@@ -205,11 +231,33 @@ class Pipeline(Closeable):
         run = self._runner.run  # not a method of this object: a cycle would keep it alive
         self._rgb = lru_cache(1)(lambda _: fit_rgb(bundle, run))
 
+    @classmethod
+    def from_pretrained(cls, bundle: str | Path, **options: Any) -> Pipeline:
+        """Opens a bundle as `load` does, under the name that diffusers' pipelines have.
+
+        Args:
+            bundle: Folder of the bundle.
+            **options: Keywords of `load`. Those of diffusers that say what a bundle is anyway, such
+                as `use_safetensors=True`, have no effect.
+
+        Returns:
+            An open pipeline.
+
+        Raises:
+            BundleError: If the folder is no bundle, such as a checkpoint that is not exported yet.
+            BackendError: If the backend is not installed or cannot run the bundle.
+            UsageError: If an option is invalid, or one of diffusers that has no effect here.
+
+        Example:
+                pipe = eri.Pipeline.from_pretrained("engines/sdxl", backend="cpu")
+        """
+        return load(bundle, **load_words(options, list(signature(load).parameters)[1:]))
+
     def __call__(
         self,
         prompt: PromptLike | Sequence[PromptLike] | None = None,
+        *positional: Any,
         negative_prompt: str | Sequence[str] | None = None,
-        *,
         on_step: Callable[[Step], object] | None = None,
         **words: Unpack[Words],
     ) -> Result:
@@ -218,6 +266,8 @@ class Pipeline(Closeable):
         Args:
             prompt: A text; a mapping of texts to weights, which guide one image together; or a
                 list of these, one per image. None with `prompt_embeds`.
+            *positional: Further arguments in the order of diffusers' text-to-image pipeline of the
+                family; the next is `prompt_2`.
             negative_prompt: A text for all images, or a list of one per prompt. CFG steers away
                 from it. Default: zeros for SDXL, the empty text for SD3.5, no CFG for Flux.
             on_step: Function that is called with every `Step`, for example to show progress.
@@ -248,19 +298,60 @@ class Pipeline(Closeable):
             ... ).images.shape
             (2, 32, 48, 3)
         """
-        request = make_request(self.bundle, prompt, negative_prompt, words)
         if on_step is not None:
             function("on_step", on_step, "a function of a Step")
-        with self._live.generating():
+        request = self.request(prompt, *positional, negative_prompt=negative_prompt, **words)
+        with self._with_loras(request.merged_loras):
             self.prepare(request)
             for step in self.denoise(request):
                 if on_step is not None:
                     on_step(step)
-            return self.finish(request, step.x)
+            x = step.x
+            if step.index + 1 < step.total:  # interrupted
+                at = self.table(request).points[step.index + 1]
+                x = x * np.float32(scheduler_scale(self.bundle, request, at))
+            return self.finish(request, x)
+
+    @contextmanager
+    def _with_loras(self, scales: Mapping[str, float]) -> Iterator[None]:
+        """Context manager within which no other thread changes weights and these LoRAs are merged.
+
+        With LoRAs no other thread generates meanwhile. Raises `UnknownNameError` for one that is
+        not loaded.
+        """
+        if not scales:
+            with self._live.generating():
+                yield
+            return
+        with self._weights.changing():
+            before: dict[Any, Scale] = {**self.loras}
+            self._weights.check_loaded(scales, TAG)
+            self.set_loras(before | {**scales})
+            try:
+                yield
+            finally:
+                self.set_loras(before)
+
+    def _check_merged(self, request: Request) -> None:
+        """Raises `UsageError` if a LoRA of a request's tags is not merged as they say.
+
+        Raises `UnknownNameError` if it is not loaded.
+        """
+        self._weights.check_loaded(request.merged_loras, TAG)
+        for name, scale in request.merged_loras.items():
+            if self.loras.get(name, 0.0) != scale:
+                raise UsageError(
+                    f"<lora:{name}:{scale:g}>",
+                    got=f"{name!r} merged with {self.loras.get(name, 0)}",
+                    expected=f"{scale:g}",
+                    fix="call the pipeline, which merges it for one call, or merge it first: "
+                    "pipe.set_loras({**pipe.loras, **request.merged_loras})",
+                )
 
     def request(
         self,
         prompt: PromptLike | Sequence[PromptLike] | None = None,
+        *positional: Any,
         negative_prompt: str | Sequence[str] | None = None,
         **words: Unpack[Words],
     ) -> Request:
@@ -268,6 +359,7 @@ class Pipeline(Closeable):
 
         Args:
             prompt: As in a call of the pipeline.
+            *positional: As in a call of the pipeline.
             negative_prompt: As in a call of the pipeline.
             **words: As in a call of the pipeline; see `Words`.
 
@@ -282,7 +374,14 @@ class Pipeline(Closeable):
             >>> request.steps, request.height, request.seeds
             (28, 64, (0,))
         """
-        return make_request(self.bundle, prompt, negative_prompt, words)
+        named: Any = {**words, "negative_prompt": negative_prompt}
+        named = name_positional(self.bundle.family, positional, named)
+        negative = named.pop("negative_prompt")
+        request = make_request(self.bundle, prompt, negative, named)
+        if request.lora_scale != 1 and self.loras:
+            got, fix = f"{request.lora_scale:g} with LoRAs that are merged", "use pipe.set_loras"
+            raise UsageError('attention kwargs["scale"]', got=got, expected="1", fix=fix)
+        return request
 
     def prepare(self, request: Request) -> None:
         """Starts to open the components that a request needs, and returns at once.
@@ -301,7 +400,8 @@ class Pipeline(Closeable):
         """Runs the denoising loop and yields every step; stop iterating to cancel it.
 
         Encodes the prompts and validates everything before the first step. If memory runs out, the
-        loop resumes after the last step in the next memory mode.
+        loop resumes after the last step in the next memory mode. Calls the request's
+        `callback_on_step_end` before it yields a step, which then has what the callback changed.
 
         Args:
             request: A request, from `request`.
@@ -326,7 +426,14 @@ class Pipeline(Closeable):
         """
         if start is not None:
             instance("start", start, Step)
-        attempt = self._memory.attempt(request_size(_checked(request)))
+        call = CallInProgress(self, _checked(request))
+        self._running.add(call)
+        return run_with_callbacks(call, self._encode, self._denoise, start)
+
+    def _denoise(self, request: Request, start: Step | None) -> Iterator[Step]:
+        """Runs the loop of a request, without its callback."""
+        attempt = self._memory.attempt(request_size(request))
+        self._check_merged(request)
         steps_after = partial(self._runner.steps, self._encode, request)
         return denoise_in_fitting_mode(attempt, steps_after, start)
 
@@ -354,7 +461,11 @@ class Pipeline(Closeable):
             >>> [step.total for step in pipe.step(begun)]
             [2, 55]
         """
-        attempt = self._memory.attempt(request_size(_checked(request)))
+        if _checked(request).step_end is not None:
+            got, fix = "a request whose steps are made with others'", "use pipe.denoise"
+            raise UsageError("callback_on_step_end", got=got, expected="none", fix=fix)
+        attempt = self._memory.attempt(request_size(request))
+        self._check_merged(request)
         begin = partial(self._runner.trajectory, self._encode, request)
         trajectory = run_in_fitting_mode(attempt, DENOISER, begin)
         tokens = self._tokens.tokens
@@ -437,7 +548,8 @@ class Pipeline(Closeable):
             x: The last step's `Step.x`, or any `Step.denoised` for an early image, float32.
 
         Returns:
-            The images in the request's `output_type`, with seeds and settings.
+            The images in the request's `output_type`, with seeds and settings. Latents of a request
+            with `denoising_end` have the scale of diffusers' scheduler.
 
         Raises:
             NonFiniteError: If the latents or images contain NaN or Inf.
@@ -454,18 +566,22 @@ class Pipeline(Closeable):
         )
         x = vae.check_latents(self.bundle, x, request.height, request.width)
         if request.output_type == "latent":
-            return Result(images=x, latents=x, seeds=request.seeds, parameters=parameters)
+            if request.part.end is not None:
+                at = self.schedule(request)[len(self.schedule(request))]
+                x = x * np.float32(scheduler_scale(self.bundle, request, at))
+            return Result(images=x, latents=x, seeds=request.known_seeds, parameters=parameters)
         attempt = self._memory.attempt(request_size(request))
 
-        def decode(mode: Mode) -> Array | list[Image]:
+        def decode(mode: Mode) -> Any:
             unit = to_unit(self._decode(mode, x, request.height, request.width))
             if request.edit is not None and request.edit.overlay is not None:
                 unit = request.edit.overlay.apply(unit)
-            return to_pil(unit) if request.output_type == "pil" else unit
+            convert = {"pil": to_pil, "pt": to_tensor}.get(request.output_type)
+            return unit if convert is None else convert(unit)
 
         images = run_in_fitting_mode(attempt, vae.DECODER, decode)
         self._memory.release(attempt.mode)
-        return Result(images=images, latents=x, seeds=request.seeds, parameters=parameters)
+        return Result(images=images, latents=x, seeds=request.known_seeds, parameters=parameters)
 
     def preview(self, request: Request, step: Step) -> list[Image]:
         """Returns rough images of a step, much faster than the VAE's decoder.
@@ -497,8 +613,31 @@ class Pipeline(Closeable):
         latents = vae.unpack(self.bundle, step.denoised, *size)
         return enlarge(to_rgb(factors, latents), self.bundle.latents.factor)
 
+    def prompt_windows(self, request: Request) -> int:
+        """Returns how many windows of CLIP's tokens the prompts of a request take.
+
+        A call gives all of its prompts as many windows as the longest one takes, so a prompt of
+        fewer windows makes another picture beside a longer one. That is 1 for plain prompts, which
+        are cut, and for given embeddings.
+
+        Args:
+            request: A request, from `request`.
+
+        Raises:
+            SizeError: If the denoiser does not read so many.
+
+        Example:
+            >>> request = pipe.request("a red heart BREAK on blue", prompt_syntax="a1111")
+            >>> pipe.prompt_windows(request)
+            2
+        """
+        return prompt_windows(self.bundle, self._encode, _checked(request))
+
     def encode_prompt(
-        self, prompt: str | Sequence[str], max_sequence_length: int | None = None
+        self,
+        prompt: str | Sequence[str],
+        max_sequence_length: int | None = None,
+        prompt_syntax: str = "plain",
     ) -> Condition:
         """Encodes prompts with the bundle's text encoders.
 
@@ -508,13 +647,16 @@ class Pipeline(Closeable):
             prompt: A text, or a list of B texts.
             max_sequence_length: Longest T5 prompt in tokens, for SD3.5 and Flux. Default: the
                 bundle's.
+            prompt_syntax: `"plain"`, or `"a1111"` for weights, `BREAK` and windows beyond 77
+                tokens, as in a call; the texts then take equally many windows.
 
         Returns:
             `embeds` (B, T, D) and `pooled` (B, P) float32, to pass as `prompt_embeds` and
             `pooled_prompt_embeds`, or as their negative counterparts.
 
         Raises:
-            UsageError: If the bundle has no text encoders.
+            UsageError: If the bundle has no text encoders, or a text has a part that no embedding
+                can hold: `AND`, a schedule or a LoRA.
 
         Example:
             >>> pair = pipe.encode_prompt(["a red heart", "a pizza"])
@@ -537,6 +679,8 @@ class Pipeline(Closeable):
         length = self.bundle.defaults.max_sequence_length
         if max_sequence_length is not None:
             length = integer("max_sequence_length", max_sequence_length, 0)
+        if one_of("prompt_syntax", prompt_syntax, get_args(Syntax)) == "a1111":
+            return self._encode(weighted_texts(self.bundle, self._encode, prompts, length), length)
         return self._encode(tuple(prompts), length)
 
     def decode(self, latents: Array, height: int, width: int) -> Array:

@@ -30,11 +30,13 @@ from eri_runtime.loop import (
 from eri_runtime.memory import Guard, Mode, is_exhausted, out_of_memory_error, sizes_of
 from eri_runtime.pipeline.prompt_conditions import encode_conditions
 from eri_runtime.request import (
+    Edit,
     Request,
     add_noise,
     keep_outside_mask,
     request_schedule,
     request_table,
+    scheduler_scale,
 )
 from eri_runtime.sampling import (
     BrownianNoise,
@@ -165,7 +167,7 @@ class RequestRunner:
         """Encodes the prompts of a request and draws its first latents."""
         table = request_table(self._bundle, request)
         noise = check_noise(self._noise(request, table), request.batch)
-        plan, shared = encode_conditions(self._bundle, encode, request, table.points.clock)
+        plan, shared = encode_conditions(self._bundle, encode, request, table)
         products = self._lora_inputs.products(request.loras, self._weights.loaded)
         x, mend = self._initial_latents(request, table, noise, mode)
         return _Begun(
@@ -223,7 +225,8 @@ class RequestRunner:
             span = (0.0, max(float(table.points.clock.training[-1]), table.level(0)))
             return BrownianNoise(request.seeds, noise_intervals(table), span, request.first_draw)
         has_latents = request.latents is not None and request.edit is None
-        return TorchNoise(request.seeds, first=int(has_latents))
+        first = int(has_latents) if request.edit is None else request.edit.undrawn
+        return TorchNoise(request.seeds, first=first)
 
     def _initial_latents(
         self, request: Request, table: SamplerTable, noise: NoiseSource, mode: Mode
@@ -237,12 +240,25 @@ class RequestRunner:
         if edit is None:
             unit = pack(noise(0, shape)) if request.latents is None else request.latents
             return table.scale * unit, identity
-        encoded = vae.encode(self._bundle, self.run, edit.pixels, noise(0, shape), mode.vae)
-        original = pack(encoded)
-        unit = pack(noise(1, shape)) if request.latents is None else request.latents
         begin = request_schedule(self._bundle, request)[0]
-        x = table.scale * unit if edit.from_noise else add_noise(original, unit, begin)
+        scale = np.float32(scheduler_scale(self._bundle, request, begin))
+        if request.latents is not None and edit.mask is None:
+            return request.latents / scale, identity
+        original = pack(self._encoded(edit, noise, shape, mode))
+        if edit.mask is None and not edit.noised:
+            return original / scale, identity
+        unit = pack(noise(1, shape)) if request.latents is None else request.latents
+        x = original / scale
+        if edit.noised:
+            x = table.scale * unit if edit.from_noise else add_noise(original, unit, begin)
         if edit.mask is None:
             return x, identity
         mask = pack(np.broadcast_to(edit.mask, (request.batch, *shape)))
         return x, keep_outside_mask(mask, original, unit, table)
+
+    def _encoded(self, edit: Edit, noise: NoiseSource, shape: tuple[int, ...], mode: Mode) -> Array:
+        """Returns the latents of an edit's images, (B, C, h, w): the caller's, or encoded ones."""
+        if edit.pixels is not None:
+            return vae.encode(self._bundle, self.run, edit.pixels, noise(0, shape), mode.vae)
+        assert edit.encoded is not None  # noqa: S101 an edit has one of them
+        return edit.encoded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from math import inf
 from pathlib import Path
 from types import MappingProxyType
@@ -16,13 +16,18 @@ from numpy.typing import NDArray
 from eri_runtime.bundle import Bundle
 from eri_runtime.checks import boolean
 from eri_runtime.checks import path as check_path
-from eri_runtime.errors import UsageError
-from eri_runtime.images import check_output, parameters_text, save_png
+from eri_runtime.errors import UsageError, cut
+from eri_runtime.images import check_output, contact_sheet, parameters_text, save_png
 from eri_runtime.partial_files import remove_stale
 from eri_runtime.request import Request
+from eri_runtime.sampling import Guidance
+from eri_runtime.version import eri_version
 from eri_runtime.weights import Scale, describe_loras
 
 NO_LORAS: Mapping[str, Scale] = MappingProxyType({})
+SHOWN = 4  # seeds in a result's text
+WIDTH = 160  # characters of the settings in it
+COLUMNS = 4  # of the sheet that a notebook shows
 OPTION_LABELS = {
     "eta": "Eta",
     "s_churn": "Sigma churn",
@@ -32,16 +37,20 @@ OPTION_LABELS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The images of one call, and how each was made.
 
+    Its text is two lines; a notebook shows the image, or a sheet of several.
+
     Attributes:
         images: The images, as `output_type` says: a list of PIL images (`"pil"`), an array
-            (B, H, W, 3) float32 in [0, 1] (`"np"`), or the latents (`"latent"`).
+            (B, H, W, 3) float32 in [0, 1] (`"np"`), a torch tensor (B, 3, H, W) (`"pt"`), or the
+            latents (`"latent"`).
         latents: Final latents, float32 in the denoiser's scale and layout: (B, C, h, w), or packed
             (B, tokens, 4·C) for Flux.
-        seeds: The seed of each image.
+        seeds: The seed of each image; empty if a generator made their noise that was drawn from
+            before, or that several images share.
         parameters: AUTOMATIC1111's `parameters` text of each image: prompt, negative prompt and
             settings.
 
@@ -51,15 +60,60 @@ class Result:
         (32, 32)
         >>> result.seeds
         (7,)
+        >>> result  # doctest: +ELLIPSIS
+        Result: 1 image of 32x32, seed 7
+        Steps: 2, Sampler: Euler, CFG scale: 7, Seed: 7, Size: 32x32, Model hash: ...
         >>> print(result.parameters[0])  # doctest: +ELLIPSIS
         a red heart
         Steps: 2, Sampler: Euler, CFG scale: 7, Seed: 7, Size: 32x32, Model hash: ...
+
+        It is diffusers' tuple too, so that `pipe(…, return_dict=False)[0]` runs as there:
+
+        >>> result[0] is result.images
+        True
     """
 
     images: Any
     latents: NDArray[np.float32]
     seeds: tuple[int, ...]
     parameters: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Returns 1: as a tuple it holds the images alone."""
+        return 1
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yields `images`, as diffusers' tuple does."""
+        return iter((self.images,))
+
+    def __getitem__(self, key: Any) -> Any:
+        """Returns `images` for 0 and for `"images"`, or what a slice takes of the tuple.
+
+        Raises `IndexError` for another index and `KeyError` for another name.
+        """
+        return {"images": self.images}[key] if isinstance(key, str) else (self.images,)[key]
+
+    def __repr__(self) -> str:
+        """Returns two lines: what the images are, and the settings of the first."""
+        count = len(self.seeds)
+        seeds = ", ".join(map(str, self.seeds[:SHOWN])) + (", ..." if count > SHOWN else "")
+        kind = "images" if count != 1 else "image"
+        shape = " x ".join(map(str, np.shape(self.images)[1:]))
+        made = shape if not isinstance(self.images, list) else _size(self.images)
+        first = f"Result: {count} {kind} of {made}, seed{'s' * (count != 1)} {seeds}"
+        settings = self.parameters[0].splitlines()[-1] if self.parameters else "no images"
+        return f"{first}\n{cut(settings, WIDTH)}"
+
+    def _repr_png_(self) -> bytes | None:
+        """Returns the image, or a sheet of several, as PNG, which notebooks show."""
+        if not isinstance(self.images, list) or not self.images:
+            return None
+        image = self.images[0]
+        if len(self.images) > 1:
+            image = contact_sheet(self.images, columns=min(COLUMNS, len(self.images)))
+        stream = BytesIO()
+        image.save(stream, format="PNG")
+        return stream.getvalue()
 
     def save(self, path: str | Path, *, overwrite: bool = True) -> list[Path]:
         """Writes the images as PNG files that carry their `parameters`.
@@ -100,6 +154,11 @@ class Result:
         return saved
 
 
+def _size(images: Sequence[Any]) -> str:
+    """Returns the size of images, as WxH."""
+    return "{}x{}".format(*images[0].size) if images else "no size"
+
+
 def numbered_paths(path: Path, count: int) -> list[Path]:
     """Returns the paths of `count` images: `path` itself, or `-0`, `-1`, … added to its stem."""
     return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(count)]
@@ -123,6 +182,8 @@ def parameters_texts(
         settings = dict(_settings(bundle, request, image))
         if active := [*describe_loras(loras), *describe_loras(request.loras[image])]:
             settings["Loras"] = "; ".join(active)
+        if request.syntax != "plain":
+            settings["Prompt syntax"] = request.syntax
         if tokens:
             settings["Textual inversions"] = "; ".join(tokens)
         texts.append(parameters_text(str(request.prompts[prompt]), negatives[prompt], settings))
@@ -134,7 +195,6 @@ def _settings(bundle: Bundle, request: Request, image: int) -> Iterator[tuple[st
 
     Leaves out those that have the default value.
     """
-    guidance = request.guidance
     yield "Steps", request.steps
     yield "Sampler", request.sampler.label
     if request.sigmas != "default":
@@ -145,6 +205,23 @@ def _settings(bundle: Bundle, request: Request, image: int) -> Iterator[tuple[st
     for name, value in request.options.items():
         if value != request.sampler.options[name].default:
             yield OPTION_LABELS.get(name, name), f"{value:g}"
+    yield from _guidance_settings(bundle, request.guidance, image)
+    if request.seeded:
+        yield "Seed", request.seeds[image]
+    else:
+        yield "Noise", "a generator that no seed repeats"
+    yield "Size", f"{request.width}x{request.height}"
+    yield from _words_of_diffusers(request, image // request.images_per_prompt)
+    yield from _edit_settings(request)
+    yield "Model hash", bundle.files[bundle.components["denoiser"].weights].sha256[:10]
+    yield "Model", bundle.root.resolve().name
+    yield "Version", f"eri {eri_version()}"
+
+
+def _guidance_settings(
+    bundle: Bundle, guidance: Guidance, image: int
+) -> Iterator[tuple[str, object]]:
+    """Yields the settings of one image's guidance."""
     yield "CFG scale", f"{guidance.scale[image]:g}"
     if bundle.guidance_embedding and guidance.embedded[image] >= 0:
         yield "Distilled CFG Scale", f"{guidance.embedded[image]:g}"
@@ -152,21 +229,32 @@ def _settings(bundle: Bundle, request: Request, image: int) -> Iterator[tuple[st
         yield "CFG Rescale", f"{guidance.rescale:g}"
     if guidance.interval != (0.0, inf):
         yield "CFG Interval", "{:g} to {:g}".format(*guidance.interval)
-    yield "Seed", request.seeds[image]
-    yield "Size", f"{request.width}x{request.height}"
-    if request.edit is not None:
-        yield "Denoising strength", f"{request.edit.strength:g}"
-        if request.edit.padding is not None:
-            yield "Inpaint area", "Only masked"
-            yield "Masked area padding", request.edit.padding
-    yield "Model hash", bundle.files[bundle.components["denoiser"].weights].sha256[:10]
-    yield "Model", bundle.root.resolve().name
-    yield "Version", f"eri {eri_version()}"
 
 
-def eri_version() -> str:
-    """Returns the installed version of eri, or "unknown" if it is not installed."""
-    try:
-        return version("eri-diffusion")
-    except PackageNotFoundError:
-        return "unknown"
+def _edit_settings(request: Request) -> Iterator[tuple[str, object]]:
+    """Yields the settings of image to image."""
+    edit = request.edit
+    if edit is None:
+        return
+    if request.part.start is None:
+        yield "Denoising strength", f"{edit.strength:g}"
+    if edit.padding is not None:
+        yield "Inpaint area", "Only masked"
+        yield "Masked area padding", edit.padding
+
+
+def _words_of_diffusers(request: Request, prompt: int) -> Iterator[tuple[str, object]]:
+    """Yields settings under diffusers' words, which AUTOMATIC1111 has no name for."""
+    part = request.part
+    for number, text in enumerate(request.prompts[prompt].others, 2):
+        yield f"Prompt {number}", text
+    if request.negative_others is not None:
+        for number, text in enumerate(request.negative_others[prompt], 2):
+            yield f"Negative prompt {number}", text
+    shares = {"Denoising start": part.start, "Denoising end": part.end, "Shift mu": part.mu}
+    yield from ((name, f"{share:g}") for name, share in shares.items() if share is not None)
+    if part.timesteps is not None:
+        yield "Timesteps", list(part.timesteps)
+    if request.micro is not None:
+        yield "Size conditions", list(request.micro.positive)
+        yield "Negative size conditions", list(request.micro.negative)

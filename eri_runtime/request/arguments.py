@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
@@ -9,11 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.bundle import Bundle, LevelSpec, Spacing
-from eri_runtime.checks import boolean, finite, float32, integer, items, one_of, text, to_numpy
+from eri_runtime.checks import (
+    boolean,
+    finite,
+    float32,
+    integer,
+    items,
+    mapping,
+    one_of,
+    text,
+    to_numpy,
+)
 from eri_runtime.errors import SizeError, UnknownNameError, UsageError, short
 from eri_runtime.latents import DECODER, ENCODER, check_size, latent_shape, pack
 from eri_runtime.loop import identity
-from eri_runtime.request.image_to_image import image_size
+from eri_runtime.request.start_images import from_tensors, image_size, is_latents
 from eri_runtime.sampling import (
     NO_EMBEDDING,
     Guidance,
@@ -34,12 +45,13 @@ from eri_runtime.text import (
     Condition,
     Prompt,
     PromptLike,
+    Syntax,
     check_encoders,
     condition_from_embeds,
     make_prompts,
 )
 
-OutputType = Literal["pil", "np", "latent"]
+OutputType = Literal["pil", "np", "pt", "latent"]
 Keywords = Mapping[str, Any]
 Hook = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -58,13 +70,19 @@ def check_sigmas(words: Keywords) -> SigmaName | Sequence[float]:
 
 
 def check_steps(bundle: Bundle, words: Keywords) -> int:
-    """Returns the number of steps; default: the number of noise levels, or the bundle's.
+    """Returns the number of steps; default: that of `sigmas` or `timesteps`, or the bundle's.
 
     Its range is checked when the schedule is made.
     """
     sigmas, default = words.get("sigmas", "default"), bundle.defaults.num_inference_steps
     if isinstance(sigmas, Iterable) and not isinstance(sigmas, str):
         default = sum(1 for level in sigmas if level != 0)
+    if "timesteps" in words:
+        default = len(words["timesteps"])
+        named = words.get("num_inference_steps", default)
+        if named != default:
+            expected = f"{default}, the number of timesteps"
+            raise UsageError("num_inference_steps", got=short(named), expected=expected)
     steps: int = words.get("num_inference_steps", default)
     return steps
 
@@ -94,8 +112,8 @@ def default_levels(bundle: Bundle, sampler: Sampler, words: Keywords) -> LevelSp
     A call's `sigmas="default"` means them too.
     """
     sigmas, defaults = words.get("sigmas", "default"), bundle.defaults
-    own = sampler.name == defaults.sampler and isinstance(sigmas, str) and sigmas == "default"
-    return defaults.levels if own else None
+    default = isinstance(sigmas, str) and sigmas == "default" and "timesteps" not in words
+    return defaults.levels if default and sampler.name == defaults.sampler else None
 
 
 def check_call_spacing(
@@ -167,8 +185,13 @@ def check_hook(bundle: Bundle, sampler: Sampler, words: Keywords) -> Hook:
 
 
 def check_encodable(bundle: Bundle, image: Any) -> Any:
-    """Returns `image`; raises `UsageError` if there is one and the bundle cannot encode it."""
-    if image is not None and ENCODER not in bundle.components:
+    """Returns `image`, torch tensors of it as arrays.
+
+    Raises `UsageError` if there is one and the bundle cannot encode it.
+    """
+    image = from_tensors("image", image)
+    latents = is_latents(image, bundle.latents)
+    if image is not None and not latents and ENCODER not in bundle.components:
         raise UsageError(
             "image",
             got=f"a bundle without {ENCODER}",
@@ -186,6 +209,9 @@ def check_embeds(words: Keywords, embeds: str, pooled: str) -> Condition | None:
 def check_output_type(bundle: Bundle, name: str) -> OutputType:
     """Returns `name`; raises `UsageError` if it is unknown or needs a decoder the bundle lacks."""
     one_of("output_type", name, get_args(OutputType))
+    if name == "pt" and "torch" not in sys.modules:
+        got, fix = "'pt', and torch is not imported", "import torch first, or ask for 'np'"
+        raise UsageError("output_type", got=got, expected="pil, np or latent", fix=fix)
     if name != "latent" and DECODER not in bundle.components:
         got, fix = f"{name!r} of a bundle without {DECODER}", "or export again with `--vae`"
         raise UsageError("output_type", got=got, expected="latent", fix=fix)
@@ -200,7 +226,7 @@ def check_image_size(bundle: Bundle, words: Keywords) -> tuple[int, int]:
     default = bundle.defaults.height, bundle.defaults.width
     image, cropped = words.get("image"), words.get("padding_mask_crop") is not None
     if image is not None and not cropped:
-        default = image_size(image, bundle.latents.factor * bundle.latents.patch)
+        default = image_size(image, bundle.latents) or default
     height = integer("height", words.get("height", default[0]), 0)
     width = integer("width", words.get("width", default[1]), 0)
     check_size(bundle, height, width)
@@ -211,13 +237,14 @@ def check_prompts(
     bundle: Bundle,
     prompt: PromptLike | Sequence[PromptLike] | None,
     condition: Condition | None,
+    syntax: Syntax,
 ) -> tuple[Prompt, ...]:
     """Returns the prompts; if `condition` has their embeddings instead, an empty one for each."""
     if condition is not None:
         if prompt is not None:
             raise UsageError("prompt", got="prompt and prompt_embeds", expected="one of them")
         return (EMPTY_PROMPT,) * len(condition.embeds)
-    prompts = make_prompts(prompt)
+    prompts = make_prompts(prompt, syntax)
     check_encoders(bundle)
     return prompts
 
@@ -258,6 +285,22 @@ def check_latents(
     if latents.shape != shape:
         raise SizeError("latents", got=latents.shape, expected=shape)
     return latents
+
+
+def check_lora_scale(words: Keywords) -> float:
+    """Returns the factor of all LoRAs' scales, `{"scale": …}` of the attention's arguments.
+
+    Raises `UsageError` for anything else in these, which goes to code that a graph does not have.
+    """
+    scale = 1.0
+    for name in ("cross_attention_kwargs", "joint_attention_kwargs"):
+        given = mapping(name, words.get(name, {}), "a mapping with the key scale")
+        for key, value in given.items():
+            if key != "scale":
+                expected = "scale, the only one that a graph knows"
+                raise UnknownNameError(name, got=short(key), expected=expected)
+            scale = finite(f'{name}["scale"]', value)
+    return scale
 
 
 def check_noise_source(source: Any) -> NoiseSource | NoiseName:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.bundle import ScheduleKind
+from eri_runtime.bundle import LatentSpec, ScheduleKind
 from eri_runtime.checks import real
 from eri_runtime.errors import UsageError
-from eri_runtime.images import Overlay, grey_of, size_of, to_signed, unit_of
+from eri_runtime.images import Overlay, grey_of, to_signed, unit_of
 from eri_runtime.request.kept_pixels import REPAINTED, Keep, check_painted, crop_to_mask
+from eri_runtime.request.start_images import is_latents, latents_of, list_images
 from eri_runtime.sampling import Point, SamplerTable, Schedule
 
 Array = NDArray[np.float32]
@@ -25,48 +26,51 @@ class Edit:
     """The checked image, mask and strength of a call, and what it keeps of the image.
 
     Attributes:
-        pixels: Images to start from, (B, 3, H, W) float32 in [−1, 1].
+        pixels: Images to start from, (B, 3, H, W) float32 in [−1, 1]; or None.
+        encoded: Latents to start from instead, (B, C, h, w) float32 in the denoiser's scale.
         mask: 1 where to repaint, 0 where to keep, (B, 1, h, w) float32; or None.
         strength: Share of the schedule that is run, more than 0, up to 1.
         overlay: Puts the original's pixels back outside the mask; or None.
         padding: The `padding_mask_crop` of the call, or None.
+        noised: Whether noise is added to the start; not after `denoising_start`.
+        brought: Whether the caller brought latents: the start itself, or with a mask its noise.
     """
 
-    pixels: Array
+    pixels: Array | None
     mask: Array | None
     strength: float
     overlay: Overlay | None = None
     padding: int | None = None
+    encoded: Array | None = None
+    noised: bool = True
+    brought: bool = False
 
     @property
     def from_noise(self) -> bool:
         """Whether to start from noise alone, as diffusers' inpainting does at strength 1."""
-        return self.mask is not None and self.strength == 1
+        return self.mask is not None and self.noised and (self.strength == 1 or self.brought)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the VAE encodes the image: not latents, nor where only latents are read."""
+        return self.pixels is not None and not (self.brought and self.mask is None)
+
+    @property
+    def undrawn(self) -> int:
+        """The number of the first draw that is made: draw 0 is for the VAE's posterior."""
+        return int(not self.encodes)
 
     @property
     def first_draw(self) -> int:
         """The number of the loop's first draw of noise.
 
-        Draw 0 is for the VAE's posterior and draw 1 for the initial latents; diffusers' inpainting
-        uses one more for the image behind the mask.
+        Draw 0 is for the VAE's posterior and draw 1 for the initial latents, unless the caller
+        brought these or none is added; diffusers' inpainting uses one more for the image behind the
+        mask.
         """
-        return 2 if self.mask is None else 3
-
-
-def list_images(image: Any) -> list[Any]:
-    """Returns one image, a list of images, or an array with a batch axis, as a list."""
-    if isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.ndim == 4):
-        return list(image)
-    return [image]
-
-
-def image_size(image: Any, multiple: int) -> tuple[int, int]:
-    """Returns height and width of the first image, rounded down to a multiple of `multiple`."""
-    images = list_images(image)
-    if not images:
-        raise UsageError("image", got="none", expected="an image, or a list of them")
-    width, height = size_of("image", images[0])
-    return height // multiple * multiple, width // multiple * multiple
+        draws_start = not self.brought and (self.noised or self.mask is not None)
+        behind_mask = self.mask is not None and self.pixels is not None
+        return 1 + draws_start + behind_mask
 
 
 def make_edit(
@@ -76,21 +80,25 @@ def make_edit(
     *,
     keep: Keep,
     size: tuple[int, int],
-    factor: int,
+    latents: LatentSpec,
     prompts: int,
     count: int,
+    noised: bool = True,
+    brought: bool = False,
 ) -> Edit | None:
     """Checks the arguments for image to image; returns None without an image.
 
     Args:
-        image: One image, one per prompt, or one per generated image.
+        image: One image, one per prompt, or one per generated image; or latents.
         mask: One mask, one per prompt, or one per generated image; or None.
         strength: Share of the schedule to run, or None for the default.
         keep: What to keep of the image outside the mask.
         size: Height and width of the generated images in pixels.
-        factor: Pixels per latent along a side.
+        latents: The bundle's latents.
         prompts: Number of prompts.
         count: Number of generated images.
+        noised: Whether noise is added to the start.
+        brought: Whether the caller brought latents.
 
     Raises:
         UsageError: If there is a mask or strength but no image, the strength is outside (0, 1], the
@@ -103,6 +111,10 @@ def make_edit(
         return None
     strength = STRENGTH if strength is None else strength
     share = real("strength", strength, "more than 0, up to 1", lambda share: 0 < share <= 1)
+    if is_latents(image, latents):
+        return _latents_edit(
+            image, mask, share, keep, size, latents, prompts, count, noised, brought
+        )
     overlay = None
     if keep.padding is not None:
         originals = list_images(image), list_images(mask)
@@ -115,13 +127,52 @@ def make_edit(
         if keep.overlay and overlay is None:
             overlay = _whole_overlay(units, greys)
         white = (greys >= REPAINTED).astype(np.float32)
-        masks = white[:, None, ::factor, ::factor]  # nearest neighbours, as diffusers
+        masks = _latent_masks(white, latents.factor)
     return Edit(
         pixels=to_signed(units),
         mask=masks,
         strength=share,
         overlay=overlay,
         padding=keep.padding,
+        noised=noised,
+        brought=brought,
+    )
+
+
+def _latent_masks(white: Array, factor: int) -> Array:
+    """Returns masks (B, H, W) in the latents' size, (B, 1, h, w), by nearest neighbours."""
+    return white[:, None, ::factor, ::factor]
+
+
+def _latents_edit(
+    image: NDArray[Any],
+    mask: Any,
+    strength: float,
+    keep: Keep,
+    size: tuple[int, int],
+    latents: LatentSpec,
+    prompts: int,
+    count: int,
+    noised: bool,
+    brought: bool,
+) -> Edit:
+    """Returns the edit of latents; raises `UsageError` if pixels are to be kept of them."""
+    if keep.overlay:
+        name = "overlay" if keep.padding is None else "padding_mask_crop"
+        raise UsageError(name, got="latents as the image", expected="a picture")
+    masks, picture = None, np.zeros((*size, 3), np.float32)
+    if mask is not None:
+        given = _one_per_image("mask", mask, prompts, count)
+        greys = np.stack([grey_of(each, picture, *size) for each in given])
+        masks = _latent_masks((greys >= REPAINTED).astype(np.float32), latents.factor)
+    encoded = latents_of(image, latents, size, count)
+    return Edit(
+        pixels=None,
+        encoded=encoded,
+        mask=masks,
+        strength=strength,
+        noised=noised,
+        brought=brought,
     )
 
 

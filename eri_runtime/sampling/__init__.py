@@ -1,13 +1,15 @@
 """The mathematics of sampling, on NumPy arrays, without an engine.
 
 `schedule`, `betas`, `sigmas`, `spacing` and `levels` make noise levels and `samplers` holds the
-algorithms, which `tabulation` converts to a `table` of coefficients. `noise`, `torch_randn` and
+algorithms, which `tabulation` converts to a `table` of coefficients; `sampler_names` finds one by
+the names that people write. `noise`, `torch_randn` and
 `brownian` draw noise; `guidance` and `thresholding` change predictions. Uses `bundle` for a
 checkpoint's training schedule. Start with `samplers`, then `table`.
 """
 
 from eri_runtime.sampling.betas import alphas_cumprod
 from eri_runtime.sampling.brownian import BrownianNoise, noise_intervals
+from eri_runtime.sampling.generators import GeneratorNoise, make_streams
 from eri_runtime.sampling.guidance import (
     NO_EMBEDDING,
     Guidance,
@@ -26,13 +28,25 @@ from eri_runtime.sampling.noise import (
     check_noise,
     image_seeds,
 )
-from eri_runtime.sampling.samplers import CHURN, ETA, SAMPLERS, Sampler, ddim, find_sampler
+from eri_runtime.sampling.sampler_names import (
+    REFUSED,
+    SCHEDULERS,
+    Scheduler,
+    choose_sampler,
+    choose_scheduler,
+    find_sampler,
+    full_name,
+    names_of,
+    samplers_for,
+)
+from eri_runtime.sampling.samplers import CHURN, ETA, SAMPLERS, Sampler, ddim
 from eri_runtime.sampling.schedule import (
     Clock,
     Point,
     Schedule,
     make_schedule,
     shift_sigma,
+    shifted_levels,
 )
 from eri_runtime.sampling.sigmas import Float64, SigmaName
 from eri_runtime.sampling.spacing import check_spacing, with_spacing
@@ -55,10 +69,13 @@ __all__ = [
     "MAX_W",
     "NO_EMBEDDING",
     "PERCENTILE",
+    "REFUSED",
     "SAMPLERS",
+    "SCHEDULERS",
     "BrownianNoise",
     "Clock",
     "Float64",
+    "GeneratorNoise",
     "Guidance",
     "NoiseName",
     "NoiseSource",
@@ -67,6 +84,7 @@ __all__ = [
     "Sampler",
     "SamplerTable",
     "Schedule",
+    "Scheduler",
     "SigmaName",
     "TorchNoise",
     "TorchNormal",
@@ -77,18 +95,25 @@ __all__ = [
     "check_limits",
     "check_noise",
     "check_spacing",
+    "choose_sampler",
+    "choose_scheduler",
     "ddim",
     "dynamic_thresholding",
     "find_sampler",
+    "full_name",
     "image_seeds",
     "make_schedule",
+    "make_streams",
     "make_table",
     "mix_predictions",
+    "names_of",
     "noise_intervals",
     "per_image",
     "rescale_guided",
+    "samplers_for",
     "scheduler_clipping",
     "shift_sigma",
+    "shifted_levels",
     "tabulate",
     "with_spacing",
 ]

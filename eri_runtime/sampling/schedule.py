@@ -282,6 +282,22 @@ def stretched(sigma: Float64, terminal: float | None) -> Float64:
     return levels
 
 
+def shifted_levels(spec: ScheduleSpec, sigmas: Sequence[float], tokens: int) -> list[float]:
+    """Returns a caller's levels of a flow as its scheduler shifts them; a final 0 stays.
+
+    Levels that are not between 0 and 1 stay as they are, for `make_schedule` to refuse.
+    """
+    numbers = (int, float, np.integer, np.floating)
+    if not all(isinstance(each, numbers) and 0 <= each <= 1 for each in sigmas) or not sigmas:
+        return list(sigmas)
+    levels = [float(each) for each in sigmas]
+    kept = np.array([level for level in levels if level > 0])
+    if spec.shift_terminal is None or not len(kept):
+        return [float(each) for each in shift_sigma(levels, flow_shift(spec, tokens))]
+    shifted = stretched(shift_sigma(kept, flow_shift(spec, tokens)), spec.shift_terminal)
+    return [*map(float, shifted), *[0.0] * (len(levels) - len(kept))]
+
+
 def shift_sigma(sigma: ArrayLike, shift: float) -> Float64:
     """Returns sigma' = s·sigma / (1 + (s − 1)·sigma), for s = `shift`.
 

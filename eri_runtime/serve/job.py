@@ -81,7 +81,8 @@ class Job:
         if request.loras and takes_loras(pipe):
             self.opened.read(request.loras)
             words["loras"] = dict(request.loras)
-        return pipe.begin(pipe.request(request.prompt, request.negative_prompt, **words))
+        negative = request.negative_prompt
+        return pipe.begin(pipe.request(request.prompt, negative_prompt=negative, **words))
 
     def finish(self) -> Pictures:
         """Decodes the pictures."""

@@ -71,12 +71,14 @@ def counts(command, capsys):
 
 
 def refused(command, capsys):
-    """The line of a command that is refused."""
+    """The line of a command that is refused, after the one that says what it opens."""
     assert main(command) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    return captured.err
+    *opening, line = captured.err.splitlines(keepends=True)
+    assert all(each.startswith("eri: opening ") for each in opening[:1])
+    assert len(opening) <= 1
+    return line
 
 
 def lines_of(folder):

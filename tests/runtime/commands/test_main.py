@@ -26,17 +26,19 @@ from eri_runtime.commands.progress_bars import progress_bars
 from eri_runtime.units import megabytes
 from tests.support import single_files as made
 
+PROGRESS = ("eri: opening ", "eri: verifying ", "eri: denoising ")
 FAST = ["--steps", "2", "--size", "48x32", "--seed", "0"]
 
 
 def failure(capsys, *arguments):
-    """The exit status and the one line that a failing command prints."""
+    """The exit status and the line that a failing command prints, after those of its progress."""
     status = main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("eri: ")
-    assert captured.err.count("\n") == 1
-    return status, captured.err
+    *progress, line = captured.err.splitlines(keepends=True)
+    assert all(each.startswith(PROGRESS) for each in progress)
+    assert line.startswith("eri: ")
+    return status, line
 
 
 def test_generate_writes_pngs_that_say_how_they_were_made(sd35_bundle, tmp_path, capsys):
@@ -99,7 +101,9 @@ def test_a_bad_command_line_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    assert "usage: eri" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert re.fullmatch(r"see `eri( \w+)? --help`", said[1])
 
 
 @pytest.mark.parametrize(
@@ -194,7 +198,10 @@ def test_an_export_says_where_how_large_how_long_and_how_close(
     monkeypatch.chdir(tmp_path)
     assert main(["export", str(flux_checkpoint)]) == 0
     captured = capsys.readouterr()
-    assert captured.err == ""  # no bars where there is no terminal
+    stages = captured.err.splitlines()  # a line each where there is no terminal
+    assert stages[0] == f"eri: opening {flux_checkpoint}"
+    assert {f"eri: denoiser: {stage}" for stage in ("trace", "write", "compare")} <= set(stages)
+    assert len(stages) == len(set(stages)) == 1 + 5 * 3 + 1
     bundle = manifest.read(tmp_path / "engines" / flux_checkpoint.name)
     first, second, third = captured.out.splitlines()
     size = f"5 components, {len(bundle.files)} files, {megabytes(bundle.size)}"
@@ -254,7 +261,7 @@ def test_an_export_that_is_terminated_says_so_and_leaves_nothing(flux_checkpoint
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_bars_are_drawn_on_a_terminal_and_nowhere_else(terminal, monkeypatch):
+def test_bars_are_drawn_on_a_terminal_and_lines_elsewhere(terminal, monkeypatch):
     stream = io.StringIO()
     stream.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", stream)
@@ -267,7 +274,8 @@ def test_bars_are_drawn_on_a_terminal_and_nowhere_else(terminal, monkeypatch):
         advance("denoising", 7, 20)
     drawn = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue())
     if not terminal:
-        assert stream.getvalue() == ""
+        lines = ["denoiser: trace", "denoiser: write", "denoising 20 steps"]
+        assert stream.getvalue() == "".join(f"eri: {line}\n" for line in lines)
         return
     assert re.search(r"denoiser +write .*3\.0 MB of 3\.0 MB", drawn)
     assert re.search(r"denoising .*7/20", drawn)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from argparse import ArgumentTypeError
 from pathlib import Path
 
 import httpx
@@ -23,7 +22,6 @@ from eri_runtime.commands.serve_options import (
     engine_options,
     named_bundles,
     named_loras,
-    parse_bytes,
     server_options,
 )
 from eri_runtime.errors import UsageError
@@ -115,20 +113,6 @@ def test_every_option_arrives(monkeypatch, tmp_path):
     assert (server.host, server.port, server.grace) == ("::", 81, 8)
     assert server.api_keys == ("one", "two", "three")
     assert server.cors == ("https://a.example",)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("1", 1), ("2k", 2048), ("3 MB", 3 * 2**20), ("4GiB", 2**32), ("0.5t", 2**39)],
-)
-def test_bytes_have_units(text, size):
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "G", "much", "-1", "0", "nan", "inf", "1X", "1e999", "iB"])
-def test_bytes_are_checked(text):
-    with pytest.raises(ArgumentTypeError):
-        parse_bytes(text)
 
 
 def test_names_are_unique(tmp_path):

@@ -134,6 +134,8 @@ def test_a_short_request_overtakes_a_long_one(opened):
         (asked(sampler="magic"), UnknownNameError, "sampler"),
         (asked(unknown=1), UnknownNameError, "keyword"),
         (PictureRequest(model="other", prompt="a"), UnknownNameError, "model"),
+        (asked(generator=3), UsageError, "generator: got it in a served request"),
+        (asked(callback_on_step_end=print), UsageError, "callback_on_step_end"),
         (asked(loras={"none": 1.0}), UnknownNameError, "loras"),
         (asked(previews=-1), UsageError, "previews"),
         (asked(timeout=0), UsageError, "timeout"),
@@ -208,7 +210,7 @@ def test_one_that_is_cancelled_stops_and_the_others_go_on(opened):
 
     made, outcomes = run(main())
     assert made < 60
-    assert outcomes == ["cancelled", "finished"]
+    assert sorted(outcomes) == ["cancelled", "finished"]  # the short one may be done before
 
 
 def test_a_deadline_ends_a_request(opened):
@@ -337,7 +339,7 @@ def test_a_start_that_is_cancelled_leaves_no_worker(sd35_bundle):
         engine = Engine({"tiny": sd35_bundle}, EngineOptions(backend="cpu", workers=1))
         starting = asyncio.create_task(engine.start())
         await asyncio.sleep(0.05)
-        pid = engine._seats[0].link.pid
+        pid = engine._workers.seats[0].link.pid
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
