@@ -4,11 +4,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# what the demo needs (1.2 GB), and everything: the tests, lint and the site
+DEMO := $(VENV)/demo-installed
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint format docs retrieval train gpu-check test-cuda-stand-in test-ray cuda-graphs clean
+.PHONY: demo test lint format docs peers retrieval train gpu-check test-cuda-stand-in test-ray cuda-graphs clean
 
-demo: $(INSTALLED)
+demo: $(DEMO)
 	$(BIN)/eri demo -o out
 
 test: lint
@@ -28,10 +30,17 @@ format: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+INSTALL := $(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt
+
+$(DEMO): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --no-compile --editable '.[export]'
+	touch $@
+
 $(INSTALLED): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[export,cpu,dev,docs]'
-	touch $(INSTALLED)
+	$(INSTALL) --editable '.[export,cpu,dev,docs]'
+	touch $(DEMO) $@
 
 # the training images, for the two below; needs npm
 EMOJI := build/emoji
@@ -79,6 +88,17 @@ $(CUDA)/site: $(INSTALLED) .ci/constraints-cuda.txt
 	rm -rf $@
 	$(BIN)/python -m pip install --quiet --no-deps --constraint .ci/constraints-cuda.txt \
 		--target $@ onnxruntime-gpu
+	touch $@
+
+# OpenVINO GenAI, optimum-intel and optimum-onnx, for `eri bench --peers`
+PEERS := build/peers
+
+peers: $(PEERS)/installed
+
+$(PEERS)/installed: pyproject.toml .ci/constraints-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --no-compile --constraint .ci/constraints-peers.txt \
+		--editable '.[peers]'
 	touch $@
 
 # the server on a Ray cluster of this machine. Ray brings 37 packages, so it has an environment of its

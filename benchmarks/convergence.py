@@ -43,7 +43,7 @@ from eri_runtime.pipeline import eri_version
 
 Array = NDArray[np.float32]
 RESULTS = Path(__file__).parent / "results"
-THUMBNAILS = Path(__file__).parent.parent / "tests" / "data" / "emoji-24px.png"
+THUMBNAILS = Path(__file__).parent.parent / "tests" / "data" / "emoji-24px.webp"
 PACKAGES = ("numpy", "onnxruntime", "matplotlib")
 LOG = logging.getLogger("convergence")
 

@@ -47,7 +47,7 @@ from eri_runtime.pipeline import eri_version
 Array = NDArray[np.float32]
 RESULTS = Path(__file__).parent / "results"
 CHECKPOINT = Path(__file__).parents[1] / "eri_export" / "embedded" / "emoji-sd35"
-EMOJI = Path(__file__).parents[1] / "tests" / "data" / "emoji-24px.png"
+EMOJI = Path(__file__).parents[1] / "tests" / "data" / "emoji-24px.webp"
 CANVAS = 480
 CANVASES = {"25 emoji": (5, 0), "4 emoji": (2, 1), "1 emoji": (1, 5)}  # emoji per side, seed
 TILES = (192, 256)

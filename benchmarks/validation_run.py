@@ -9,7 +9,7 @@ bundle is exported once at the start; every few steps an open pipeline gets the 
 `rms` is the root-mean-square distance, in levels of 255, between the images in TensorBoard's event
 file and the drawings; `nearest` is how many are closer to their own drawing than to any other;
 `validation_seconds` is the median time to update the pipeline with both kinds of weights and draw
-with each. Writes validation_run.json and validation_run.png: the drawings, then the logged images
+with each. Writes validation_run.json and validation_run.webp: the drawings, then the logged images
 of the averaged weights, one row per step.
 """
 
@@ -74,7 +74,7 @@ def main() -> None:
     body = json.dumps(report, indent=1) + "\n"
     (options.output / "validation_run.json").write_text(body)
     sheet = contact_sheet(images, len(NAMES)).quantize(256)
-    sheet.save(options.output / "validation_run.png", optimize=True)
+    sheet.save(options.output / "validation_run.webp", lossless=True)
     sys.stdout.write(body)
 
 

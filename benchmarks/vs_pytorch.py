@@ -72,14 +72,15 @@ WAYS = {  # only a UNet has convolutions whose layout matters
     "sd35": ("eager", "bf16", "compile", "compile+bf16"),
     "flux": ("eager", "bf16", "compile", "compile+bf16"),
 }
-GOALS: Mapping[tuple[str, str], float] = {
-    (STEP, "PyTorch eager, fp32"): 0.5,
-    (WHOLE, "PyTorch eager, fp32"): 0.5,
-    (STEP, "the best PyTorch, fp32"): 0.9,
-    (WHOLE, "the best PyTorch, fp32"): 0.9,
-    (STEP, "the best PyTorch, bf16"): 0.9,
-    (WHOLE, "the best PyTorch, bf16"): 0.9,
-    (COLD, "diffusers, eager fp32"): 0.25,
+MIXED = "mixed precision: bf16 against fp32"
+GOALS: Mapping[tuple[str, str, str], float] = {
+    (STEP, "PyTorch eager", MIXED): 0.5,
+    (WHOLE, "PyTorch eager", MIXED): 0.5,
+    (STEP, "the best PyTorch", "both fp32"): 0.9,
+    (WHOLE, "the best PyTorch", "both fp32"): 0.9,
+    (STEP, "the best PyTorch", "both bf16"): 0.9,
+    (WHOLE, "the best PyTorch", "both bf16"): 0.9,
+    (COLD, "PyTorch eager", MIXED): 0.25,
 }
 
 
@@ -151,13 +152,11 @@ def settle(seconds: float = 300) -> None:
 
 def verdicts(record: Record) -> Iterator[str]:
     """Yields a line for each goal, and for each row that does not count."""
-    comparisons = {(each.figure, each.claim): each for each in best_comparisons(record)}
-    for (figure, claim), goal in GOALS.items():
-        best = comparisons.get((figure, claim))
-        if best is None:
-            yield f"{figure}, {claim}: no pair to compare"
-        else:
-            yield f"{figure}, {claim}: {verdict(best, goal)}"
+    found = {(each.figure, each.claim, each.label): each for each in best_comparisons(record)}
+    for named, goal in GOALS.items():
+        best = found.get(named)
+        result = "no pair to compare" if best is None else verdict(best, goal)
+        yield f"{', '.join(named)}: {result}"
     for row in record.rows:
         if not row.counts:
             yield f"{row.subject} does not count: {row.reason}"

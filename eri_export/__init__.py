@@ -4,9 +4,9 @@ Each name is imported on first use: the command line imports this package to reg
 and must neither wait for torch nor fail where torch is not installed.
 
 The package is made of rooms: folders that import only from those below them. From the top:
-`commands`, `bench` and `embedded`, `tensorrt`, `publishing`, `gate`, `plan`, `weights`, `graphs`,
-`checkpoints`, `choices`, then the files `disk`, `machine` and `progress`. Each folder's docstring
-says what is in it and where to start.
+`commands`, `bench` and `embedded`, `tensorrt`, `publishing`, `gate`, `plan`, `weights` and
+`pickles`, `graphs`, `checkpoints`, `choices`, then the files `disk`, `machine` and `progress`. Each
+folder's docstring says what is in it and where to start.
 """
 
 from __future__ import annotations

@@ -21,19 +21,14 @@ def _run() -> int:
     """Runs the command line; changes nothing for a process that was started to ignore Ctrl-C."""
     import signal
 
-    def handle(handler: object) -> None:
-        if interruptible:
-            signal.signal(signal.SIGINT, handler)  # type: ignore[arg-type]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)  # nothing to undo yet
+    from eri_runtime.commands.interrupts import ended_by_signals
 
-    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    handle(_stop)  # in an import there is nothing to clean up, and libraries lose exceptions
-    from eri_runtime.commands.main import execute, make_parser
+    with ended_by_signals():
+        from eri_runtime.commands.main import main as run_command
 
-    options = make_parser().parse_args()
-    handle(signal.default_int_handler)
-    status = execute(options)
-    handle(signal.SIG_DFL)  # silent, while libraries end
-    return status
+        return run_command()
 
 
 def _stop(*_: object) -> "NoReturn":

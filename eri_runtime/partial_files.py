@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from eri_runtime.files import check_replaceable
+from eri_runtime.unfinished import on_stop, remove_folder, stops_wait
 
 LONGEST = 255  # bytes of a file's name
 PARTIAL = re.compile(r"\..+\.(\d+)-[0-9a-f]{8}\.partial")
@@ -36,13 +37,23 @@ def partial_file(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(_partial_name(path.name))
+    forget = on_stop(lambda: partial.unlink(missing_ok=True))
     try:
-        with partial.open("xb") as file:
+        with stops_wait():
+            opened = partial.open("xb")
+        with opened as file:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file, partial
     finally:
         partial.unlink(missing_ok=True)
+        forget()
+
+
+def complete(partial: Path, path: Path) -> None:
+    """Renames a finished file to `path`, in place of an older one."""
+    with stops_wait():
+        partial.replace(path)
 
 
 def write_whole(path: Path, data: bytes, *, durable: bool = False) -> None:
@@ -61,7 +72,7 @@ def write_whole(path: Path, data: bytes, *, durable: bool = False) -> None:
         file.flush()
         if durable:
             os.fsync(file.fileno())
-        partial.replace(path)
+        complete(partial, path)
 
 
 @contextmanager
@@ -74,16 +85,20 @@ def partial_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale_folders(path)
     partial = path.with_name(_partial_name(path.name))
-    partial.mkdir()
+    forget = on_stop(lambda: remove_folder(partial))
+    with stops_wait():
+        partial.mkdir()
     descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
-        partial.rename(path)
+        with stops_wait():
+            partial.rename(path)
     finally:
         os.close(descriptor)
         shutil.rmtree(partial, ignore_errors=True)
+        forget()
 
 
 def claim(partial: Path, path: Path) -> None:
@@ -91,13 +106,14 @@ def claim(partial: Path, path: Path) -> None:
 
     Raises `FileExistsError` if the name is taken.
     """
-    try:
-        path.hardlink_to(partial)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: reserve the name by an empty file
-        path.touch(exist_ok=False)
-        partial.replace(path)
+    with stops_wait():
+        try:
+            path.hardlink_to(partial)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: reserve the name by an empty file
+            path.touch(exist_ok=False)
+            partial.replace(path)
 
 
 def remove_stale(folder: Path) -> None:

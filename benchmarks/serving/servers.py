@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ def _collected(bundle: Path, backend: str, load: Sequence[Arrival], window: floa
     waiting: queue.Queue[Served] = queue.Queue()
     with eri.load(bundle, backend) as pipe:
         for count in range(1, 1 + (MOST if window else 1)):
-            for words in _rehearsal(load):
-                pipe([""] * count, seed=list(range(count)), **words)
+            for each in _rehearsal(load):
+                _make(pipe, [Served(each)] * count, time.perf_counter())
         start = time.perf_counter()
 
         def arrive() -> None:
@@ -112,10 +112,10 @@ def _make(pipe: eri.Pipeline, batch: Sequence[Served], start: float) -> None:
         each.done = time.perf_counter() - start - each.arrival.at
 
 
-def _rehearsal(load: Sequence[Arrival]) -> list[dict[str, object]]:
+def _rehearsal(load: Sequence[Arrival]) -> list[Arrival]:
     """Returns short requests of every size and guidance, which open or compile what they need."""
-    kinds = {(each.size, each.guidance): each.words for each in load}
-    return [{**words, "num_inference_steps": 2} for words in kinds.values()]
+    kinds = {(each.size, each.guidance): each for each in load}
+    return [replace(each, at=0.0, steps=4) for each in kinds.values()]
 
 
 def by_the_step(bundle: Path, backend: str, load: Sequence[Arrival]) -> list[Served]:
@@ -130,9 +130,9 @@ async def _by_the_step(bundle: Path, backend: str, load: Sequence[Arrival]) -> l
     )
     async with Engine({"bundle": bundle}, options) as engine:
         for count in (1, 2, 4, 8):
-            for words in _rehearsal(load):
-                requests = [PictureRequest(prompt="", words=words) for _ in range(count)]
-                await asyncio.gather(*(engine.submit(each).pictures() for each in requests))
+            for each in _rehearsal(load):
+                now = time.perf_counter()
+                await asyncio.gather(*(_follow(engine, Served(each), now) for _ in range(count)))
         start = time.perf_counter()
         await asyncio.gather(*(_follow(engine, each, start) for each in served))
     return served

@@ -58,6 +58,7 @@ class DiffusersDrawer(Drawer):
         latents = np.load(job.latents)
         if (family := type(self._pipe).__name__).find("Flux") >= 0:
             latents = patchify(latents, 2)
+        dtype = getattr(self._pipe, "dtype", torch.float32)  # optimum-intel's pipelines have none
         texts = {} if "XL" in family else {"max_sequence_length": job.tokens}
         return {
             "prompt": job.prompt,
@@ -66,7 +67,7 @@ class DiffusersDrawer(Drawer):
             "num_inference_steps": job.steps,
             "num_images_per_prompt": job.images,
             "guidance_scale": job.guidance,
-            "latents": torch.from_numpy(latents).to(self._device, self._pipe.dtype),
+            "latents": torch.from_numpy(latents).to(self._device, dtype),
             "output_type": "latent" if job.output is None else "pil",
             **texts,
         }

@@ -1,4 +1,7 @@
-"""The command `eri demo`: exports an embedded checkpoint and generates a contact sheet with it."""
+"""The command `eri demo`: exports an embedded checkpoint and generates a contact sheet with it.
+
+A bundle that an earlier run exported from the same checkpoint is used again.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eri_export.choices import make_ranges
+from eri_export.commands.existing_bundle import is_up_to_date
 from eri_export.commands.export import require_extra, run_export
 from eri_export.embedded.assemble import assembled
-from eri_export.publishing.atomic_publish import terminated_as_interrupt
+from eri_export.publishing.atomic_publish import replaces, terminated_as_interrupt
+from eri_runtime.commands.output import Output
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
 
 # captions of the training set, so the sheet shows what the model has learnt
@@ -39,6 +44,10 @@ class Demo:
         """The default folder of the bundle."""
         return Path("engines") / self.name
 
+    def sheet(self, folder: Path) -> Path:
+        """Returns the file of the contact sheet in a folder."""
+        return folder / f"{self.name}.png"
+
 
 # SD3's default guidance makes the colours of so small a model harsh; Flux's config has no image
 # size
@@ -62,20 +71,28 @@ def demo_command(commands: Subparsers) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("out"), metavar="FOLDER", help=output
     )
+    force = "export again, even if the bundle is there and up to date"
+    parser.add_argument("--force", action="store_true", help=force)
     seed = "seed of the noise (default: %(default)s)"
     parser.add_argument("--seed", type=int, default=0, metavar="S", help=seed)
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Exports the embedded checkpoint, generates eight prompts, and prints the files."""
+    """Exports the embedded checkpoint if need be, generates eight prompts, prints the files."""
     require_extra()
-    chosen = DEMOS[options.family]
-    bundle = options.bundle or chosen.bundle
+    output, chosen = Output(), DEMOS[options.family]
+    bundle, ranges = options.bundle or chosen.bundle, make_ranges(size=chosen.size)
+    replaces(bundle)
     with terminated_as_interrupt(), assembled(options.family) as checkpoint:
-        run_export(bundle, checkpoint=checkpoint, ranges=make_ranges(size=chosen.size))
+        if not options.force and is_up_to_date(bundle, checkpoint, ranges):
+            say(f"{bundle}  already exported, used as it is; `eri demo --force` exports it again")
+        else:
+            output.note(f"exporting the embedded {options.family} checkpoint to {bundle}")
+            run_export(bundle, output, checkpoint=checkpoint, ranges=ranges)
     started = time.perf_counter()
+    replaced = ", replaced" if chosen.sheet(options.output).exists() else ""
     sheet = draw_sheet(bundle, chosen, options.output, options.seed)
-    say(f"{sheet}  {len(PROMPTS)} prompts in {time.perf_counter() - started:.1f} s:")
+    say(f"{sheet}  {len(PROMPTS)} prompts in {time.perf_counter() - started:.1f} s{replaced}:")
     say("  " + ", ".join(PROMPTS))
 
 
@@ -94,4 +111,4 @@ def draw_sheet(bundle: Path, chosen: Demo, folder: Path, seed: int) -> Path:
         )
     text = f"{', '.join(PROMPTS)}\n{result.parameters[0].splitlines()[-1]}"
     picture = contact_sheet(result.images, columns=4, scale=2)
-    return save_png(picture, folder / f"{chosen.name}.png", text)
+    return save_png(picture, chosen.sheet(folder), text)

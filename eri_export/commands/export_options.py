@@ -52,12 +52,19 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
             "up to twice the model's own size)",
         },
     ),
-    (("--batch",), {"metavar": "N|MIN:OPT:MAX", "help": "images per call, such as 1:1:4"}),
+    (
+        ("--batch",),
+        {
+            "metavar": "N|MIN:OPT:MAX",
+            "help": "images per call, such as 1:1:4 (default: the family's usual ones)",
+        },
+    ),
     (
         ("--tokens",),
         {
             "metavar": "N|MIN:OPT:MAX",
-            "help": "text tokens of T5 (SDXL: of its UNet), such as 77:256:512",
+            "help": "text tokens of T5 (SDXL: of its UNet), such as 77:256:512 (default: the "
+            "family's usual ones)",
         },
     ),
     (
@@ -136,11 +143,18 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     ),
     (
         ("--variant",),
-        {"metavar": "NAME", "help": "variant of a folder's weights to read, such as fp16"},
+        {
+            "metavar": "NAME",
+            "help": "variant of a folder's weights to read, such as fp16 (default: the plain ones)",
+        },
     ),
     (
         ("--revision",),
         {"metavar": "REV", "help": "branch, tag or commit of the Hub's repository (default: main)"},
+    ),
+    (
+        ("--force",),
+        {"action": "store_true", "help": "replace a bundle that is there (default: refuse)"},
     ),
     (
         ("--dry-run",),
@@ -150,5 +164,4 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
             "write nothing",
         },
     ),
-    (("-v", "--verbose"), {"action": "store_true", "help": "print more details"}),
 )

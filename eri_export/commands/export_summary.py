@@ -8,10 +8,31 @@ from typing import Any
 
 from eri_export.gate.parity import WHOLE
 from eri_export.machine import peak_memory
-from eri_export.progress import Stopwatch
+from eri_export.progress import Stage, Stopwatch
 from eri_export.publishing.export_bundle import REPORT
 from eri_runtime.bundle import Bundle
 from eri_runtime.units import megabytes
+
+STAGES: tuple[Stage, ...] = ("trace", "write", "compare", "publish")
+
+
+def summary_facts(bundle: Bundle) -> dict[str, Any]:
+    """Returns what `eri export --json` says about a bundle, as values of JSON."""
+    return {
+        "bundle": str(bundle.root),
+        "family": bundle.family,
+        "bytes": bundle.size,
+        "peak_memory": peak_memory(),
+        "files": [str(bundle.path(name)) for name in sorted(bundle.files)],
+        "components": {
+            name: {
+                "precision": each.precision,
+                "parameters": each.parameters,
+                "error": each.parity,
+            }
+            for name, each in bundle.components.items()
+        },
+    }
 
 
 def summary_lines(bundle: Bundle, watch: Stopwatch, seconds: float) -> Iterator[str]:
@@ -20,9 +41,7 @@ def summary_lines(bundle: Bundle, watch: Stopwatch, seconds: float) -> Iterator[
     parts = len(bundle.components)
     count = f"{parts} component{'s' * (parts > 1)}, {len(bundle.files)} files"
     yield f"{bundle.root}  {bundle.family}, {count}, {megabytes(bundle.size)}"
-    stages = ", ".join(
-        f"{name} {watch.of(name):.1f} s" for name in ("trace", "write", "compare", "publish")
-    )
+    stages = ", ".join(f"{name} {watch.of(name):.1f} s" for name in STAGES)
     yield f"  {seconds:.1f} s: {stages}; peak memory {megabytes(peak_memory())}"
     yield f"  {_compared(bundle, report)}"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from eri_export.commands.export import require_extra
 from eri_export.progress import Progress
 from eri_export.publishing.atomic_publish import terminated_as_interrupt
+from eri_runtime.commands.output import check_bundle
 from eri_runtime.commands.progress_bars import progress_bars
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
 
@@ -24,6 +25,7 @@ def upgrade_command(commands: Subparsers) -> None:
 def upgrade(options: argparse.Namespace) -> None:
     """Runs `eri upgrade` and prints what changed; raises the errors of `upgrade_bundle.upgrade`."""
     require_extra("eri upgrade")
+    check_bundle(options.bundle)
     from eri_export.publishing import upgrade_bundle
 
     def draw(event: Progress) -> None:

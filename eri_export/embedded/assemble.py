@@ -12,12 +12,12 @@ import argparse
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from eri_export.embedded import FAMILIES, checkpoint
 from eri_runtime.errors import EriError, UsageError
+from eri_runtime.unfinished import temporary_folder
 
 # component -> the component of emoji-sd35 that it is a copy of
 SHARED: Mapping[str, Mapping[str, str]] = {
@@ -76,8 +76,8 @@ def assembled(family: str) -> Iterator[Path]:
     if not SHARED[family]:
         yield checkpoint(family)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        yield assemble(family, Path(folder) / FAMILIES[family])
+    with temporary_folder() as folder:
+        yield assemble(family, folder / FAMILIES[family])
 
 
 def main() -> None:

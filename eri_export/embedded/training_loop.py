@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from eri_runtime.partial_files import partial_file
+from eri_runtime.partial_files import complete, partial_file
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Run:
         with partial_file(self.path) as (file, partial):
             torch.save(state, file)
             file.flush()
-            partial.replace(self.path)
+            complete(partial, self.path)
 
 
 After = Callable[[Run], object]

@@ -21,6 +21,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Literal
@@ -28,6 +29,7 @@ from typing import Literal
 from eri_export.disk import disk_faults
 from eri_runtime.bundle import MANIFEST, Bundle, FileRecord, file_record, manifest
 from eri_runtime.errors import ExportError, UsageError
+from eri_runtime.unfinished import on_stop, remove_folder, stops_wait
 
 log = logging.getLogger(__name__)
 
@@ -139,14 +141,18 @@ def _sibling(target: Path) -> Iterator[Path]:
     """Yields a new locked folder and removes it at the end if it still has that name."""
     for _ in range(ATTEMPTS):
         folder = _new_name(target)
-        folder.mkdir()
+        forget = on_stop(partial(remove_folder, folder))
+        with stops_wait():
+            folder.mkdir()
         with _locked(folder) as lock:
             if lock == "taken":  # reclaimed by another export before it was locked
+                forget()
                 continue
             try:
                 yield folder
             finally:
                 _remove(folder)
+                forget()
             return
     raise _contended(target)
 
@@ -216,7 +222,8 @@ def _put(folder: Path, target: Path) -> None:
     """Moves `folder` to `target`; an old bundle gets the name of `folder`, or is removed."""
     for _ in range(ATTEMPTS):
         try:
-            _place(folder, target)
+            with stops_wait():
+                _place(folder, target)
         except OSError as error:
             if error.errno not in RACES:
                 raise

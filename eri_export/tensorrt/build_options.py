@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ from eri_runtime.executors import compute_capability
 
 ProfileKind = Literal["best", "range"]
 
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 LEVELS = range(6)
 # the options an engine does not have -> what to do instead
 WITHOUT: Mapping[EngineName, Mapping[str, str]] = {
@@ -51,14 +48,6 @@ class BuildOptions:
     workspace: int | None = None
     flags: tuple[PlanFlag, ...] = ()
     timing_cache: Path | None = None
-
-
-def parse_bytes(text: str) -> int:
-    """Returns bytes: `4GB` is 4·10⁹ and `4GiB` 4·2³⁰; raises `UsageError` for anything else."""
-    match = AMOUNT.fullmatch(text.strip())
-    if match is None or match[2].upper() not in UNITS or float(match[1]) == 0:
-        raise UsageError("workspace", got=short(text), expected="an amount of memory, as 4GB")
-    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def check_options(options: BuildOptions, engine: Engine) -> tuple[str, ...]:

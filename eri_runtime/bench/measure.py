@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +16,11 @@ from eri_runtime.bench.measured_subject import (
     Case,
     MeasuredSubject,
     cold_start,
+    convert,
     draw,
     job_maker,
     latents_file,
+    setup_of,
     start_subject,
     worker_starter,
 )
@@ -30,6 +32,7 @@ from eri_runtime.bundle import read_bundle
 from eri_runtime.errors import EriError
 from eri_runtime.latents import latent_shape
 from eri_runtime.sampling import TorchNoise, image_seeds
+from eri_runtime.unfinished import temporary_folder
 
 Tell = Callable[[str], object]
 
@@ -49,8 +52,8 @@ def measure(plan: Plan, builds: Sequence[Build] = (), tell: Tell = lambda _: Non
     """
     machine, software = environment.machine(), environment.software()
     reference = reference_of(plan.candidates)
-    with tempfile.TemporaryDirectory(prefix="eri-bench-") as name:
-        bench = Bench(plan, Path(name), tell)
+    with temporary_folder("eri-bench-") as folder:
+        bench = Bench(plan, folder, tell)
         with bench.open() as subjects:
             bench.draw_cases(subjects)
             bench.time(subjects)
@@ -72,8 +75,10 @@ def measure(plan: Plan, builds: Sequence[Build] = (), tell: Tell = lambda _: Non
 
 
 def compiled(subjects: Sequence[MeasuredSubject]) -> Iterator[Build]:
-    """Yields the compilations that took place in a first call."""
+    """Yields the peers' conversions, and the compilations that took place in a first call."""
     for each in subjects:
+        if each.convert_s is not None:
+            yield Build(name=f"{each.candidate.name}, conversion", seconds=each.convert_s)
         if (seconds := each.to_subject().build_s) is not None:
             yield Build(name=each.candidate.name, seconds=seconds)
 
@@ -142,7 +147,7 @@ class Bench:
                 output = self._folder / f"{subjects.index(each)}-cold.png"
                 job = self._job(self._work.sizes[0], 0, output, self._work.cold_steps)
                 try:
-                    seconds, peak = cold_start(each, self._plan, self._start, job)
+                    seconds, peak = cold_start(each, self._start, self._setup(each), job)
                 except EriError as error:
                     each.fail(error)
                     continue
@@ -158,11 +163,18 @@ class Bench:
         """Starts a subject and draws its first case."""
         case = self._cases()[0]
         job = self._job(*case, self._file(subject, case))
-        start_subject(subject, self._plan, self._start, job)
+        if subject.candidate.kind == "peer":
+            convert(subject, self._start, self._setup(subject))
+        if subject.runs:
+            start_subject(subject, self._start, self._setup(subject), job)
         if subject.runs:
             subject.files[case] = png_files(str(job.output), job.images)[0]
         else:
             self._tell(f"{subject.candidate.name}: {subject.reason}")
+
+    def _setup(self, subject: MeasuredSubject) -> dict[str, Any]:
+        """Returns what a subject's worker opens."""
+        return setup_of(self._plan, subject.candidate, self._folder)
 
     def _file(self, subject: MeasuredSubject, case: Case) -> Path:
         """Returns the file of a subject's image of a case."""

@@ -17,6 +17,7 @@ from eri_runtime.bench.statistics import WHOLE, figure
 from eri_runtime.bench.worker_client import Worker
 from eri_runtime.bench.worker_server import Job, Setup
 from eri_runtime.errors import EriError, WorkerError
+from eri_runtime.install_hint import install_hint
 
 # a worker whose error begins with one of these lacks something that is not installed
 MISSING = ("BackendError", "ModuleNotFoundError", "ImportError")
@@ -36,6 +37,7 @@ class MeasuredSubject:
     opened: Mapping[str, Any] = field(default_factory=dict)
     open_s: float | None = None
     first_s: float | None = None
+    convert_s: float | None = None
     cold_s: list[float] = field(default_factory=list)
     memory: Memory | None = None
     samples: dict[Size, list[Sample]] = field(default_factory=dict)
@@ -104,15 +106,15 @@ def worker_starter(plan: Plan, env: Mapping[str, str]) -> StartWorker:
     def start(candidate: Candidate) -> Worker:
         if candidate.module is None:
             got = "ModuleNotFoundError: no worker of this kind is installed"
-            fix = "pip install 'eri-diffusion[export]'"
+            fix = install_hint("export")
             raise WorkerError(candidate.name, got=f"{got}; {fix}", expected="a worker")
-        return Worker(candidate.name, candidate.module, env, plan.timeout)
+        return Worker(candidate.name, candidate.module, env, plan.timeout, candidate.python)
 
     return start
 
 
-def setup_of(plan: Plan, candidate: Candidate) -> dict[str, Any]:
-    """Returns the fields of the `Setup` that a worker opens."""
+def setup_of(plan: Plan, candidate: Candidate, folder: Path) -> dict[str, Any]:
+    """Returns the fields of the `Setup` that a worker opens; `folder` is that of the run."""
     return asdict(
         Setup(
             variant=candidate.variant,
@@ -120,17 +122,30 @@ def setup_of(plan: Plan, candidate: Candidate) -> dict[str, Any]:
             checkpoint=None if plan.checkpoint is None else str(plan.checkpoint),
             threads=plan.workload.threads,
             device=plan.workload.device,
+            folder=str(folder),
         )
     )
 
 
-def start_subject(subject: MeasuredSubject, plan: Plan, start: StartWorker, job: Job) -> None:
+def convert(subject: MeasuredSubject, start: StartWorker, setup: Mapping[str, Any]) -> None:
+    """Lets a peer convert the checkpoint to its own format, in a process of its own."""
+    try:
+        with start(subject.candidate) as worker:
+            if worker.ask("convert", setup=setup):
+                subject.convert_s = round(worker.age, 1)
+    except EriError as error:
+        subject.fail(error)
+
+
+def start_subject(
+    subject: MeasuredSubject, start: StartWorker, setup: Mapping[str, Any], job: Job
+) -> None:
     """Starts a subject and runs its first two calls, while its memory is sampled."""
     try:
         subject.worker = worker = start(subject.candidate)
         watch = Watch(worker.pid, worker.started)
         try:
-            subject.opened = worker.ask("open", setup=setup_of(plan, subject.candidate))
+            subject.opened = worker.ask("open", setup=setup)
             subject.open_s = round(worker.age - subject.opened["harness_s"], 3)
             ready = round(worker.age, 3)
             draw(worker, job)
@@ -147,11 +162,11 @@ def start_subject(subject: MeasuredSubject, plan: Plan, start: StartWorker, job:
 
 
 def cold_start(
-    subject: MeasuredSubject, plan: Plan, start: StartWorker, job: Job
+    subject: MeasuredSubject, start: StartWorker, setup: Mapping[str, Any], job: Job
 ) -> tuple[float, int | None]:
     """Returns the seconds from starting a process to its first saved image, and its peak bytes."""
     with start(subject.candidate) as worker:
-        opened = worker.ask("open", setup=setup_of(plan, subject.candidate))
+        opened = worker.ask("open", setup=setup)
         draw(worker, job)
         return round(worker.age - opened["harness_s"], 4), worker.peak
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from eri_runtime import executors
 from eri_runtime.bench.eri_worker import precision_of
+from eri_runtime.bench.peers import check_peer
 from eri_runtime.bench.record import Kind, Limit, Workload
 from eri_runtime.bundle import Bundle
 from eri_runtime.errors import UsageError
@@ -17,7 +18,7 @@ OURS = "eri_runtime.bench.eri_worker"
 GROUP = "eri.bench.workers"
 EAGER = "torch/eager"
 CPU = "eri/cpu"
-PEERS = "optimum-"
+PEERS = "optimum"  # one worker runs all of them, as Optimum converts the checkpoint for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Candidate:
         variant: The backend, or the way to run PyTorch, for the worker.
         module: Module of its worker; None if no installed package has one.
         precision: Precision that it is expected to compute in.
+        python: The Python that runs its worker; None: this one.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Candidate:
     variant: str
     module: str | None
     precision: str = "fp32"
+    python: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,7 @@ def candidates(
     backends: Sequence[str] | None,
     torch: Sequence[str],
     peers: Sequence[str],
+    python: str | None = None,
 ) -> tuple[Candidate, ...]:
     """Returns the subjects of a run: PyTorch's first, as the reference, then ours, then peers.
 
@@ -82,8 +86,10 @@ def candidates(
         backends: Names of backends; None selects all that can run the bundle on this machine.
         torch: Ways to run PyTorch, such as `eager` or `compile+bf16`.
         peers: Other engines, such as `optimum-onnx`.
+        python: The Python that runs the peers; None: this one.
 
     Raises:
+        UnknownNameError: If there is no such peer.
         UsageError: If a subject is named twice, or there is none.
     """
     known = workers()
@@ -93,7 +99,7 @@ def candidates(
         *(_other("torch", f"torch/{way}", way, known.get("torch")) for way in torch),
         *(_ours(bundle, name) for name in backends),
         *(
-            _other("peer", name, name.removeprefix(PEERS), known.get(name.partition("-")[0]))
+            replace(_other("peer", check_peer(name), name, known.get(PEERS)), python=python)
             for name in peers
         ),
     )

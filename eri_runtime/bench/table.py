@@ -1,4 +1,4 @@
-"""Prints a record in the terminal: one line per row, then best against best."""
+"""Prints a record in the terminal: tables of 80 columns at most, then best against best."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from eri_runtime.bench.record import Distance, Record, Row
-from eri_runtime.bench.statistics import STEP, WHOLE, Spread, spread, values
+from eri_runtime.bench.statistics import (
+    STEP,
+    WHOLE,
+    Spread,
+    pictures_per_minute,
+    spread,
+    values,
+)
 from eri_runtime.bench.summary import best_comparisons, busy_machine, ratio_to_reference
 
 MISSING = "–"
@@ -17,20 +24,30 @@ Column = Callable[[Record, Row], str]
 
 
 def show(record: Record, console: Console) -> None:
-    """Prints the tables of every size, warnings and the best comparisons."""
+    """Prints the tables of every size, what did not run or count, and the best comparisons.
+
+    Each table fits into 80 columns.
+    """
     for size in record.workload.sizes:
         rows = [row for row in record.rows if (row.width, row.height) == size]
         where = f"{size[0]}x{size[1]}, {record.workload.steps} steps"
-        ratios = f"ratios to {record.reference}'s"
-        print_table(console, f"{where}: median ms (p10–p90), {ratios}", SPEED, record, rows)
-        print_table(console, f"{where}: the rest", REST, record, rows)
+        for title, columns in TABLES.items():
+            print_table(console, f"{where}: {title}", columns, record, rows)
+        for row in rows:
+            if row.subject != record.reference and (remark := mark(record, row)):
+                say(console, f"{row.subject}: {remark}")
+    console.print(NOTE.format(record.reference), highlight=False)
     if (why := busy_machine(record)) is not None:
-        console.print(f"warning: {why}: the figures are not reliable", soft_wrap=True)
+        say(console, f"warning: {why}: the figures are not reliable")
     for each in best_comparisons(record):
-        ratio = ratio_text(each.ratio)
-        where = f"{each.figure} at {each.size[0]}x{each.size[1]}"
-        claim = f"{each.ours} is {ratio} of {each.theirs} ({each.claim})"
-        console.print(f"{where}: {claim}", highlight=False, soft_wrap=True)
+        where = f"{each.figure} at {each.size[0]}x{each.size[1]}, {each.label}"
+        what = "" if each.theirs.startswith(each.claim) else f" ({each.claim})"
+        say(console, f"{where}: {each.ours} takes {ratio_text(each.ratio)} of {each.theirs}{what}")
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is, without marks for words or colours."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_table(
@@ -40,23 +57,35 @@ def print_table(
     record: Record,
     rows: Sequence[Row],
 ) -> None:
-    """Prints one table."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    """Prints one table under its title."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if 0 < number < len(columns) - 1 else "left")
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(text(record, row) for text in columns.values()))
+    say(console, title)
     console.print(table)
 
 
-def _timed(figure: str) -> Column:
-    """Returns a column of a figure's spread in milliseconds."""
-    return lambda _, row: spread_text(spread(values(row, figure)))
+def _timed(figure: str, part: str = "median") -> Column:
+    """Returns a column of the median or another part of a figure's spread in milliseconds."""
+
+    def text(_: Record, row: Row) -> str:
+        found = spread(values(row, figure))
+        return MISSING if found is None else number(getattr(found, part))
+
+    return text
 
 
 def _ratio(figure: str) -> Column:
     """Returns a column of a figure's ratio to the reference."""
-    return lambda record, row: ratio_text(ratio_to_reference(record, row, figure))
+
+    def text(record: Record, row: Row) -> str:
+        if row.subject == record.reference:
+            return "reference"
+        return ratio_text(ratio_to_reference(record, row, figure))
+
+    return text
 
 
 def _cold(record: Record, row: Row) -> str:
@@ -71,30 +100,58 @@ def _peak(record: Record, row: Row) -> str:
     return MISSING if memory is None or memory.peak is None else f"{memory.peak / 1e6:.0f}"
 
 
+def per_minute(record: Record, row: Row) -> str:
+    """Returns the pictures per minute of calls one after the other."""
+    pictures = pictures_per_minute(row, record.workload.images)
+    return MISSING if pictures is None else number(pictures)
+
+
+def precision(record: Record, row: Row) -> str:
+    """Returns the precision of a row's subject."""
+    return record.subject(row.subject).precision
+
+
 def _parity(text: Callable[[Distance], str]) -> Column:
     """Returns a column of a row's worst distance, formatted by `text`."""
     return lambda _, row: MISSING if row.parity is None else text(row.parity.worst)
 
 
-SPEED: Mapping[str, Column] = {
-    "subject": lambda _, row: row.subject,
-    "step": _timed(STEP),
-    "ratio": _ratio(STEP),
-    "end to end": _timed(WHOLE),
-    "ratio ": _ratio(WHOLE),
-    "": lambda record, row: mark(record, row),
+NAMED: Mapping[str, Column] = {"subject": lambda _, row: row.subject, "": precision}
+TABLES: Mapping[str, Mapping[str, Column]] = {
+    "a step, ms": {
+        **NAMED,
+        "median": _timed(STEP),
+        "p95": _timed(STEP, "p95"),
+        "p99": _timed(STEP, "p99"),
+        "ratio (p10–p90)": _ratio(STEP),
+    },
+    "a picture, end to end, ms": {
+        **NAMED,
+        "median": _timed(WHOLE),
+        "p95": _timed(WHOLE, "p95"),
+        "p99": _timed(WHOLE, "p99"),
+        "per min": per_minute,
+        "ratio (p10–p90)": _ratio(WHOLE),
+    },
+    "its parts, ms; a cold start, s; peak memory, MB": {
+        **NAMED,
+        "encode": _timed("encode"),
+        "decode": _timed("decode"),
+        "PNG": _timed("png"),
+        "cold": _cold,
+        "peak": _peak,
+    },
+    "worst distance from the reference's pictures": {
+        **NAMED,
+        "PSNR, dB": _parity(lambda worst: psnr_text(worst.psnr)),
+        "max of 255": _parity(lambda worst: str(worst.max)),
+        "FLIP": _parity(lambda worst: MISSING if worst.flip is None else f"{worst.flip:.4f}"),
+    },
 }
-REST: Mapping[str, Column] = {
-    "subject": lambda _, row: row.subject,
-    "encode": _timed("encode"),
-    "decode": _timed("decode"),
-    "PNG": _timed("png"),
-    "cold s": _cold,
-    "peak MB": _peak,
-    "PSNR": _parity(lambda worst: psnr_text(worst.psnr)),
-    "max": _parity(lambda worst: str(worst.max)),
-    "FLIP": _parity(lambda worst: MISSING if worst.flip is None else f"{worst.flip:.4f}"),
-}
+NOTE = (
+    "Ratios are to {} in the same round. p99 of fewer than 100 values lies between the two "
+    "largest. Pictures per minute are those of calls one after the other."
+)
 
 
 def mark(record: Record, row: Row) -> str:

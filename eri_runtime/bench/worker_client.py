@@ -21,13 +21,14 @@ from typing import Any
 from eri_runtime.bench.process_memory import peak_of
 from eri_runtime.errors import WorkerError
 from eri_runtime.executors import Closeable
+from eri_runtime.unfinished import on_stop, stops_wait
 
 QUOTED = 300  # characters of a worker's output in an error
 PATIENCE = 10.0  # seconds that a worker has to stop before it is killed
 
 
 class Worker(Closeable):
-    """A process that runs `python -m MODULE`.
+    """A process that runs `PYTHON -m MODULE`.
 
     It leads a process group, so that the processes it starts can be ended with it.
 
@@ -36,19 +37,28 @@ class Worker(Closeable):
         started: Time (`perf_counter`) just before the process was started.
     """
 
-    def __init__(self, name: str, module: str, env: Mapping[str, str], timeout: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        env: Mapping[str, str],
+        timeout: float,
+        python: str | None = None,
+    ) -> None:
         self.name, self._timeout = name, timeout
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 closed with the worker
         self._buffer = b""
         self.started = time.perf_counter()
-        self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env={**os.environ, **env},
-            process_group=0,
-        )
+        with stops_wait():
+            self._process = subprocess.Popen(  # noqa: S603
+                [python or sys.executable, "-m", module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env={**os.environ, **env},
+                process_group=0,
+            )
+            self._forget = on_stop(self._signal_group)
 
     @property
     def pid(self) -> int:
@@ -153,6 +163,11 @@ class Worker(Closeable):
 
     def _kill(self) -> None:
         """Kills its process group and waits for it."""
+        self._signal_group()
+        self._process.wait()
+        self._forget()
+
+    def _signal_group(self) -> None:
+        """Kills its process group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()

@@ -30,6 +30,7 @@ class Setup:
         checkpoint: Folder of the checkpoint, for PyTorch and peers.
         threads: CPU threads.
         device: PyTorch's device, `cpu` or `cuda`.
+        folder: Folder of the run for what a peer converts; its processes share it.
     """
 
     variant: str
@@ -37,6 +38,7 @@ class Setup:
     checkpoint: str | None
     threads: int
     device: str
+    folder: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +104,23 @@ class Stopwatch:
         self._last = self._started = clock()
         self._marks: list[tuple[str, float]] = []
 
-    def mark(self, stage: str) -> None:
-        """Marks the end of a stage; `step` may be marked many times."""
-        now = self._clock()
+    @property
+    def started(self) -> float:
+        """The clock's time at its construction."""
+        return self._started
+
+    def now(self) -> float:
+        """Returns the clock's time in seconds."""
+        return self._clock()
+
+    def mark(self, stage: str, at: float | None = None) -> None:
+        """Marks the end of a stage; `step` may be marked many times.
+
+        Args:
+            stage: `encode`, `step`, `decode` or `png`.
+            at: The clock's time at that end, not before the last mark's; default: now.
+        """
+        now = self.now() if at is None else at
         self._marks.append((stage, 1e3 * (now - self._last)))
         self._last = now
 
@@ -131,7 +147,10 @@ def png_files(output: str, images: int) -> list[Path]:
     return [path.with_stem(f"{path.stem}-{i}") for i in range(images)] if images > 1 else [path]
 
 
-def serve(make: Callable[[Setup], tuple[Drawer, Opened]]) -> None:
+def serve(
+    make: Callable[[Setup], tuple[Drawer, Opened]],
+    convert: Callable[[Setup], bool] | None = None,
+) -> None:
     """Answers the parent's requests until it closes the pipe or ends.
 
     Standard output is redirected to standard error, so that text that libraries print does not
@@ -139,6 +158,8 @@ def serve(make: Callable[[Setup], tuple[Drawer, Opened]]) -> None:
 
     Args:
         make: Opens a setup; returns the pipeline and the answer.
+        convert: Converts the setup's checkpoint, for a peer that has its own format; returns
+            whether it had to, or the folder of the run held the conversion already.
     """
     die_with_parent()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
@@ -147,9 +168,12 @@ def serve(make: Callable[[Setup], tuple[Drawer, Opened]]) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
+            answer: dict[str, Any]
             if request["do"] == "open":
                 drawer, opened = make(Setup(**request["setup"]))
-                answer: dict[str, Any] = {"ok": vars(opened)}
+                answer = {"ok": vars(opened)}
+            elif request["do"] == "convert" and convert is not None:
+                answer = {"ok": convert(Setup(**request["setup"]))}
             else:
                 answer = {"ok": _draw(drawer, Job(**request["job"]))}
         except Exception as error:  # the parent decides what to do

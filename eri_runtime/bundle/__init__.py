@@ -4,9 +4,10 @@
 `manifest` reads and writes it, and `integrity` checks files against it; `hashes` has their sha256,
 `weight_hashes` compares weights while they are opened, and `pinned_files` notices files that change
 while a bundle is in use. `safetensors_header` and `safetensors_file` memory-map weights;
-`magic_bytes` recognises files that are not safetensors. `hub` downloads files of the Hugging Face
-Hub, `user_folders` names the cache. `manifest_limits` and `interfaces` say what a manifest may
-hold. Uses `errors`, `checks`, `files` and `partial_files` only. Start with `spec`.
+`magic_bytes` recognises files that are not safetensors, `not_a_bundle` paths that are no bundle.
+`hub` downloads files of the Hugging Face Hub, `user_folders` names the cache. `manifest_limits` and
+`interfaces` say what a manifest may hold. Uses `errors`, `checks`, `files`, `partial_files` only.
+Start with `spec`.
 """
 
 from eri_runtime.bundle import hub
@@ -18,7 +19,7 @@ from eri_runtime.bundle.integrity import (
     verify_on_load,
     verify_sizes,
 )
-from eri_runtime.bundle.magic_bytes import PICKLE_FIX, PICKLED_WEIGHTS
+from eri_runtime.bundle.magic_bytes import pickle_error, starts_as_pickle
 from eri_runtime.bundle.manifest import read as read_bundle
 from eri_runtime.bundle.pinned_files import file_state
 from eri_runtime.bundle.safetensors_file import (
@@ -75,8 +76,6 @@ __all__ = [
     "LORA_A",
     "LORA_B",
     "MANIFEST",
-    "PICKLED_WEIGHTS",
-    "PICKLE_FIX",
     "RANK",
     "SCORES",
     "BakedLora",
@@ -118,11 +117,13 @@ __all__ = [
     "no_progress",
     "open_regular_file",
     "parse_header",
+    "pickle_error",
     "read_bundle",
     "read_header",
     "read_tensors",
     "round_to",
     "sha256",
+    "starts_as_pickle",
     "verify_all",
     "verify_hashes",
     "verify_on_load",

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[^:]+))?", re.ASCII)
 FORMS = "a path, or OWNER/NAME or OWNER/NAME:FILE.safetensors of the Hugging Face Hub"
+WEIGHTS_SUFFIXES = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
 TIMEOUT = 30.0  # seconds, for the list of a repository's files
 
 Choose = Callable[[Sequence[str]], Sequence[str]]
@@ -53,6 +54,20 @@ def repository_of(text: str | Path, revision: str | None = None) -> Repository |
     """
     match = ID.fullmatch(text.as_posix() if isinstance(text, Path) else text)
     return Repository(match["repo"], match["file"], revision) if match else None
+
+
+def named_repository(text: str | Path, revision: str | None = None) -> Repository:
+    """Returns the repository that a text names which is no path that exists.
+
+    Raises `NotACheckpointError` for a text that is no id of the Hub either, and for the name of a
+    weights file: models/NAME.safetensors is a path.
+    """
+    repository = repository_of(text, revision)
+    if repository is None or (
+        repository.file is None and repository.name.endswith(WEIGHTS_SUFFIXES)
+    ):
+        raise NotACheckpointError(text, got="no such path, and no id of the Hub", expected=FORMS)
+    return repository
 
 
 def download(repository: Repository, choose: Choose, is_complete: Callable[[Path], bool]) -> Path:

@@ -6,10 +6,16 @@ Only the first bytes are read: a pickle is never unpickled, because that can run
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from eri_runtime.errors import CheckpointError, DamagedWeightsError, PickleError
+from eri_runtime.errors import (
+    CheckpointError,
+    DamagedWeightsError,
+    NotACheckpointError,
+    PickleError,
+)
 
 LOOKED_AT = 64  # bytes at the start of a file that are compared with the magic bytes
 
@@ -22,7 +28,7 @@ class OtherFormat:
         magic: Matches the first bytes of such files.
         what: The format's name in the error message.
         error: The class of the error.
-        fix: How to get a safetensors file instead.
+        fix: How to get a safetensors file instead. `{convert}` stands for the command for that.
     """
 
     magic: re.Pattern[bytes]
@@ -32,13 +38,13 @@ class OtherFormat:
 
 
 PICKLED_WEIGHTS = "pickled weights, which may run code when they are read"
-PICKLE_FIX = "load it where you trust it and save with `safe_serialization=True`"
+CONVERT = "convert it with {convert}"
 
 KINDS = (
     OtherFormat(
-        re.compile(rb"PK\x03\x04"), f"a zip archive of {PICKLED_WEIGHTS}", PickleError, PICKLE_FIX
+        re.compile(rb"PK\x03\x04"), f"a zip archive of {PICKLED_WEIGHTS}", PickleError, CONVERT
     ),
-    OtherFormat(re.compile(rb"\x80[\x02-\x05]"), PICKLED_WEIGHTS, PickleError, PICKLE_FIX),
+    OtherFormat(re.compile(rb"\x80[\x02-\x05]"), PICKLED_WEIGHTS, PickleError, CONVERT),
     OtherFormat(
         re.compile(rb"version https://git-lfs"),
         "a git-lfs pointer instead of the file",
@@ -57,6 +63,12 @@ KINDS = (
         DamagedWeightsError,
         "use the safetensors file it was made from",
     ),
+    OtherFormat(
+        re.compile(rb"[\t\n\r -~]{8}"),  # as the length of a header: more than any file has
+        "a text file, which is not a safetensors file",
+        NotACheckpointError,
+        "name the file of the weights",
+    ),
 )
 
 
@@ -67,5 +79,29 @@ def other_format_error(file: Path, head: bytes) -> CheckpointError | None:
     """
     for kind in KINDS:
         if kind.magic.match(head):
-            return kind.error(file, got=kind.what, expected="safetensors", fix=kind.fix)
+            fix = kind.fix.replace("{convert}", convert_command(file))
+            return kind.error(file, got=kind.what, expected="safetensors", fix=fix)
     return None
+
+
+def starts_as_pickle(head: bytes) -> bool:
+    """Returns whether the first bytes of a file are those of pickled weights."""
+    return any(kind.error is PickleError and kind.magic.match(head) for kind in KINDS)
+
+
+def convert_command(file: str | Path) -> str:
+    """Returns the command that converts a pickled file, in backquotes."""
+    source = Path(file)
+    names = shlex.join([str(source), "-o", str(source.with_suffix(".safetensors"))])
+    return f"`eri convert {names}`"
+
+
+def pickle_error(file: object, name: str | Path) -> PickleError:
+    """Returns the error for a file that is pickled by its name; reads nothing.
+
+    `file` is how the caller names it, and `name` its path here, or once it is downloaded.
+    """
+    fix = CONVERT.replace("{convert}", convert_command(name))
+    if not Path(name).exists():
+        fix = f"download it, then {fix}"
+    return PickleError(file, got=PICKLED_WEIGHTS, expected="safetensors", fix=fix)

@@ -6,7 +6,6 @@ Reading is strict, because all later code relies on a valid `Bundle`.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -18,10 +17,11 @@ from eri_runtime import checks
 from eri_runtime.bundle.component_spec import ShapeRange
 from eri_runtime.bundle.interfaces import faults
 from eri_runtime.bundle.manifest_limits import number_out_of_limits
+from eri_runtime.bundle.not_a_bundle import not_a_bundle
 from eri_runtime.bundle.pinned_files import FIX as LOAD_AGAIN
 from eri_runtime.bundle.pinned_files import Pins, file_state
 from eri_runtime.bundle.spec import COMPONENTS, MANIFEST, SCHEMA, Bundle
-from eri_runtime.errors import IntegrityError, ManifestError, NotABundleError, short
+from eri_runtime.errors import IntegrityError, ManifestError, short
 from eri_runtime.files import check_regular, parse_json, read_regular_file
 
 OF_THIS_MACHINE = frozenset({"root", "pins"})  # fields of a bundle that are not in its manifest
@@ -58,7 +58,7 @@ def read(root: str | Path) -> Bundle:
         before = file_state(path)
         data = parse_json(read_regular_file(path).decode("utf-8"))
     except OSError as error:
-        raise _not_a_bundle(given, error) from error
+        raise not_a_bundle(given, error) from error
     except ValueError as error:
         raise ManifestError(path, got=error, expected="readable JSON", fix=FIX) from error
     bundle = parse(data, root)
@@ -67,15 +67,6 @@ def read(root: str | Path) -> Bundle:
         got, expected = "a bundle that was replaced while it was read", "the same manifest"
         raise IntegrityError(path, got=got, expected=expected, fix=LOAD_AGAIN)
     return dataclasses.replace(bundle, pins=pins)
-
-
-def _not_a_bundle(root: Path, error: OSError) -> NotABundleError:
-    """Returns the error for a folder whose manifest cannot be read."""
-    got = f"{MANIFEST}: {error.strerror or error}"
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        got = f"no {MANIFEST}" if root.is_dir() else "no such folder"
-    fix = "make a bundle with `eri export CHECKPOINT -o FOLDER`"
-    return NotABundleError(root, got=got, expected="the folder of a bundle", fix=fix)
 
 
 def parse(data: Any, root: Path) -> Bundle:

@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 from eri_runtime import files
 from eri_runtime.bundle.magic_bytes import LOOKED_AT, other_format_error
 from eri_runtime.bundle.safetensors_header import Entry, parse_header
-from eri_runtime.errors import DamagedWeightsError, NonFiniteError, short
+from eri_runtime.errors import DamagedWeightsError, NonFiniteError, NotACheckpointError, short
 
 # A thousand times the longest header of the supported families. The reference implementation
 # allows 100 MB, which a malicious header could turn into gigabytes of empty lists.
@@ -120,8 +120,8 @@ class TensorFile(Mapping[str, NDArray[Any]]):
 def read_tensors(file: Path | str) -> TensorFile:
     """Memory-maps a safetensors file; bfloat16 tensors have the dtype of `ml_dtypes`.
 
-    Raises `DamagedWeightsError` if the file is missing, truncated, inconsistent or not a
-    safetensors file, and `PickleError` if it is a pickle.
+    Raises `NotACheckpointError` if the file is missing or is text, `PickleError` if it is a pickle,
+    and `DamagedWeightsError` if it is truncated, inconsistent or otherwise no safetensors file.
     """
     return TensorFile(Path(file))
 
@@ -129,9 +129,9 @@ def read_tensors(file: Path | str) -> TensorFile:
 def read_header(file: Path) -> Header:
     """Reads and checks the header of a safetensors file.
 
-    Raises `DamagedWeightsError` if the file is missing, truncated, inconsistent or not a
-    safetensors file, and `PickleError` if it is a pickle. Accepts any tensor name: names are keys,
-    and never become paths.
+    Raises `NotACheckpointError` if the file is missing or is text, `PickleError` if it is a pickle,
+    and `DamagedWeightsError` if it is truncated, inconsistent or otherwise no safetensors file.
+    Accepts any tensor name: names are keys, and never become paths.
     """
     with open_regular_file(file) as (stream, size):
         head = stream.read(LOOKED_AT)
@@ -155,17 +155,21 @@ def read_header(file: Path) -> Header:
 def open_regular_file(file: Path) -> Iterator[tuple[BufferedReader, int]]:
     """Opens a regular file for reading; yields the stream and the size in bytes.
 
-    Raises `DamagedWeightsError` if the path is no regular file or cannot be read.
+    Raises `NotACheckpointError` if there is no such file, and `DamagedWeightsError` if the path is
+    no regular file or cannot be read.
     """
     try:
         with files.open_regular_file(file) as (stream, size):
             yield stream, size
+    except FileNotFoundError as error:
+        expected, fix = "a safetensors file", "check the path"
+        raise NotACheckpointError(file, got="no such file", expected=expected, fix=fix) from error
     except OSError as error:
         raise damaged_error(file, error.strerror or error, "a file that can be read") from error
 
 
 def damaged_error(file: Path, got: object, expected: str) -> DamagedWeightsError:
-    """Returns the error for a file that is missing, truncated or inconsistent."""
+    """Returns the error for a file that is truncated, inconsistent or cannot be read."""
     return DamagedWeightsError(
         file, got=got, expected=expected, fix="copy or download the file again"
     )

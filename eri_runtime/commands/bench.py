@@ -3,32 +3,53 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eri_runtime.commands.bench_options import OPTIONS, TORCH
-from eri_runtime.commands.subcommand import Subparsers, add_command, say
-from eri_runtime.errors import RegressionError, UsageError
+from eri_runtime.commands.bench_checks import (
+    check_all_ran,
+    check_backends,
+    check_checkpoint,
+    check_mode,
+    check_numbers,
+    check_report,
+    check_results,
+    check_torch,
+    check_workers,
+    describe_replaced,
+)
+from eri_runtime.commands.bench_options import OPTIONS, THRESHOLD, TORCH
+from eri_runtime.commands.output import Output, add_output_options
+from eri_runtime.commands.subcommand import Subparsers, add_command
+from eri_runtime.errors import BenchmarkError, RegressionError, UsageError
 
 if TYPE_CHECKING:
     from eri_runtime.bench.plan import Candidate, Plan
     from eri_runtime.bench.record import Build, Record, Workload
     from eri_runtime.bundle import Bundle
 
-WIDTH = 120  # columns of tables that do not go to a terminal
+EXAMPLES = (
+    "engines/demo --rounds 5 --report report.html -o results.json",
+    "engines/sdxl --against ./stable-diffusion-xl --torch eager compile",
+    "--compare before.json after.json",
+)
+WIDTH = 80  # columns of tables that do not go to a terminal
 
 
 def bench_command(commands: Subparsers) -> None:
     """Registers `eri bench`."""
     summary = "Benchmark a bundle's engines against PyTorch: speed, memory, image differences."
-    parser = add_command(commands, "bench", summary, bench)
-    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", type=Path)
+    parser = add_command(commands, "bench", summary, bench, EXAMPLES)
+    bundle = "folder written by eri export"
+    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", type=Path, help=bundle)
     for name, settings in OPTIONS:
         names = ("-o", name) if name == "--output" else (name,)
         parser.add_argument(*names, **settings)
+    add_output_options(parser)
 
 
 def bench(options: argparse.Namespace) -> None:
@@ -37,59 +58,82 @@ def bench(options: argparse.Namespace) -> None:
     if sum(each is not None for each in modes) != 1:
         expected = "one of BUNDLE, --render FILE.json, --compare A.json B.json"
         raise UsageError("eri bench", got="none or several", expected=expected)
+    check_mode(options)
+    output = Output.of(options)
     if options.compare:
-        _compare(options)
+        _compare(options, output)
     elif options.render:
-        _render(options)
+        _render(options, output)
+        output.finish(files=[options.report])
     else:
-        _measure(options)
+        _measure(options, output)
 
 
-def _compare(options: argparse.Namespace) -> None:
+def _compare(options: argparse.Namespace, output: Output) -> None:
     """Prints what changed between two results; raises RegressionError if anything is slower."""
     from eri_runtime.bench.compare import compare, lines
     from eri_runtime.bench.record import read
 
     before, after = map(read, options.compare)
-    comparison = compare(before, after, options.threshold)
-    for line in lines(comparison):
-        say(line)
+    threshold = THRESHOLD if options.threshold is None else options.threshold
+    comparison = compare(before, after, threshold)
+    changes = list(lines(comparison))
+    for line in changes:
+        output.say(line)
+    output.finish(files=options.compare, regressed=comparison.regressed, changes=changes)
     if comparison.regressed:
         slower = sum(each.regressed for each in comparison.changes) + len(comparison.lost)
-        expected = f"none above {options.threshold:g}"
+        expected = f"none above {threshold:g}"
         raise RegressionError(options.compare[1], got=f"{slower} regressions", expected=expected)
 
 
-def _render(options: argparse.Namespace) -> None:
+def _render(options: argparse.Namespace, output: Output) -> None:
     """Writes the report of existing results."""
     from eri_runtime.bench.record import read
 
     if options.report is None:
         raise UsageError("--render", got="no --report", expected="`--report FILE.html` as well")
+    existed = options.report.exists()
     _report(read(options.render), options.report)
+    output.say(describe_replaced(options.report, existed))
 
 
-def _measure(options: argparse.Namespace) -> None:
+def _measure(options: argparse.Namespace, output: Output) -> None:
     """Runs the benchmark, writes the requested files and prints the tables."""
-    from rich.console import Console
-
+    check_numbers(options)
+    check_checkpoint(options)
+    check_report(options.report)
+    output.note_opening(options.bundle)
     from eri_runtime.bench.measure import measure
     from eri_runtime.bench.record import to_json, write
-    from eri_runtime.bench.table import show
 
-    _check(options)
     plan = make_plan(options, _command())
+    existed = check_results(options)
     builds = _timed_export(plan) if options.time_export else ()
-    record = measure(plan, builds, _progress_printer())
+    record = measure(plan, builds, output.note)
     if options.output is not None:
         write(options.output, to_json(record))
     if options.report is not None:
         _report(record, options.report)
+    files = [path for path in (options.output, options.report) if path is not None]
+    if output.json:
+        output.finish(files=files, seeds=options.seed, results=json.loads(to_json(record)))
+    else:
+        _show(record)
+        for path in files:
+            output.say(describe_replaced(path, path in existed))
+    check_all_ran(record)
+
+
+def _show(record: Record) -> None:
+    """Prints the tables of a record."""
+    from rich.console import Console
+
+    from eri_runtime.bench.table import show
+
     console = Console()
     console.width = console.width if console.is_terminal else WIDTH
     show(record, console)
-    for path in filter(None, (options.output, options.report)):
-        say(str(path))
 
 
 def _report(record: Record, file: Path) -> None:
@@ -100,21 +144,9 @@ def _report(record: Record, file: Path) -> None:
     write(file, page(record))
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Raises UsageError for an invalid option, before any process starts."""
-    for name in ("rounds", "batch"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name}", got=getattr(options, name), expected="1 or more")
-    for name in ("warm", "cold", "pictures"):
-        if getattr(options, name) < 0:
-            raise UsageError(f"--{name}", got=getattr(options, name), expected="0 or more")
-    if options.against is None and (options.torch or options.peers or options.time_export):
-        got, fix = "no --against", "add `--against CHECKPOINT`, the checkpoint of the bundle"
-        raise UsageError("--torch", got=got, expected="a checkpoint for PyTorch", fix=fix)
-
-
 def make_plan(options: argparse.Namespace, command: str) -> Plan:
     """Returns the plan for the options, with defaults from the bundle; raises UsageError."""
+    from eri_runtime.bench.peers import peer_python
     from eri_runtime.bench.picture_distance import LIMITS
     from eri_runtime.bench.plan import Plan, candidates
     from eri_runtime.bundle import manifest
@@ -127,7 +159,11 @@ def make_plan(options: argparse.Namespace, command: str) -> Plan:
     for width, height in sizes:
         check_size(bundle, height, width)
     ways = options.torch if options.torch is not None else TORCH if against else ()
-    selected = candidates(bundle, options.backends, ways, options.peers)
+    python = peer_python(options.peers_python) if options.peers else None
+    check_torch(ways)
+    check_backends(bundle, options.backends or ())
+    selected = candidates(bundle, options.backends, ways, options.peers, python)
+    check_workers(selected)
     return Plan(
         bundle=options.bundle,
         checkpoint=against,
@@ -179,25 +215,19 @@ def _workload(
 def _timed_export(plan: Plan) -> tuple[Build, ...]:
     """Exports the checkpoint in a separate process and returns the seconds it took."""
     import subprocess
-    import tempfile
     import time
 
     from eri_runtime.bench.record import Build
+    from eri_runtime.unfinished import run_child, temporary_folder
 
-    with tempfile.TemporaryDirectory(prefix="eri-bench-export-") as folder:
-        target = str(Path(folder) / "bundle")
-        export = ["-m", "eri_runtime", "export", str(plan.checkpoint), "-o", target]
+    with temporary_folder("eri-bench-export-") as folder:
+        export = ["-m", "eri_runtime", "export", str(plan.checkpoint), "-q", "-o"]
+        command = [sys.executable, *export, str(folder / "bundle")]
         started = time.perf_counter()
-        subprocess.run([sys.executable, *export], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        if status := run_child(command, stdout=subprocess.DEVNULL).returncode:
+            got = f"exit status {status}"
+            raise BenchmarkError("eri export", got=got, expected="an export to time")
         return (Build(name="eri export", seconds=round(time.perf_counter() - started, 1)),)
-
-
-def _progress_printer() -> Callable[[str], None]:
-    """Returns a function that prints lines of progress to standard error."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    return lambda text: console.print(f"eri: {text}", highlight=False, markup=False)
 
 
 def _command() -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eri_runtime.request import parse_size
+from eri_runtime.commands.subcommand import parsed_by
 
 PROMPTS = ("a red heart", "a rocket")
 THRESHOLD = 1.10
+TORCH_PARTS = ("eager", "channels-last", "bf16", "bf16-weights", "compile")
 TORCH = ("eager", "channels-last", "bf16", "bf16-weights", "compile", "compile+bf16")
 
 # each option and its arguments for argparse
@@ -21,31 +22,59 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
             "help": "the bundle's checkpoint, a diffusers folder, for PyTorch",
         },
     ),
-    ("--backends", {"nargs": "*", "metavar": "NAME", "help": "default: all that can run here"}),
+    (
+        "--backends",
+        {
+            "nargs": "*",
+            "metavar": "NAME",
+            "help": "engines to measure (default: all that can run here)",
+        },
+    ),
     (
         "--torch",
         {
             "nargs": "*",
             "metavar": "WAY",
-            "help": f"default: {' '.join(TORCH)}; join others with +",
+            "help": f"ways to run PyTorch (default: {' '.join(TORCH)}); join others with +",
         },
     ),
     (
         "--peers",
-        {"nargs": "*", "default": [], "metavar": "NAME", "help": "optimum-onnx, optimum-openvino"},
+        {
+            "nargs": "*",
+            "default": [],
+            "metavar": "NAME",
+            "help": "openvino-genai, optimum-intel (both also with +bf16), optimum-onnx "
+            "(default: none)",
+        },
+    ),
+    (
+        "--peers-python",
+        {
+            "type": Path,
+            "metavar": "FILE",
+            "help": "python of the environment that has the peers; default: that of `make peers` "
+            "in this folder, else the one that runs this",
+        },
     ),
     (
         "--sizes",
-        {"nargs": "+", "type": parse_size, "metavar": "WxH", "help": "default: the bundle's size"},
+        {
+            "nargs": "+",
+            "type": parsed_by("parse_size"),
+            "metavar": "WxH",
+            "help": "sizes of the pictures (default: the bundle's)",
+        },
     ),
-    ("--steps", {"type": int, "metavar": "N", "help": "denoising steps; default: the bundle's"}),
+    ("--steps", {"type": int, "metavar": "N", "help": "denoising steps (default: the bundle's)"}),
     (
         "--prompt",
         {
             "nargs": "+",
             "default": list(PROMPTS),
             "metavar": "TEXT",
-            "help": "prompts of the compared pictures; the first is timed",
+            "help": "prompts of the compared pictures; the first is timed (default: "
+            f"{' and '.join(PROMPTS)})",
         },
     ),
     (
@@ -55,31 +84,66 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
             "type": int,
             "default": [0],
             "metavar": "S",
-            "help": "seeds of each prompt's pictures",
+            "help": "seeds of each prompt's pictures (default: 0)",
         },
     ),
-    ("--guidance", {"type": float, "metavar": "G", "help": "CFG scale; default: the bundle's"}),
-    ("--batch", {"type": int, "default": 1, "metavar": "N", "help": "images per call"}),
+    ("--guidance", {"type": float, "metavar": "G", "help": "CFG scale (default: the bundle's)"}),
+    (
+        "--batch",
+        {
+            "type": int,
+            "default": 1,
+            "metavar": "N",
+            "help": "images per call (default: %(default)s)",
+        },
+    ),
     (
         "--rounds",
-        {"type": int, "default": 10, "metavar": "R", "help": "timed calls of each subject"},
+        {
+            "type": int,
+            "default": 10,
+            "metavar": "R",
+            "help": "timed calls of each subject (default: %(default)s)",
+        },
     ),
     (
         "--warm",
-        {"type": int, "default": 1, "metavar": "N", "help": "warm-up steps before each timed call"},
+        {
+            "type": int,
+            "default": 1,
+            "metavar": "N",
+            "help": "warm-up steps before each timed call (default: %(default)s)",
+        },
     ),
-    ("--cold", {"type": int, "default": 3, "metavar": "N", "help": "cold starts of each subject"}),
+    (
+        "--cold",
+        {
+            "type": int,
+            "default": 3,
+            "metavar": "N",
+            "help": "cold starts of each subject (default: %(default)s)",
+        },
+    ),
     (
         "--cold-steps",
-        {"type": int, "default": 1, "metavar": "N", "help": "steps of a cold start's picture"},
+        {
+            "type": int,
+            "default": 1,
+            "metavar": "N",
+            "help": "steps of a cold start's picture (default: %(default)s)",
+        },
     ),
     (
         "--threads",
-        {"type": int, "metavar": "N", "help": "CPU threads of every subject; default: all cores"},
+        {"type": int, "metavar": "N", "help": "CPU threads of every subject (default: all cores)"},
     ),
     (
         "--device",
-        {"choices": ["auto", "cpu", "cuda"], "default": "auto", "help": "PyTorch's device"},
+        {
+            "choices": ["auto", "cpu", "cuda"],
+            "default": "auto",
+            "help": "PyTorch's device (default: %(default)s)",
+        },
     ),
     (
         "--timeout",
@@ -87,7 +151,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
             "type": float,
             "default": 900.0,
             "metavar": "S",
-            "help": "seconds that a subject may take for one answer",
+            "help": "seconds that a subject may take for one answer (default: %(default)s)",
         },
     ),
     (
@@ -96,11 +160,12 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
             "type": int,
             "default": 128,
             "metavar": "PIXELS",
-            "help": "longer side of the pictures in the results; 0: none",
+            "help": "longer side of the pictures in the results; 0: none (default: %(default)s)",
         },
     ),
     ("--time-export", {"action": "store_true", "help": "export the checkpoint again, and time it"}),
     ("--output", {"type": Path, "metavar": "FILE.json", "help": "write the results"}),
+    ("--force", {"action": "store_true", "help": "replace files that exist (default: refuse)"}),
     ("--report", {"type": Path, "metavar": "FILE.html", "help": "write a report"}),
     (
         "--render",
@@ -119,9 +184,9 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--threshold",
         {
             "type": float,
-            "default": THRESHOLD,
             "metavar": "R",
-            "help": "ratio of medians above which --compare reports a regression",
+            "help": "with --compare, ratio of medians above which it reports a regression "
+            f"(default: {THRESHOLD:.2f})",
         },
     ),
 )

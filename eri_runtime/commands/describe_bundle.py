@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from eri_runtime import executors
 from eri_runtime.bundle import (
@@ -44,6 +45,42 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
     yield ""
     yield "built with " + ", ".join(f"{name} {v}" for name, v in bundle.built_with.items())
     yield from executors.describe_backends(bundle)
+
+
+def bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    """Returns what `eri inspect --json` says about a verified bundle, as values of JSON."""
+    return {
+        "bundle": str(bundle.root),
+        "family": bundle.family,
+        "bytes": bundle.size,
+        "files": sorted(bundle.files),
+        "components": {name: _facts(each) for name, each in bundle.components.items()},
+        "defaults": {
+            "width": bundle.defaults.width,
+            "height": bundle.defaults.height,
+            "steps": bundle.defaults.num_inference_steps,
+            "sampler": bundle.defaults.sampler,
+            "guidance": bundle.defaults.guidance_scale,
+        },
+        "plans": sorted(bundle.plans),
+        "backends": {
+            name: {"runs": not (reasons := executors.refusals(bundle, name)), "reasons": reasons}
+            for name in executors.BACKENDS
+        },
+    }
+
+
+def _facts(component: ComponentSpec) -> dict[str, Any]:
+    """Returns the facts about one component."""
+    return {
+        "precision": component.precision,
+        "parameters": component.parameters,
+        "error": component.parity,
+        "ranges": {
+            name: {"min": sizes.min, "opt": sizes.opt, "max": sizes.max}
+            for name, sizes in component.ranges.items()
+        },
+    }
 
 
 def describe_plan(bundle: Bundle, file: str) -> str:

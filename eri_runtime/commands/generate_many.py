@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eri_runtime.commands.ignored_options import check_for_bundle
 from eri_runtime.commands.memory_options import memory_keywords
-from eri_runtime.commands.subcommand import parse_loras, say
+from eri_runtime.commands.output import Output
+from eri_runtime.commands.subcommand import parse_loras
 from eri_runtime.errors import EriError, UsageError
 
 if TYPE_CHECKING:
@@ -21,23 +23,23 @@ SHOWN = 8  # lines that failed in the last message
 ONE_PROMPT_ONLY = ("preview", "also")  # options without --prompts
 
 
-def generate_many(options: argparse.Namespace) -> None:
+def generate_many(options: argparse.Namespace, output: Output) -> None:
     """Generates the images that the folder lacks, prints their names, and a count at the end."""
+    _check_options(options)
+    output.note_opening(options.bundle)
     from eri_runtime.batch import Run, check_batch_size, draw_batches, make_entries, read_prompts
     from eri_runtime.commands.generate_options import call_keywords
-    from eri_runtime.commands.progress_bars import progress_bars
     from eri_runtime.pipeline import load
-    from eri_runtime.request import assign_seeds
+    from eri_runtime.request import assign_seeds, first_seed
 
-    _check_options(options)
+    first_seed(options.seed)
     lines = read_prompts(options.prompts)
     failures = _Failures(lines, options.prompts)
     memory = memory_keywords(options)
     words = {"threads": options.threads, "verify": options.verify, **memory}
-    with (
-        load(options.bundle, options.backend, **words) as pipe,
-        progress_bars() as advance,
-    ):
+    seeds: dict[Path, int] = {}
+    with load(options.bundle, options.backend, **words) as pipe, output.progress() as advance:
+        check_for_bundle(options, pipe.bundle)
         size = check_batch_size(pipe.bundle, options.batch)
         for file in options.textual_inversion:
             pipe.load_textual_inversion(file)
@@ -49,7 +51,7 @@ def generate_many(options: argparse.Namespace) -> None:
             words |= _picture_hashes(options)
             about = _image_inputs(pipe, loras, options.textual_inversion, words)
             entries = make_entries(assign_seeds(jobs, run.seed), about)
-            pending = run.resume(entries)
+            pending = run.resume(entries, force=options.force)
             kept = done = len(entries) - len(pending)
             advance("images", done, len(entries))
             jobs = [entry.job for entry in entries]
@@ -58,8 +60,17 @@ def generate_many(options: argparse.Namespace) -> None:
                 path = run.add(entries[sample.index], sample.image, sample.parameters)
                 done += 1
                 advance("images", done, len(entries))
-                say(f"{path}  seed {sample.seed}")
-    say(f"{options.output}  {done - kept} done, {kept} kept")
+                seeds[path] = sample.seed
+                output.say(f"{path}  seed {sample.seed}")
+    output.say(f"{options.output}  {done - kept} done, {kept} kept")
+    output.finish(
+        bundle=options.bundle,
+        folder=options.output,
+        files=[*seeds],
+        seeds=[*seeds.values()],
+        kept=kept,
+        failed=failures.places,
+    )
     failures.check()
 
 
@@ -69,23 +80,26 @@ class _Failures:
     Args:
         lines: The lines of the file.
         file: The file.
+
+    Attributes:
+        places: The lines that failed.
     """
 
     def __init__(self, lines: Sequence[Line], file: Path) -> None:
         self._places, self._file = [place for place, _ in lines], file
-        self._failed: list[str] = []
+        self.places: list[str] = []
 
     def add(self, index: int, error: EriError) -> None:
         """Adds the job `index`, and logs its error."""
-        self._failed.append(self._places[index])
+        self.places.append(self._places[index])
         log.warning("%s: %s", self._places[index], error)
 
     def check(self) -> None:
         """Raises `EriError`, naming the lines, if any job failed."""
-        if not self._failed:
+        if not self.places:
             return
-        got = f"no image of {', '.join(self._failed[:SHOWN])}"
-        more = len(self._failed) - SHOWN
+        got = f"no image of {', '.join(self.places[:SHOWN])}"
+        more = len(self.places) - SHOWN
         got += f" and {more} more" if more > 0 else ""
         fix = "change these lines; the next run draws only what is missing"
         raise EriError(self._file, got=got, expected="an image of every line", fix=fix)
@@ -93,9 +107,6 @@ class _Failures:
 
 def _check_options(options: argparse.Namespace) -> None:
     """Raises `UsageError` for options that are missing, invalid or not for `--prompts`."""
-    from eri_runtime.request import first_seed
-
-    first_seed(options.seed)
     for name in ONE_PROMPT_ONLY:
         if getattr(options, name) not in (None, []):
             fix = "leave it out, or give one PROMPT"

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
-from eri_runtime.bundle import Verify
 from eri_runtime.commands.memory_options import add_memory_options
-from eri_runtime.request import (
-    Words,
-    parse_also,
-    parse_interval,
-    parse_limits,
-    parse_option,
-    parse_sigmas,
-    parse_size,
-)
-from eri_runtime.sampling import PERCENTILE
+from eri_runtime.commands.output import add_output_options
+from eri_runtime.commands.subcommand import parsed_by
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from eri_runtime.request import Words
+
+# importing these from their rooms would bring NumPy before the paths are checked
+VERIFY = ("first", "always", "never")  # those of `eri_runtime.bundle.Verify`
+PERCENTILE = 0.995  # that of `eri_runtime.sampling`
 
 
 def add_generate_options(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +39,14 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         help="negative prompt (default: zeros for SDXL, empty for SD3.5, no CFG for Flux)",
     )
     parser.add_argument(
+        "--prompt-syntax",
+        choices=("plain", "a1111"),
+        help="how prompts are read: plain, or a1111 for (word:1.3), [a:b:0.4], AND, BREAK and "
+        "<lora:NAME:0.8>, whose NAME is that of a --lora (default: plain)",
+    )
+    parser.add_argument(
         "--size",
-        type=parse_size,
+        type=parsed_by("parse_size"),
         metavar="WxH",
         help="size in pixels, such as 1024x1024 (default: --image's, or the bundle's)",
     )
@@ -93,22 +97,29 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--verify",
-        choices=get_args(Verify),
+        choices=VERIFY,
         default="first",
         help="compare weights with their sha256 when a file is first used, always or never "
         "(default: %(default)s)",
     )
     add_memory_options(parser.add_argument_group("memory"))
+    add_output_options(parser)
     parser.add_argument(
         "--preview", type=Path, metavar="FILE.png", help="save a rough image after every step"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --prompts, draw images again whose settings changed since they were drawn into "
+        "the folder, and replace them (default: refuse)",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FILE.png",
-        help="file to write (default: eri-SEED.png, or the next free eri-SEED_N.png); with "
-        "--prompts, a folder",
+        help="file to write, which replaces an older one and says so (default: eri-SEED.png, or "
+        "the next free eri-SEED_N.png); with --prompts, a folder",
     )
 
 
@@ -118,13 +129,17 @@ def _add_sampling(group: Any) -> None:
         "--steps", type=int, metavar="N", help="denoising steps (default: the bundle's)"
     )
     group.add_argument(
-        "--sampler", metavar="NAME", help="name of the sampler (default: the bundle's)"
+        "--sampler",
+        metavar="NAME",
+        help="name of the sampler, such as dpmpp_2m or 'DPM++ 2M Karras'; `eri samplers` lists "
+        "them (default: the bundle's)",
     )
     group.add_argument(
         "--sigmas",
-        type=parse_sigmas,
+        type=parsed_by("parse_sigmas"),
         metavar="NAME|L1,L2,...",
-        help="noise levels: default, karras, exponential, beta, simple, or one number per step",
+        help="noise levels: default, karras, exponential, beta, simple, or one number per step "
+        "(default: the bundle's)",
     )
     group.add_argument(
         "--spacing",
@@ -136,7 +151,7 @@ def _add_sampling(group: Any) -> None:
     )
     group.add_argument(
         "--option",
-        type=parse_option,
+        type=parsed_by("parse_option"),
         action="append",
         default=[],
         metavar="NAME=VALUE",
@@ -160,7 +175,7 @@ def _add_guidance(group: Any) -> None:
     )
     group.add_argument(
         "--also",
-        type=parse_also,
+        type=parsed_by("parse_also"),
         action="append",
         default=[],
         metavar="TEXT:WEIGHT",
@@ -174,7 +189,7 @@ def _add_guidance(group: Any) -> None:
     )
     group.add_argument(
         "--guidance-interval",
-        type=parse_interval,
+        type=parsed_by("parse_interval"),
         metavar="LOW:HIGH",
         help="noise levels between which CFG acts (default: all)",
     )
@@ -183,7 +198,7 @@ def _add_guidance(group: Any) -> None:
     )
     group.add_argument(
         "--dynamic-thresholding",
-        type=parse_limits,
+        type=parsed_by("parse_limits"),
         metavar="T[:P]",
         help=f"threshold and percentile (default: {PERCENTILE}) for x_0 in every step",
     )
@@ -215,6 +230,21 @@ def _add_image_to_image(group: Any) -> None:
     )
 
 
+def samplers_text() -> str:
+    """Returns the names of the samplers, for the end of the help."""
+    from eri_runtime.sampling import SAMPLERS
+
+    lists = {
+        "SDXL": [name for name, each in SAMPLERS.items() if "vp" in each.kinds],
+        "SD3.5 and Flux": [name for name, each in SAMPLERS.items() if "flow" in each.kinds],
+    }
+    lines = (f"{family}: {' '.join(names)}" for family, names in lists.items())
+    return "\n".join(
+        fill(line, initial_indent="  ", subsequent_indent="    ")
+        for line in ("samplers of", *lines)
+    ).lstrip()
+
+
 def call_keywords(options: argparse.Namespace) -> Words:
     """Returns the keywords of a call that the options set."""
     width, height = options.size or (None, None)
@@ -223,6 +253,7 @@ def call_keywords(options: argparse.Namespace) -> Words:
         "width": width,
         "num_inference_steps": options.steps,
         "num_images_per_prompt": options.batch,
+        "prompt_syntax": options.prompt_syntax,
         "sampler": options.sampler,
         "sigmas": options.sigmas,
         "spacing": options.spacing,

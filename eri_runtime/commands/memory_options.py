@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from eri_runtime.memory import TILE, MemoryEfficientSamplingConfig
+TILE = 512  # that of `eri_runtime.memory`, whose import would bring NumPy
 
 
 def add_memory_options(group: Any) -> None:
@@ -54,6 +54,8 @@ def add_memory_options(group: Any) -> None:
 
 def memory_keywords(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the keywords of `eri_runtime.load` that the options set."""
+    from eri_runtime.memory import MemoryEfficientSamplingConfig
+
     tile = {} if options.vae_tile is None else {"tile_size": options.vae_tile}
     config = MemoryEfficientSamplingConfig(
         enable_cpu_offload=options.offload,

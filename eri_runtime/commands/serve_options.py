@@ -10,26 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from eri_runtime.errors import UsageError
 from eri_runtime.serve.options import DEFAULT_OPTIONS, EngineOptions, Limits
+from eri_runtime.units import parse_bytes
 
 if TYPE_CHECKING:
     from eri_runtime.serve.http import ServerOptions
 
 KEYS = "ERI_API_KEYS"  # environment variable: keys with commas between
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _D, _L = DEFAULT_OPTIONS, DEFAULT_OPTIONS.limits
 
 
-def parse_bytes(text: str) -> int:
-    """Parses a number of bytes such as `8G`, `500M` or `1.5GiB`, in powers of 1024."""
-    stem = text.strip().upper().removesuffix("B").removesuffix("I")
-    number, unit = (stem[:-1], stem[-1]) if stem[-1:] in UNITS and stem else (stem, "")
+def amount(text: str) -> int:
+    """Parses the value of `--memory`."""
     try:
-        size = int(float(number) * UNITS[unit])
-    except (ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected bytes, such as 8G") from error
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected 1 byte or more")
-    return size
+        return parse_bytes("--memory", text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +75,11 @@ def _add_engine(group: Any) -> None:
         "--backend", default=_D.backend, metavar="NAME", help="as in eri generate (default: auto)"
     )
     for name, default, text in (
-        ("workers", _D.workers, "worker processes; 0 runs all in this one"),
+        (
+            "workers",
+            None,
+            f"worker processes; 0 runs all in this one (default: {_D.workers}; none with --ray)",
+        ),
         ("threads", None, "CPU threads of each worker (default: the cores, divided by workers)"),
         ("queue", _D.queue, "most requests that wait or run; more get 429"),
         ("running", _D.running, "most requests that a worker runs at once"),
@@ -116,7 +115,7 @@ def _add_weights(group: Any) -> None:
     )
     group.add_argument(
         "--memory",
-        type=parse_bytes,
+        type=amount,
         metavar="BYTES",
         help="weights of open bundles per worker, such as 8G; the least recently used are closed "
         "above it (default: no limit)",
@@ -141,7 +140,6 @@ def _add_ray(group: Any) -> None:
     group.add_argument(
         "--replicas",
         type=int,
-        default=1,
         metavar="N",
         help="with --ray, most replicas; Ray adds one while they have more than --running requests "
         "each (default: 1)",
@@ -149,7 +147,6 @@ def _add_ray(group: Any) -> None:
     group.add_argument(
         "--gpus",
         type=float,
-        default=0.0,
         metavar="N",
         help="with --ray, GPUs of each replica, such as 1 or 0.5 (default: 0)",
     )
@@ -164,7 +161,7 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
         backend=options.backend,
         threads=options.threads,
         low_memory=options.low_memory,
-        workers=0 if options.ray else options.workers,
+        workers=0 if options.ray else _D.workers if options.workers is None else options.workers,
         queue=options.queue,
         running=options.running,
         timeout=options.timeout,
@@ -173,6 +170,16 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
         loras=named_loras(options.lora),
         limits=limits,
     )
+
+
+def check_ray(options: argparse.Namespace) -> None:
+    """Raises `UsageError` for an option that has no effect with, or without, Ray."""
+    useless = ("workers",) if options.ray else ("replicas", "gpus")
+    got, fix = ("--ray", "use --replicas") if options.ray else ("no --ray", "add --ray")
+    for name in useless:
+        if getattr(options, name) is not None:
+            expected = "an option that changes something"
+            raise UsageError(f"--{name}", got=got, expected=expected, fix=fix)
 
 
 def server_options(options: argparse.Namespace) -> ServerOptions:

@@ -7,44 +7,46 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeGuard
+from typing import Any, TextIO, TypeGuard
 
-from eri_runtime.errors import UsageError, cut
+from eri_runtime.commands.exit_codes import describe_codes
+from eri_runtime.errors import UsageError, short
+from eri_runtime.unfinished import wait_if_stopping
 
 Subparsers = Any  # argparse keeps the type of add_subparsers' result private
 
 
 def add_command(
-    commands: Subparsers, name: str, summary: str, run: Callable[[argparse.Namespace], None]
+    commands: Subparsers,
+    name: str,
+    summary: str,
+    run: Callable[[argparse.Namespace], None],
+    examples: Iterable[str] = (),
 ) -> argparse.ArgumentParser:
-    """Adds a subcommand, which calls `run` with its parsed options; returns its parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+    """Adds a subcommand, which calls `run` with its parsed options; returns its parser.
+
+    The help ends with the exit codes and the examples, which are arguments of the command.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, epilog=describe_codes()
+    )
+    parser.examples = tuple(f"eri {name} {each}" for each in examples)  # type: ignore[attr-defined]
     parser.set_defaults(run=run)
     return parser
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser with short messages: those of argparse repeat an argument of any length."""
+def parsed_by(name: str) -> Callable[[str], Any]:
+    """Returns a function for argparse's `type=`: `eri_runtime.request.NAME`, imported when called.
 
-    def error(self, message: str) -> NoReturn:
-        """Prints the usage and a message, and exits with status 2."""
-        super().error(cut(message))
+    So the command line is read, and its paths checked, before NumPy is imported.
+    """
 
+    def parse(text: str) -> Any:
+        from eri_runtime import request
 
-class IntermixedParser(Parser):
-    """A parser whose options may stand between its positional arguments."""
+        return getattr(request, name)(text)
 
-    _within = False
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses the options first, then the positional arguments, wherever they stand."""
-        if self._within:
-            return super().parse_known_args(args, namespace)
-        self._within = True
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._within = False
+    return parse
 
 
 def say(text: str) -> None:
@@ -62,6 +64,7 @@ def write_line(stream: TextIO | None, text: str) -> None:
 
     Characters that the stream cannot encode are escaped.
     """
+    wait_if_stopping()
     if not is_open(stream):
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -72,6 +75,12 @@ def write_line(stream: TextIO | None, text: str) -> None:
     except BrokenPipeError:
         with Path(os.devnull).open("w", encoding="utf-8") as nothing:
             os.dup2(nothing.fileno(), stream.fileno())  # for what follows
+
+
+def check_exists(name: str, path: str | Path | None) -> None:
+    """Raises `UsageError`, naming the option, for a path at which nothing is."""
+    if path is not None and not os.path.lexists(path):
+        raise UsageError(name, got=f"{short(str(path))}: no such file", expected="a file")
 
 
 def parse_lora(text: str) -> tuple[str, float]:

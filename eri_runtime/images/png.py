@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eri_runtime.partial_files import claim, partial_file
+from eri_runtime.partial_files import claim, complete, partial_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,7 +75,7 @@ def write_png(image: Image, path: str | Path, *, overwrite: bool = True, **optio
         image.save(file, format="PNG", **options)
         file.flush()
         if overwrite:
-            partial.replace(path)
+            complete(partial, path)
         else:
             claim(partial, path)
     return path

@@ -102,19 +102,23 @@ def _with_ancestors(path: str) -> Iterator[str]:
 
 def _v2(folder: Path, group: str) -> Iterator[AvailableMemory]:
     """Yields what is left under the limits of a cgroup v2."""
-    used, stat = _number(folder / "memory.current"), _fields(folder / "memory.stat")
     for name in ("memory.max", "memory.high"):
         limit = _number(folder / name)
-        if limit is not None and used is not None:
+        if limit is None:
+            continue  # before its other files are read, which takes longer
+        used, stat = _number(folder / "memory.current"), _fields(folder / "memory.stat")
+        if used is not None:
             cache = stat.get("inactive_file", 0) + stat.get("active_file", 0)
             yield _group(limit, used, cache, f"{name} of cgroup /{group}")
 
 
 def _v1(folder: Path, group: str) -> Iterator[AvailableMemory]:
     """Yields what is left under the limit of a cgroup v1."""
-    used, stat = _number(folder / "memory.usage_in_bytes"), _fields(folder / "memory.stat")
     limit = _number(folder / "memory.limit_in_bytes")
-    if limit is not None and limit < UNLIMITED and used is not None:
+    if limit is None or limit >= UNLIMITED:
+        return
+    used, stat = _number(folder / "memory.usage_in_bytes"), _fields(folder / "memory.stat")
+    if used is not None:
         cache = stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0)
         yield _group(limit, used, cache, f"memory.limit_in_bytes of cgroup /{group}")
 

@@ -11,14 +11,13 @@ with `pipeline`.
 from eri_runtime.pipeline.diffusers_methods import DiffusersMethods
 from eri_runtime.pipeline.generation import Generation
 from eri_runtime.pipeline.pipeline import Pipeline, load
-from eri_runtime.pipeline.result import Result, eri_version, numbered_paths
+from eri_runtime.pipeline.result import Result, numbered_paths
 
 __all__ = [
     "DiffusersMethods",
     "Generation",
     "Pipeline",
     "Result",
-    "eri_version",
     "load",
     "numbered_paths",
 ]

@@ -168,7 +168,7 @@ class RequestRunner:
         """Encodes the prompts of a request and draws its first latents."""
         table = request_table(self._bundle, request)
         noise = check_noise(self._noise(request, table), request.batch)
-        plan, shared = encode_conditions(self._bundle, encode, request, table.points.clock)
+        plan, shared = encode_conditions(self._bundle, encode, request, table)
         products = self._lora_inputs.products(request.loras, self._weights.loaded)
         x, mend = self._initial_latents(request, table, noise, mode)
         return _Begun(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from math import inf
 from pathlib import Path
 from types import MappingProxyType
@@ -16,14 +16,18 @@ from numpy.typing import NDArray
 from eri_runtime.bundle import Bundle
 from eri_runtime.checks import boolean
 from eri_runtime.checks import path as check_path
-from eri_runtime.errors import UsageError
-from eri_runtime.images import check_output, parameters_text, save_png
+from eri_runtime.errors import UsageError, cut
+from eri_runtime.images import check_output, contact_sheet, parameters_text, save_png
 from eri_runtime.partial_files import remove_stale
 from eri_runtime.request import Request
 from eri_runtime.sampling import Guidance
+from eri_runtime.version import eri_version
 from eri_runtime.weights import Scale, describe_loras
 
 NO_LORAS: Mapping[str, Scale] = MappingProxyType({})
+SHOWN = 4  # seeds in a result's text
+WIDTH = 160  # characters of the settings in it
+COLUMNS = 4  # of the sheet that a notebook shows
 OPTION_LABELS = {
     "eta": "Eta",
     "s_churn": "Sigma churn",
@@ -33,9 +37,11 @@ OPTION_LABELS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The images of one call, and how each was made.
+
+    Its text is two lines; a notebook shows the image, or a sheet of several.
 
     Attributes:
         images: The images, as `output_type` says: a list of PIL images (`"pil"`), an array
@@ -54,6 +60,9 @@ class Result:
         (32, 32)
         >>> result.seeds
         (7,)
+        >>> result  # doctest: +ELLIPSIS
+        Result: 1 image of 32x32, seed 7
+        Steps: 2, Sampler: Euler, CFG scale: 7, Seed: 7, Size: 32x32, Model hash: ...
         >>> print(result.parameters[0])  # doctest: +ELLIPSIS
         a red heart
         Steps: 2, Sampler: Euler, CFG scale: 7, Seed: 7, Size: 32x32, Model hash: ...
@@ -83,6 +92,28 @@ class Result:
         Raises `IndexError` for another index and `KeyError` for another name.
         """
         return {"images": self.images}[key] if isinstance(key, str) else (self.images,)[key]
+
+    def __repr__(self) -> str:
+        """Returns two lines: what the images are, and the settings of the first."""
+        count = len(self.seeds)
+        seeds = ", ".join(map(str, self.seeds[:SHOWN])) + (", ..." if count > SHOWN else "")
+        kind = "images" if count != 1 else "image"
+        shape = " x ".join(map(str, np.shape(self.images)[1:]))
+        made = shape if not isinstance(self.images, list) else _size(self.images)
+        first = f"Result: {count} {kind} of {made}, seed{'s' * (count != 1)} {seeds}"
+        settings = self.parameters[0].splitlines()[-1] if self.parameters else "no images"
+        return f"{first}\n{cut(settings, WIDTH)}"
+
+    def _repr_png_(self) -> bytes | None:
+        """Returns the image, or a sheet of several, as PNG, which notebooks show."""
+        if not isinstance(self.images, list) or not self.images:
+            return None
+        image = self.images[0]
+        if len(self.images) > 1:
+            image = contact_sheet(self.images, columns=min(COLUMNS, len(self.images)))
+        stream = BytesIO()
+        image.save(stream, format="PNG")
+        return stream.getvalue()
 
     def save(self, path: str | Path, *, overwrite: bool = True) -> list[Path]:
         """Writes the images as PNG files that carry their `parameters`.
@@ -123,6 +154,11 @@ class Result:
         return saved
 
 
+def _size(images: Sequence[Any]) -> str:
+    """Returns the size of images, as WxH."""
+    return "{}x{}".format(*images[0].size) if images else "no size"
+
+
 def numbered_paths(path: Path, count: int) -> list[Path]:
     """Returns the paths of `count` images: `path` itself, or `-0`, `-1`, … added to its stem."""
     return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(count)]
@@ -146,6 +182,8 @@ def parameters_texts(
         settings = dict(_settings(bundle, request, image))
         if active := [*describe_loras(loras), *describe_loras(request.loras[image])]:
             settings["Loras"] = "; ".join(active)
+        if request.syntax != "plain":
+            settings["Prompt syntax"] = request.syntax
         if tokens:
             settings["Textual inversions"] = "; ".join(tokens)
         texts.append(parameters_text(str(request.prompts[prompt]), negatives[prompt], settings))
@@ -220,11 +258,3 @@ def _words_of_diffusers(request: Request, prompt: int) -> Iterator[tuple[str, ob
     if request.micro is not None:
         yield "Size conditions", list(request.micro.positive)
         yield "Negative size conditions", list(request.micro.negative)
-
-
-def eri_version() -> str:
-    """Returns the installed version of eri, or "unknown" if it is not installed."""
-    try:
-        return version("eri-diffusion")
-    except PackageNotFoundError:
-        return "unknown"

@@ -1,12 +1,12 @@
 """A request: the keyword arguments of a call, validated and completed with the bundle's defaults.
 
-`keywords` lists every keyword and `configs` has objects that set several at once. `arguments`
-validates single arguments and `request` a whole call. `image_to_image` handles images, masks and
-strength, `start_images` what it starts from, `kept_pixels` what an edit leaves alone. Words of
-diffusers have `encoder_prompts`, `latent_scale`, `micro_conditions`, `noise_arguments`,
-`schedule_part`, `step_end` and `positional`; `refused_words` says why some have no meaning. `jobs`
-has prompts with settings of their own, and `option_text` parses options of the command line. Start
-with `keywords`.
+`keywords` lists every keyword and `configs` has objects that set several at once. `arguments`,
+`sampler_choice` and `prompt_syntax` validate single arguments and `request` a whole call, whose
+prompts may name LoRAs (`lora_tags`). `image_to_image` handles images, masks and strength,
+`start_images` what it starts from, `kept_pixels` what an edit leaves alone. Words of diffusers have
+`encoder_prompts`, `latent_scale`, `micro_conditions`, `noise_arguments`, `schedule_part`,
+`step_end` and `positional`; `refused_words` says why some have no meaning. `jobs` has prompts with
+settings of their own, and `option_text` parses options of the command line. Start with `keywords`.
 """
 
 from eri_runtime.request.configs import AncestralSamplerConfig, GuidanceConfig, SamplingConfig

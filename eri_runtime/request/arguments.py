@@ -45,6 +45,7 @@ from eri_runtime.text import (
     Condition,
     Prompt,
     PromptLike,
+    Syntax,
     check_encoders,
     condition_from_embeds,
     make_prompts,
@@ -236,13 +237,14 @@ def check_prompts(
     bundle: Bundle,
     prompt: PromptLike | Sequence[PromptLike] | None,
     condition: Condition | None,
+    syntax: Syntax,
 ) -> tuple[Prompt, ...]:
     """Returns the prompts; if `condition` has their embeddings instead, an empty one for each."""
     if condition is not None:
         if prompt is not None:
             raise UsageError("prompt", got="prompt and prompt_embeds", expected="one of them")
         return (EMPTY_PROMPT,) * len(condition.embeds)
-    prompts = make_prompts(prompt)
+    prompts = make_prompts(prompt, syntax)
     check_encoders(bundle)
     return prompts
 

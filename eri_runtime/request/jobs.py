@@ -31,7 +31,7 @@ class Job:
         height: Height in pixels.
         width: Width in pixels.
         num_inference_steps: Number of denoising steps, 1 or more.
-        sampler: Name of a sampler, one of `SAMPLERS`.
+        sampler: Name of a sampler, as in a call.
 
     Raises:
         UsageError: If a value is invalid; the message names the field.

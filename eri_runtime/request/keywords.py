@@ -38,12 +38,17 @@ class Words(TypedDict, total=False):
             `num_images_per_prompt`.
         max_sequence_length: Longest T5 prompt in tokens, int, for SD3.5 and Flux. Default: the
             bundle's. diffusers: `max_sequence_length`.
-        sampler: Name of the sampler, one of `SAMPLERS`. Default: the bundle's. diffusers: the
-            pipeline's scheduler.
+        prompt_syntax: How prompts are read: `"plain"`, or `"a1111"` for AUTOMATIC1111's weights
+            (`(word:1.3)`), schedules (`[a:b:0.4]`), `AND`, `BREAK`, windows beyond 77 tokens and
+            `<lora:name:0.8>`. Default: `"plain"`. diffusers: none.
+        sampler: Name of the sampler, one of `SAMPLERS`, or AUTOMATIC1111's (`"DPM++ 2M Karras"`),
+            ComfyUI's or diffusers' (`"EulerDiscreteScheduler"`) for it, in any case. Default: the
+            bundle's. diffusers: the pipeline's scheduler.
         sigmas: Noise levels: `"default"` (the checkpoint's), `"karras"`, `"exponential"`, `"beta"`,
             `"simple"`, or a list or array, one level per step, in sigma/alpha for SDXL, sigma for
-            flow models. Default: `"default"`. diffusers: `sigmas`, and the schedulers'
-            `use_karras_sigmas` and so on. A flow shifts a list, as diffusers does.
+            flow models. AUTOMATIC1111's names, such as `"SGM Uniform"`, are understood too.
+            Default: `"default"`. diffusers: `sigmas`, and the schedulers' `use_karras_sigmas` and
+            so on. A flow shifts a list, as diffusers does.
         timesteps: Training timesteps to evaluate, numbers that fall; not with `sigmas`. Default:
             the schedule's. diffusers: `timesteps`, SDXL only.
         denoising_start: Share of the training timesteps after which the call begins, more than 0
@@ -175,6 +180,7 @@ class Words(TypedDict, total=False):
     num_inference_steps: int | None
     num_images_per_prompt: int | None
     max_sequence_length: int | None
+    prompt_syntax: str | None
     sampler: str | None
     sigmas: str | Sequence[float] | None
     timesteps: Sequence[float] | None

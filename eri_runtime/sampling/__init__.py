@@ -1,7 +1,8 @@
 """The mathematics of sampling, on NumPy arrays, without an engine.
 
 `schedule`, `betas`, `sigmas`, `spacing` and `levels` make noise levels and `samplers` holds the
-algorithms, which `tabulation` converts to a `table` of coefficients. `noise`, `torch_randn` and
+algorithms, which `tabulation` converts to a `table` of coefficients; `sampler_names` finds one by
+the names that people write. `noise`, `torch_randn` and
 `brownian` draw noise; `guidance` and `thresholding` change predictions. Uses `bundle` for a
 checkpoint's training schedule. Start with `samplers`, then `table`.
 """
@@ -27,7 +28,18 @@ from eri_runtime.sampling.noise import (
     check_noise,
     image_seeds,
 )
-from eri_runtime.sampling.samplers import CHURN, ETA, SAMPLERS, Sampler, ddim, find_sampler
+from eri_runtime.sampling.sampler_names import (
+    REFUSED,
+    SCHEDULERS,
+    Scheduler,
+    choose_sampler,
+    choose_scheduler,
+    find_sampler,
+    full_name,
+    names_of,
+    samplers_for,
+)
+from eri_runtime.sampling.samplers import CHURN, ETA, SAMPLERS, Sampler, ddim
 from eri_runtime.sampling.schedule import (
     Clock,
     Point,
@@ -57,7 +69,9 @@ __all__ = [
     "MAX_W",
     "NO_EMBEDDING",
     "PERCENTILE",
+    "REFUSED",
     "SAMPLERS",
+    "SCHEDULERS",
     "BrownianNoise",
     "Clock",
     "Float64",
@@ -70,6 +84,7 @@ __all__ = [
     "Sampler",
     "SamplerTable",
     "Schedule",
+    "Scheduler",
     "SigmaName",
     "TorchNoise",
     "TorchNormal",
@@ -80,17 +95,22 @@ __all__ = [
     "check_limits",
     "check_noise",
     "check_spacing",
+    "choose_sampler",
+    "choose_scheduler",
     "ddim",
     "dynamic_thresholding",
     "find_sampler",
+    "full_name",
     "image_seeds",
     "make_schedule",
     "make_streams",
     "make_table",
     "mix_predictions",
+    "names_of",
     "noise_intervals",
     "per_image",
     "rescale_guided",
+    "samplers_for",
     "scheduler_clipping",
     "shift_sigma",
     "shifted_levels",

@@ -8,10 +8,8 @@ async with Engine({"demo": Path("engines/demo")}) as engine:
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Self
@@ -27,7 +25,6 @@ from eri_runtime.errors import (
 )
 from eri_runtime.request import Request
 from eri_runtime.serve.admission import admit
-from eri_runtime.serve.links import ProcessLink, ThreadLink
 from eri_runtime.serve.messages import PictureRequest, Pictures
 from eri_runtime.serve.observer import UNOBSERVED, Observer, Outcome
 from eri_runtime.serve.options import DEFAULT_OPTIONS, EngineOptions
@@ -46,11 +43,9 @@ from eri_runtime.serve.seat import Seat
 from eri_runtime.serve.status import Model, Status, read_model
 from eri_runtime.serve.step_times import StepTimes
 from eri_runtime.serve.submission import HeldSubmission, Submission
+from eri_runtime.serve.supervisor import Supervisor
 
-WATCH = 0.5  # seconds between looks at the workers
-LONGEST_PAUSE = 30.0  # seconds before a worker that keeps dying is started again
-
-log = logging.getLogger(__name__)
+WAIT = 0.5  # seconds between looks at what may have changed
 
 
 class Engine:
@@ -87,10 +82,9 @@ class Engine:
         }
         self._submissions: dict[str, HeldSubmission] = {}
         self._waiting: deque[HeldSubmission] = deque()
-        self._seats: list[Seat] = []
+        self._workers = Supervisor(self._paths, options, self._heard, self._lost)
         self._times = StepTimes()
-        self._stopping, self._closed, self._restarts = False, False, 0
-        self._watcher: asyncio.Task[None] | None = None
+        self._stopping = False
         self._changed = asyncio.Event()
         self._unable: Exception | None = None
 
@@ -102,12 +96,8 @@ class Engine:
             WorkerLostError: If none gets ready.
         """
         self._loop = asyncio.get_running_loop()
-        count = max(1, self.options.workers)
-        self._seats = [Seat() for _ in range(count)]
         try:
-            for seat in self._seats:
-                self._open(seat)
-            self._watcher = asyncio.create_task(self._watch())
+            self._workers.start()
             await self._first_ready()
         except BaseException:
             await self.close()
@@ -115,8 +105,8 @@ class Engine:
 
     async def _first_ready(self) -> None:
         """Waits until a worker is ready; raises if none will be."""
-        while not any(seat.ready for seat in self._seats):
-            if any(seat.failures >= self.options.attempts for seat in self._seats):
+        while not self._workers.ready:
+            if self._workers.hopeless:
                 got = f"{self.options.attempts} workers that died as they started"
                 self._unable = WorkerLostError("engine", got=got, expected="one that runs")
             if self._unable is not None:
@@ -154,7 +144,7 @@ class Engine:
         """Returns the error of a full queue, with the time to try again."""
         got = f"{len(self._submissions)} requests already"
         error = OverloadedError("queue", got=got, expected=f"at most {self.options.queue}")
-        error.retry_after = self._times.until_free(self._undone(), len(self._seats))
+        error.retry_after = self._times.until_free(self._undone(), len(self._workers.seats))
         return error
 
     def _accept(self, request: PictureRequest, checked: Request) -> HeldSubmission:
@@ -175,14 +165,14 @@ class Engine:
     @property
     def status(self) -> Status:
         """What the engine is doing."""
-        waiting, ready = len(self._waiting), sum(seat.ready for seat in self._seats)
+        waiting, ready = len(self._waiting), self._workers.ready
         return Status(
             ready=ready > 0 and not self._stopping,
             stopping=self._stopping,
             waiting=waiting,
             running=len(self._submissions) - waiting,
             workers=ready,
-            restarts=self._restarts,
+            restarts=self._workers.restarts,
         )
 
     def _cancel(self, submission: HeldSubmission) -> None:
@@ -203,12 +193,9 @@ class Engine:
 
     async def close(self) -> None:
         """Stops the workers at once; requests that are left end with `StoppingError`."""
-        self._stopping = self._closed = True
+        self._stopping = True
         self._end_all()
-        if self._watcher is not None:
-            self._watcher.cancel()
-        links = [seat.link for seat in self._seats if seat.link is not None]
-        await asyncio.gather(*(asyncio.to_thread(link.close) for link in links))
+        await self._workers.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -217,55 +204,30 @@ class Engine:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _open(self, seat: Seat) -> None:
-        """Starts the worker of a seat."""
-        if self._closed:
-            return
-        seat.number += 1
-        words = self._from_thread(seat, self._heard), self._from_thread(seat, self._lost)
-        kind = ProcessLink if self.options.workers else ThreadLink
-        seat.heard = monotonic()
-        try:
-            seat.link = kind(self._paths, self.options, *words)
-        except (OSError, RuntimeError) as error:  # no memory, processes or threads left
-            log.error("a worker could not be started: %s", error)
-            self._lost(seat, seat.number)
-
-    def _from_thread(self, seat: Seat, method: Callable[..., None]) -> Callable[..., None]:
-        """Returns a function for a link's thread that calls a method in the event loop."""
-        method = partial(method, seat, seat.number)
-
-        def call(*arguments: object) -> None:
-            try:
-                self._loop.call_soon_threadsafe(method, *arguments)
-            except RuntimeError:  # the loop is closed
-                return
-
-        return call
-
-    def _heard(self, seat: Seat, number: int, message: FromWorker) -> None:
+    def _heard(self, seat: Seat, message: FromWorker) -> None:
         """Takes a message of a worker."""
-        if number != seat.number:
-            return
-        seat.heard = monotonic()
         if isinstance(message, Unable):
             self._unable = message.error
         elif not seat.ready:
             seat.ready = True
             self._dispatch()
         if isinstance(message, Stepped):
-            seat.failures = 0
-            for time in message.times:
-                self._times.add(time)
-                self._observer.stepped(time)
-            for name, progress in message.progress:
-                if name in seat.jobs:
-                    seat.jobs[name].progressed(progress)
+            self._stepped(seat, message)
         elif isinstance(message, Began | Happened | Failed):
             submission = seat.jobs.get(message.id)
             if submission is not None:
                 self._happened(submission, message)
         self._notify()
+
+    def _stepped(self, seat: Seat, message: Stepped) -> None:
+        """Takes the steps that a worker has made."""
+        seat.failures = 0
+        for time in message.times:
+            self._times.add(time)
+            self._observer.stepped(time)
+        for name, progress in message.progress:
+            if name in seat.jobs:
+                seat.jobs[name].progressed(progress)
 
     def _happened(self, submission: HeldSubmission, message: Began | Happened | Failed) -> None:
         """Takes what happened to a request."""
@@ -278,15 +240,9 @@ class Engine:
         else:
             submission.progressed(message.event)
 
-    def _lost(self, seat: Seat, number: int) -> None:
-        """Starts a worker anew that has gone, and begins its requests again."""
-        if number != seat.number or self._closed:
-            return
-        self._restarts += 1
+    def _lost(self, held: Sequence[HeldSubmission]) -> None:
+        """Begins the requests of a worker again that has gone."""
         self._observer.restarted()
-        seat.ready, seat.link = False, None
-        seat.failures += 1
-        held, seat.jobs = list(seat.jobs.values()), {}
         for submission in reversed(held):
             submission.attempts += 1
             if submission.attempts >= self.options.attempts:
@@ -296,8 +252,6 @@ class Engine:
                 self._end(submission, "lost", error)
             else:
                 self._waiting.appendleft(submission)
-        pause = min(LONGEST_PAUSE, 2.0 ** min(seat.failures - 1, 9) - 1)
-        self._loop.call_later(pause, self._open, seat)
         self._notify()
 
     def _dispatch(self) -> None:
@@ -306,7 +260,9 @@ class Engine:
         A request under which a worker died runs alone, so that it takes no other along again.
         """
         for submission in list(self._waiting):
-            free = [seat for seat in self._seats if seat.takes(submission, self.options.running)]
+            free = [
+                seat for seat in self._workers.seats if seat.takes(submission, self.options.running)
+            ]
             if not free:
                 return
             self._waiting.remove(submission)
@@ -332,7 +288,7 @@ class Engine:
             return
         if submission in self._waiting:
             self._waiting.remove(submission)
-        for seat in self._seats:
+        for seat in self._workers.seats:
             if seat.jobs.pop(submission.id, None) is None or outcome in ("finished", "failed"):
                 continue
             if seat.link is not None:
@@ -349,20 +305,10 @@ class Engine:
         """Returns the steps that each accepted request has yet to make."""
         return [each.steps_left for each in self._submissions.values()]
 
-    async def _watch(self) -> None:
-        """Kills workers that have been silent for too long while they had work."""
-        while True:
-            await asyncio.sleep(min(WATCH, self.options.heartbeat / 4))
-            for seat in self._seats:
-                silent = monotonic() - seat.heard > self.options.heartbeat
-                if silent and seat.link is not None:
-                    seat.link.kill()
-                    seat.heard = monotonic()
-
     def _notify(self) -> None:
         self._changed.set()
 
-    async def _change(self, timeout: float = WATCH) -> None:
+    async def _change(self, timeout: float = WAIT) -> None:
         """Waits until something has happened, or for a while."""
         self._changed.clear()
         try:

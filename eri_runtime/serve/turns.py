@@ -14,6 +14,8 @@ from typing import Protocol, TypeVar
 
 from eri_runtime.serve.step_costs import Group, StepCosts
 
+SIZES = frozenset(size << power for size in (2, 3) for power in range(16)) | {1}  # 1, 2, 3, 4, 6 …
+
 
 class Candidate(Protocol):
     """A request that is ready for its next step."""
@@ -60,15 +62,15 @@ def _company(group: Sequence[C], costs: StepCosts, waiting: int) -> list[C]:
     """Returns the first of a group, and the next ones as long as each saves more than it costs.
 
     To join saves the fixed part of a step for all who wait, and costs all in the batch the time of
-    the rows that come.
+    the rows that come. More than one request only make up a batch of `SIZES` rows, as engines plan,
+    compile or capture each size once.
     """
-    cost = costs.cost(group[0].group)
-    batch = [group[0]]
-    for each in group[1:]:
-        rows = sum(one.rows for one in batch) + each.rows
-        delay = len(batch) * each.rows * cost.row
-        saved = (waiting - len(batch)) * cost.fixed
-        if rows > each.most_rows or delay > saved:
+    cost, rows, count = costs.cost(group[0].group), 0, 1
+    for number, each in enumerate(group):
+        delay, saved = number * each.rows * cost.row, (waiting - number) * cost.fixed
+        if number and (delay > saved or rows + each.rows > each.most_rows):
             break
-        batch.append(each)
-    return batch
+        rows += each.rows
+        if rows in SIZES:
+            count = number + 1
+    return list(group[:count])

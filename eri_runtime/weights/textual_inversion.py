@@ -59,7 +59,8 @@ def read_textual_inversions(
         UsageError: If the source is neither a path nor a mapping with strings as keys.
         LoraError: If the file has no embeddings of tokens, or they do not fit the text encoders.
         NonFiniteError: If an embedding holds NaN or Inf.
-        DamagedWeightsError: If the file is missing or damaged.
+        NotACheckpointError: If there is no such file, or it is text.
+        DamagedWeightsError: If the file is damaged.
         PickleError: If the file is a pickle.
     """
     if token is not None:

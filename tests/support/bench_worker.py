@@ -1,6 +1,7 @@
 """Workers of `eri bench` that behave and misbehave: `python -m tests.support.bench_worker`.
 
-The variant says how: `well`, `dark` (draws another picture), `crash`, `hang`, `babble`, `missing`.
+The variant says how: `well`, `dark` (draws another picture), `crash`, `hang`, `babble`, `missing`,
+`no-conversion`; `…+bf16` says that it computes in bfloat16. A peer needs its conversion.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 from PIL import Image
 
@@ -47,8 +49,24 @@ def make(setup):
     if setup.variant == "babble":
         os.write(3, b"no JSON\n")  # the answers' own pipe
         time.sleep(60)
-    return Painter(setup.variant), Opened(words="paint", precision="fp32", versions={})
+    if setup.variant.startswith("peer") and not converted(setup).is_file():
+        raise RuntimeError("asked to open before it was converted")
+    precision = "bf16" if setup.variant.endswith("+bf16") else "fp32"
+    words = f"paint with {os.environ.get('PAINTED_BY', 'this python')}"
+    return Painter(setup.variant), Opened(words=words, precision=precision, versions={})
+
+
+def converted(setup):
+    return Path(setup.folder) / "converted"
+
+
+def convert(setup):
+    if setup.variant == "no-conversion":
+        raise RuntimeError("the checkpoint cannot be converted")
+    new = not converted(setup).is_file()
+    converted(setup).touch()
+    return new
 
 
 if __name__ == "__main__":
-    serve(make)
+    serve(make, convert)

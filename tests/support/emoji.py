@@ -10,7 +10,7 @@ from PIL import Image
 from eri_export.embedded.emoji_data import captions, chosen_names
 from eri_export.embedded.retrieval import nearest_vectors, shrink
 
-THUMBNAILS = Path(__file__).parents[1] / "data" / "emoji-24px.png"
+THUMBNAILS = Path(__file__).parents[1] / "data" / "emoji-24px.webp"
 CAPTIONS = [captions(name)[0] for name in chosen_names()]
 
 

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eri_export.checkpoints.checkpoint import Checkpoint
-from eri_export.checkpoints.sources.config_files import PICKLES, pickle_error
+from eri_export.checkpoints.sources.config_files import PICKLES
 from eri_export.checkpoints.sources.extra_components import with_extras, with_tokenizers
 from eri_export.checkpoints.sources.folder import INDEX, open_folder
 from eri_export.checkpoints.sources.hub import resolve
 from eri_export.checkpoints.sources.scheduler_presets import with_scheduler
 from eri_export.checkpoints.sources.single_file import open_file
 from eri_runtime import checks
+from eri_runtime.bundle import pickle_error
 from eri_runtime.errors import NotACheckpointError, UsageError
+from eri_runtime.files import is_regular
 
 
 def open_checkpoint(
@@ -70,8 +72,8 @@ def open_checkpoint(
             checks.path(name, value)
     for i, each in enumerate(text_encoders):
         checks.path(f"text_encoders[{i}]", each)
-    if Path(path).suffix.lower() in PICKLES:
-        raise pickle_error(Path(path))
+    if Path(path).suffix.lower() in PICKLES and is_regular(path):
+        raise pickle_error(path, path)
     root = resolve(path, revision=revision, variant=variant)
     file = _single_file(root)
     if file is None:

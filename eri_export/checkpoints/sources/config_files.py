@@ -9,8 +9,7 @@ from typing import Any
 
 import diffusers
 
-from eri_runtime.bundle import PICKLE_FIX, PICKLED_WEIGHTS
-from eri_runtime.errors import NotACheckpointError, PickleError
+from eri_runtime.errors import NotACheckpointError
 from eri_runtime.files import parse_json, read_regular_file
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -42,13 +41,3 @@ def require_exists(path: Path, what: str) -> Path:
     if not path.exists():
         raise NotACheckpointError(path, got="no such path", expected=what)
     return path
-
-
-def pickle_error(path: Path) -> PickleError:
-    """Returns the error for a pickle, which is never opened."""
-    return PickleError(
-        path,
-        got=PICKLED_WEIGHTS,
-        expected="safetensors",
-        fix=PICKLE_FIX,
-    )

@@ -13,14 +13,10 @@ from eri_export.checkpoints.sources.assign_components import (
     encoders,
     make_component,
 )
-from eri_export.checkpoints.sources.config_files import (
-    PICKLES,
-    pickle_error,
-    read_json,
-    require_exists,
-)
+from eri_export.checkpoints.sources.config_files import PICKLES, read_json, require_exists
 from eri_export.checkpoints.sources.detect_networks import Kind, Network, detect_networks
 from eri_export.checkpoints.sources.folder import CONFIG, INDEX, open_part
+from eri_runtime.bundle import pickle_error
 from eri_runtime.errors import CheckpointError, NotACheckpointError, short
 
 # a folder's network by its config: diffusers' class name or transformers' model type
@@ -112,7 +108,7 @@ def _open(path: Path, kinds: tuple[Kind, ...]) -> Iterator[Network]:
 def _networks(path: Path) -> Iterator[Network]:
     """Yields the networks of a file, of a pipeline's folder or of a component's folder."""
     if path.suffix.lower() in PICKLES:
-        raise pickle_error(path)
+        raise pickle_error(path, path)
     if path.is_file():
         yield from detect_networks(path).networks
     elif (path / INDEX).is_file():

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from eri_export.checkpoints.checkpoint import PARTS
 from eri_export.checkpoints.shipped_configs import TOKENIZERS
-from eri_export.checkpoints.sources.config_files import PICKLES, pickle_error
+from eri_export.checkpoints.sources.config_files import PICKLES
 from eri_export.checkpoints.sources.weight_files import check_variant, choose
-from eri_runtime.bundle import hub
-from eri_runtime.errors import HubError, NotACheckpointError, UsageError, short
+from eri_runtime.bundle import hub, pickle_error
+from eri_runtime.errors import HubError, UsageError, short
 
 INDEX = "model_index.json"
 COMPONENTS = {name for parts in PARTS.values() for name in parts}
@@ -41,13 +41,9 @@ def resolve(text: str | Path, *, revision: str | None = None, variant: str | Non
                 "revision", got=short(revision), expected=f"none for a path, as {path}"
             )
         return path
-    repository = hub.repository_of(text, revision)
-    if repository is None:
-        raise NotACheckpointError(
-            text, got="no such path, and no id of the Hub", expected=hub.FORMS
-        )
+    repository = hub.named_repository(text, revision)
     if Path(repository.file or "").suffix.lower() in PICKLES:
-        raise pickle_error(Path(str(repository)))
+        raise pickle_error(repository, Path(str(repository.file)).name)
     root = hub.download(
         repository,
         lambda names: needed_files(repository, names, variant),
@@ -71,7 +67,9 @@ def needed_files(
             repository,
             got=f"no {required}; its weights are {', '.join(weights) or 'none'}",
             expected="a diffusers pipeline, or a file of the repository",
-            fix=f"to export one file, name it as {repository.name}:FILE.safetensors",
+            fix=f"to export one file, name it as {repository.name}:{weights[0]}"
+            if weights
+            else None,
         )
     if repository.file is not None:
         return [repository.file]

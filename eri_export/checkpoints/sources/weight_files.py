@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from eri_export.checkpoints.sources.config_files import PICKLES, pickle_error
+from eri_export.checkpoints.sources.config_files import PICKLES
+from eri_runtime.bundle import pickle_error
 from eri_runtime.errors import CheckpointError, DamagedWeightsError, NotACheckpointError
 
 log = logging.getLogger(__name__)
@@ -80,14 +81,19 @@ def _variant(folder: Path, by_variant: Variants, wanted: str | None) -> str | No
     if wanted is None and len(by_variant) == 1:
         return next(iter(by_variant))
     got = f"weights of the variants {', '.join(map(_text, by_variant))}"
-    raise CheckpointError(folder, got=got, expected=_text(wanted), fix="choose one of the variants")
+    raise CheckpointError(
+        folder,
+        got=got,
+        expected=_text(wanted),
+        fix=f"add `--variant {min(filter(None, by_variant))}`",
+    )
 
 
 def _refuse(folder: Path, names: Iterable[str]) -> NoReturn:
     """Raises the error of a folder without safetensors weights."""
     for name in names:
         if Path(name).suffix.lower() in PICKLES:
-            raise pickle_error(folder / name)
+            raise pickle_error(folder / name, folder / name)
     raise NotACheckpointError(folder, got="no weights", expected="a .safetensors file")
 
 

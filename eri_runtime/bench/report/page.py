@@ -12,26 +12,17 @@ import numpy as np
 
 from eri_runtime.bench.record import STAGES, Distance, Kind, Picture, Record, Row, Subject
 from eri_runtime.bench.report import charts
+from eri_runtime.bench.report.cards import HEADINGS, cards
 from eri_runtime.bench.report.charts import Bar
+from eri_runtime.bench.report.tables import Table, tables
 from eri_runtime.bench.statistics import STEP, WHOLE, spread, values
-from eri_runtime.bench.summary import (
-    COLD,
-    Best,
-    Size,
-    best_comparisons,
-    busy_machine,
-    ratio_to_reference,
-)
-from eri_runtime.bench.table import MISSING, mark, psnr_text, ratio_text, spread_text
+from eri_runtime.bench.summary import Size, busy_machine
 from eri_runtime.errors import BackendError
+from eri_runtime.install_hint import install_hint
 
 HERE = Path(__file__).parent
 MEGABYTE = 1e6
-HEADINGS = {STEP: "One denoising step", WHOLE: "A picture, end to end", COLD: "A cold start"}
 KINDS: dict[Kind, str] = {"eri": "eri", "torch": "PyTorch", "peer": "peers"}
-COLUMNS = ("Subject", "Precision", "Step, ms", "Ratio", "Encode, ms", "Decode, ms", "PNG, ms",
-           "End to end, ms", "Ratio", "Cold start, s", "Peak, MB", "Max of 255", "PSNR, dB", "FLIP",
-           "Limit", "")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +33,13 @@ class Section:
         title: Heading.
         charts: Heading, SVG and caption of each chart.
         pictures: What the template needs for each picture.
-        table: The cells of each row.
+        tables: All figures.
     """
 
     title: str
     charts: tuple[tuple[str, str, str], ...]
     pictures: tuple[dict[str, Any], ...]
-    table: tuple[tuple[str, ...], ...]
+    tables: tuple[Table, ...]
 
 
 def page(record: Record) -> str:
@@ -64,7 +55,7 @@ def page(record: Record) -> str:
         BackendError: If Jinja2 is not installed.
     """
     if importlib.util.find_spec("jinja2") is None:
-        fix = "pip install 'eri-diffusion[bench]', then `eri bench --render FILE.json`"
+        fix = install_hint("bench")
         raise BackendError("--report", got="no Jinja2", expected="the bench extra", fix=fix)
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -76,43 +67,23 @@ def page(record: Record) -> str:
     return environment.get_template("page.html").render(
         record=record,
         style=(HERE / "page.css").read_text(encoding="utf-8"),
-        claims=claims(record),
+        cards=cards(record),
+        others=others(record),
         sections=[section(record, number) for number in range(len(record.workload.sizes))],
         start=starts(record),
         memory=tuple(memories(record)),
         facts=list(facts(record)),
         busy=busy_machine(record),
         failed=[each for each in record.subjects if each.status != "ok"],
-        columns=COLUMNS,
         kinds={kind: KINDS[kind] for kind in dict.fromkeys(s.kind for s in record.subjects)},
         stages=STAGES,
     )
 
 
-def claims(record: Record) -> list[tuple[str, list[dict[str, str]]]]:
-    """Returns the comparisons at the first size, grouped by the heading of their figure."""
-    first = record.workload.sizes[0]
-    comparisons = [each for each in best_comparisons(record) if each.size == first]
-    return [
-        (heading, [claim(each) for each in comparisons if each.figure == figure])
-        for figure, heading in HEADINGS.items()
-        if any(each.figure == figure for each in comparisons)
-    ]
-
-
-def claim(best: Best) -> dict[str, str]:
-    """Returns a comparison as text: how many times as fast, compared with what."""
-    times = 1 / best.ratio.median
-    return {
-        "times": f"{times:.0f}"
-        if times >= 10
-        else f"{times:.1f}"
-        if times >= 2
-        else f"{times:.2f}",
-        "than": best.claim,
-        "pair": f"{best.ours} against {best.theirs}",
-        "ratio": ratio_text(best.ratio),
-    }
+def others(record: Record) -> str:
+    """Returns what the bundle is compared with, for the heading; empty if nothing else ran."""
+    kinds = {each.kind for each in record.subjects}
+    return " and ".join(KINDS[kind] for kind in KINDS if kind != "eri" and kind in kinds)
 
 
 def section(record: Record, number: int) -> Section:
@@ -135,7 +106,7 @@ def section(record: Record, number: int) -> Section:
         title=f"{size[0]} × {size[1]} pixels",
         charts=tuple(drawings),
         pictures=tuple(shown(record, size)),
-        table=tuple(cells(record, row) for row in rows),
+        tables=tables(record, rows),
     )
 
 
@@ -218,36 +189,6 @@ def caption_of(record: Record, picture: Picture) -> str:
     psnr = "identical" if found.psnr is None else f"PSNR {found.psnr:.1f} dB"
     verdict = "" if row.parity.passed else " · outside its limit"
     return f"{psnr}, max {found.max} of 255{verdict}"
-
-
-def cells(record: Record, row: Row) -> tuple[str, ...]:
-    """Returns the cells of a row of the table."""
-    subject = record.subject(row.subject)
-    cold, peak = spread(subject.cold_s), subject.memory.peak if subject.memory else None
-    worst = row.parity.worst if row.parity else None
-    limit = row.parity.limit if row.parity else None
-
-    def timed(name: str) -> str:
-        return spread_text(spread(values(row, name)))
-
-    return (
-        row.subject,
-        subject.precision,
-        timed(STEP),
-        ratio_text(ratio_to_reference(record, row, STEP)),
-        timed("encode"),
-        timed("decode"),
-        timed("png"),
-        timed(WHOLE),
-        ratio_text(ratio_to_reference(record, row, WHOLE)),
-        spread_text(cold),
-        MISSING if peak is None else f"{peak / MEGABYTE:,.0f}",
-        MISSING if worst is None else str(worst.max),
-        MISSING if worst is None else psnr_text(worst.psnr),
-        MISSING if worst is None or worst.flip is None else f"{worst.flip:.4f}",
-        MISSING if limit is None else f"≥ {limit.psnr:g} dB, ≤ {limit.flip:g}",
-        mark(record, row),
-    )
 
 
 def facts(record: Record) -> Iterator[tuple[str, str]]:

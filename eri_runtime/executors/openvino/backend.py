@@ -14,6 +14,7 @@ from eri_runtime.executors.base import DEFAULT_SETTINGS, FROM_FILE, Arrays, Exec
 from eri_runtime.executors.openvino.executor import OpenVinoExecutor, OpenVinoSegmentRunner
 from eri_runtime.executors.openvino.library import cpu_capabilities
 from eri_runtime.executors.openvino.model import Compute
+from eri_runtime.install_hint import install_hint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class OpenVinoBackend(Backend):
         """Returns why OpenVINO cannot run on this machine, in a few words, or None."""
         del spec
         if importlib.util.find_spec("openvino") is None:
-            return "openvino is not installed: pip install 'eri-diffusion[openvino]'"
+            return f"openvino is not installed: {install_hint('openvino')}"
         if self.compute == "bf16" and "BF16" not in cpu_capabilities():
             return "this processor has no bfloat16: use --backend openvino"
         return None

@@ -11,6 +11,7 @@ from eri_runtime.bundle import ComponentSpec, Precision
 from eri_runtime.executors.base import Settings
 from eri_runtime.executors.nvidia_driver import compute_capability
 from eri_runtime.executors.ort.cuda_libraries import missing_libraries
+from eri_runtime.install_hint import install_hint
 
 # The oldest that is known to be right. Older ones have no CUDA kernel for Attention (1.24), or use
 # the host memory that a captured graph reads for other runs (microsoft/onnxruntime pull 32121).
@@ -24,7 +25,7 @@ class Provider:
     Attributes:
         name: Its name in ONNX Runtime.
         device: The device of its tensors, `cpu` or `cuda`.
-        extra: The extra of `eri-diffusion` that installs it.
+        extra: The extra of this project that installs it.
         lacks: Why it cannot run a precision, by precision.
         options: Its provider options.
         copying: Optimizers that copy weights; `Settings.low_memory` turns them off.
@@ -46,7 +47,7 @@ class Provider:
     def refusal(self, spec: ComponentSpec) -> str | None:
         """Returns why this component cannot run on this machine, in a few words, or None."""
         if importlib.util.find_spec("onnxruntime") is None:
-            return f"onnxruntime is not installed: pip install 'eri-diffusion[{self.extra}]'"
+            return f"onnxruntime is not installed: {install_hint(self.extra)}"
         if reason := self.lacks.get(spec.precision):
             return reason
         return _cuda_refusal() if self.device == "cuda" else None
@@ -132,15 +133,15 @@ def _cuda_refusal() -> str | None:
     import onnxruntime as ort
 
     if CUDA_PROVIDER.name not in ort.get_available_providers():
-        return "this onnxruntime has no CUDA: pip install 'eri-diffusion[gpu]'"
+        return f"this onnxruntime has no CUDA: {install_hint('gpu')}"
     if tuple(map(int, ort.__version__.split(".")[:2])) < OLDEST_GPU:
         oldest = ".".join(map(str, OLDEST_GPU))
         return (
             f"onnxruntime-gpu {ort.__version__} is older than {oldest}: "
-            "pip install --upgrade 'eri-diffusion[gpu]'"
+            f"{install_hint('gpu', upgrade=True)}"
         )
     if compute_capability() is None:
         return "no NVIDIA GPU"
     if missing := missing_libraries():
-        return f"{'; '.join(missing)}: pip install 'eri-diffusion[gpu]'"
+        return f"{'; '.join(missing)}: {install_hint('gpu')}"
     return None

@@ -26,6 +26,7 @@ from eri_runtime.executors.tensorrt.kernel_cache import kernel_file
 from eri_runtime.executors.tensorrt.library import installed, load_library
 from eri_runtime.executors.tensorrt.plans import Machine, choose_plan, read_plan
 from eri_runtime.executors.tensorrt.step_graph import TrtStepper
+from eri_runtime.install_hint import install_hint
 
 log = logging.getLogger(__name__)
 
@@ -147,9 +148,9 @@ TENSORRT = TensorRtBackend()
 def _missing_requirement() -> str | None:
     """Returns why no plan can run on this machine, or None."""
     if not installed():
-        return "TensorRT is not installed: pip install 'eri-diffusion[rtx]'"
+        return f"TensorRT is not installed: {install_hint('rtx')}"
     if not (importlib.util.find_spec("cuda") and importlib.util.find_spec("cuda.bindings")):
-        return "cuda-bindings is not installed: pip install 'eri-diffusion[rtx]'"
+        return f"cuda-bindings is not installed: {install_hint('rtx')}"
     return "no NVIDIA GPU" if nvidia_driver.compute_capability() is None else None
 
 

@@ -11,10 +11,11 @@ from typing import Any, get_args
 
 from eri_runtime.bundle import EngineName
 from eri_runtime.errors import BackendError
+from eri_runtime.install_hint import install_hint
 
 INSTALL: Mapping[EngineName, str] = {
     "tensorrt": "pip install tensorrt",
-    "tensorrt-rtx": "pip install 'eri-diffusion[rtx]'",
+    "tensorrt-rtx": install_hint("rtx"),
 }
 SHOWN = 300  # characters of a library's message that an error repeats
 

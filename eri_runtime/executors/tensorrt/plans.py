@@ -66,7 +66,8 @@ def read_plan(bundle: Bundle, file: str) -> bytes:
     Raises `IntegrityError` if the plan is missing or differs from the one that was built.
     """
     path, expected = bundle.path(file), bundle.files[file]
-    fix = f"build it again: `eri build {bundle.root}`"
+    engine = bundle.plans[file].engine
+    fix = f"build it again: `eri build {bundle.root} --engine {engine}`"
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from eri_runtime.bundle import LevelSpec, ScheduleKind, ScheduleSpec
 from eri_runtime.checks import mapping
-from eri_runtime.errors import UnknownNameError, UsageError, short
+from eri_runtime.errors import UsageError, short
 from eri_runtime.sampling.levels import scheduler_schedule
 from eri_runtime.sampling.samplers import distilled, multistep, second_order
 from eri_runtime.sampling.samplers.deis import deis
@@ -27,7 +27,7 @@ from eri_runtime.sampling.samplers.unipc import unipc
 from eri_runtime.sampling.schedule import Schedule, make_schedule
 from eri_runtime.sampling.sigmas import SigmaName
 
-__all__ = ["REFUSED", "SAMPLERS", "Sampler", "ddim", "find_sampler"]
+__all__ = ["SAMPLERS", "Sampler", "ddim"]
 
 Memory = Literal["x0", "slope", "eps", "v"]
 KEEP_NOISE = "keep_noise"  # an option that `make_table` reads: see `SamplerTable.E`
@@ -391,38 +391,4 @@ SAMPLERS = {
     )
 }
 
-"""The samplers by name; a call's `sampler` is one of these names."""
-
-EDM = ("dpmpp_multistep", "dpmpp_singlestep", "dpm_multistep", "dpm_singlestep", "deis", "unipc")
-ADAPTIVE = "its step sizes depend on the image, so it has no table"
-REFUSED = {
-    "dpm_adaptive": ADAPTIVE,
-    "dpm_fast": "it alternates orders 1 to 3 over noise levels of its own, and has no table",
-    "ddpm_learned_range": "its variance is a second output of the network, so it has no table",
-}
-
-
-def _fits(sampler: Sampler, kind: ScheduleKind) -> bool:
-    """Returns whether a sampler is defined on a kind of schedule.
-
-    EDM's takes those of `vp` that need neither training timesteps nor a first alpha below 1.
-    """
-    if kind == "edm":
-        return "vp" in sampler.kinds and (sampler.name in EDM or not sampler.whole_t)
-    return kind in sampler.kinds
-
-
-def find_sampler(name: str, kind: ScheduleKind) -> Sampler:
-    """Returns a sampler by name.
-
-    Raises `UnknownNameError` if there is none, or if it is not defined on this kind of schedule.
-    """
-    names = [sampler.name for sampler in SAMPLERS.values() if _fits(sampler, kind)]
-    expected = f"one of {', '.join(names)}"
-    if not isinstance(name, str):
-        raise UnknownNameError("sampler", got=short(name), expected=expected)
-    if name in names:
-        return SAMPLERS[name]
-    got = f"{name!r}, which is for another kind of schedule" if name in SAMPLERS else short(name)
-    reason = REFUSED.get(name.lower().replace(" ", "_"))
-    raise UnknownNameError("sampler", got=got, expected=expected, fix=reason)
+"""The samplers by name; `sampler_names.choose_sampler` also knows their other names."""

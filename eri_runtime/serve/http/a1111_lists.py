@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from eri_runtime.memory import available_memory
+from eri_runtime.sampling import SCHEDULERS, names_of, samplers_for
 from eri_runtime.serve.engine import Engine
 from eri_runtime.serve.http.a1111_options import Options, sha256_of
-from eri_runtime.serve.http.a1111_samplers import SCHEDULERS, aliases_of, samplers_for
 from eri_runtime.serve.status import Model
 
 # what this server has none of, in AUTOMATIC1111's shapes
@@ -44,7 +44,7 @@ def add_lists(routes: APIRouter, engine: Engine, options: Options) -> None:
         return [
             {
                 "name": each.label,
-                "aliases": aliases_of(each),
+                "aliases": [each.name, *names_of(each)[1:]],
                 "options": {},
             }
             for each in samplers_for(kind)

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from eri_runtime.checks import integer
 from eri_runtime.errors import UsageError
-from eri_runtime.sampling import SAMPLERS, Sampler
+from eri_runtime.sampling import SAMPLERS, Sampler, choose_sampler, choose_scheduler
 from eri_runtime.serve.http.a1111_models import ImageToImage, TextToImage
-from eri_runtime.serve.http.a1111_samplers import choose_sampler, choose_scheduler, split_label
-from eri_runtime.serve.http.lora_tags import take_loras
+from eri_runtime.serve.http.lora_tags import take_known_loras
 from eri_runtime.serve.http.pictures import read_base64
 from eri_runtime.serve.messages import PictureRequest
 from eri_runtime.serve.status import Model
@@ -36,7 +35,7 @@ def text_request(body: TextToImage, model: Model, loras: Collection[str]) -> Pic
         UnknownNameError: For an unknown sampler, scheduler or LoRA.
         UsageError: For a bad LoRA tag or seed.
     """
-    prompt, weights = take_loras(body.prompt, loras)
+    prompt, weights = take_known_loras(body.prompt, loras)
     return PictureRequest(
         model=model.name,
         prompt=prompt,
@@ -51,6 +50,7 @@ def text_request(body: TextToImage, model: Model, loras: Collection[str]) -> Pic
 def _words(body: TextToImage, model: Model) -> dict[str, Any]:
     """Returns the keywords of a call of `Pipeline`, without those that have their default."""
     words = {
+        "prompt_syntax": "a1111",
         "width": body.width,
         "height": body.height,
         "num_inference_steps": body.steps,
@@ -71,22 +71,16 @@ def _guidance(body: TextToImage, model: Model) -> dict[str, float | None]:
 
 def _sampling(body: TextToImage, model: Model) -> dict[str, Any]:
     """Returns the sampler, its options and its noise levels; none if the body names no sampler."""
-    label = body.sampler_name or body.sampler_index
-    kind, scheduler = model.bundle.schedule.kind, body.scheduler
+    label, scheduler = body.sampler_name or body.sampler_index, None
     sampler = SAMPLERS[model.bundle.defaults.sampler]
     words: dict[str, Any] = {}
     if label:
-        try:
-            sampler = choose_sampler(label, kind)
-        except UsageError:
-            label, named = split_label(label)
-            if named is None:
-                raise
-            sampler = choose_sampler(label, kind)
-            scheduler = named
+        sampler, scheduler = choose_sampler(label, model.bundle.schedule.kind, "sampler_name")
         words["sampler"] = sampler.name
-    if scheduler:
-        words |= choose_scheduler(scheduler).keywords
+    if scheduler is None and body.scheduler:
+        scheduler = choose_scheduler(body.scheduler)
+    if scheduler is not None:
+        words |= scheduler.keywords
     if options := _sampler_options(body, sampler):
         words["sampler_options"] = options
     return words

@@ -11,9 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from eri_runtime.checks import integer
 from eri_runtime.latents import ENCODER, latent_side_range
-from eri_runtime.sampling import MAX_SEED, SigmaName
+from eri_runtime.sampling import MAX_SEED, SigmaName, samplers_for
 from eri_runtime.serve.engine import Engine
-from eri_runtime.serve.http.a1111_samplers import samplers_for
 from eri_runtime.serve.http.openai_fields import Text
 from eri_runtime.serve.http.pictures import (
     MEDIA_TYPES,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from eri_runtime import checks
-from eri_runtime.bundle import PICKLE_FIX, PICKLED_WEIGHTS, hub
-from eri_runtime.errors import HubError, PickleError
+from eri_runtime.bundle import hub, pickle_error
+from eri_runtime.errors import HubError
 
 CONFIG = "adapter_config.json"
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # diffusers', peft's
@@ -34,9 +34,7 @@ def download_lora(repository: hub.Repository) -> Path:
     `PickleError` for a file that is not safetensors.
     """
     if repository.file is not None and not repository.file.endswith(SUFFIX):
-        raise PickleError(
-            repository, got=PICKLED_WEIGHTS, expected="a safetensors file", fix=PICKLE_FIX
-        )
+        raise pickle_error(repository, PurePosixPath(repository.file).name)
     root = hub.download(
         repository,
         lambda names: lora_files(repository, names),
@@ -62,7 +60,7 @@ def lora_files(repository: hub.Repository, names: Sequence[str]) -> list[str]:
             repository,
             got=f"the safetensors files {listed}" if listed else "no safetensors file",
             expected=repository.file or f"one LoRA, such as {NAMES[0]}",
-            fix=f"name the file, as {repository.name}:FILE{SUFFIX}" if listed else None,
+            fix=f"name the file, as {repository.name}:{weights[0]}" if weights else None,
         )
     config = str(PurePosixPath(found[0]).with_name(CONFIG))
     return [found[0], *(name for name in names if name == config)]

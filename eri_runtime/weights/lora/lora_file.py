@@ -30,7 +30,8 @@ def read_lora(path: str | Path) -> TensorFile:
 
     Raises:
         LoraError: If a folder has no LoRA or several, or the config cannot be read.
-        DamagedWeightsError: If the file is missing or not a valid safetensors file.
+        NotACheckpointError: If there is no such file, or it is text.
+        DamagedWeightsError: If it is not a valid safetensors file.
         PickleError: If the file is a pickle.
         HubError: If the Hub's repository cannot be downloaded, or has no LoRA or several.
     """

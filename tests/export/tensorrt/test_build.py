@@ -17,7 +17,7 @@ import tensorrt_rtx
 from eri_export.tensorrt import BuildOptions, add_plans, build_plan, publish_plans
 from eri_export.tensorrt.attention import mark
 from eri_export.tensorrt.build_flags import configure
-from eri_export.tensorrt.build_options import check_options, parse_bytes
+from eri_export.tensorrt.build_options import check_options
 from eri_export.tensorrt.build_plan import Attempt, Built, try_all
 from eri_export.tensorrt.library import load_engine
 from eri_export.tensorrt.profiles import make_profiles
@@ -108,19 +108,6 @@ def test_conditions_and_images_of_a_step_graph(root, per_image, batch, condition
 
 
 # options
-
-
-@pytest.mark.parametrize(
-    ("text", "nbytes"), [("4GB", 4 * 10**9), ("512 MiB", 2**29), ("1.5gib", 3 * 2**29), ("7", 7)]
-)
-def test_an_amount_of_memory(text, nbytes):
-    assert parse_bytes(text) == nbytes
-
-
-@pytest.mark.parametrize("text", ["", "lots", "-4GB", "4TBs", "0GB", "4 4GB", "1e9"])
-def test_what_is_no_amount_of_memory(text):
-    with pytest.raises(UsageError, match="workspace"):
-        parse_bytes(text)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -20,10 +19,9 @@ import pytest
 
 from eri_runtime.bench import environment
 from eri_runtime.bench.compare import compare, lines
-from eri_runtime.bench.measure import measure
 from eri_runtime.bench.memory_watch import thin
 from eri_runtime.bench.picture_distance import LIMITS, distance, within_limit, worst
-from eri_runtime.bench.plan import Candidate, reference_of
+from eri_runtime.bench.plan import reference_of
 from eri_runtime.bench.record import SCHEMA, Distance, Limit, Moment, Sample, read, to_json, write
 from eri_runtime.bench.report import svg
 from eri_runtime.bench.report.page import page
@@ -31,47 +29,13 @@ from eri_runtime.bench.statistics import STEP, WHOLE, figure, ratio, spread, val
 from eri_runtime.bench.summary import COLD, best_comparisons, ratio_to_reference
 from eri_runtime.bench.worker_client import Worker
 from eri_runtime.bench.worker_server import Stopwatch
-from eri_runtime.commands.bench import bench_command, make_plan
 from eri_runtime.commands.main import main
 from eri_runtime.errors import UsageError, WorkerError
+from tests.support.painted import FAST, PAINTER, ROOT, painted
 
-ROOT = Path(__file__).parents[3]
 ENV = {"PYTHONPATH": str(ROOT)}
 PATIENCE = 300  # seconds: a busy machine is not a bug
-PAINTER = "tests.support.bench_worker"
 SETUP = {"variant": "well", "bundle": "", "checkpoint": None, "threads": 1, "device": "cpu"}
-FAST = ["--sizes", "32x32", "--steps", "2", "--rounds", "2", "--prompt", "a red heart", "--threads"]
-
-
-def options_of(*words):
-    parser = argparse.ArgumentParser()
-    bench_command(parser.add_subparsers())
-    return parser.parse_args(["bench", *map(str, words)])
-
-
-def painted(name, kind="eri", variant=None):
-    return Candidate(
-        name=name, kind=kind, variant=variant or name.partition("/")[2], module=PAINTER
-    )
-
-
-@pytest.fixture(scope="module")
-def record(sd35_bundle):
-    """A run of workers that only paint: two that do well, and one of each that does not."""
-    options = options_of(sd35_bundle, *FAST, "1", "--cold", "1", "--backends", "cpu")
-    candidates = (
-        painted("torch/eager", "torch", "well"),
-        painted("torch/compile", "torch", "well"),
-        painted("eri/well"),
-        painted("eri/dark"),
-        painted("eri/crash"),
-        painted("eri/missing"),
-        replace(painted("peer", "peer", "x"), module=None),
-    )
-    plan = replace(make_plan(options, "eri bench --made-by=tests"), candidates=candidates)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        return measure(plan)
 
 
 # processes
@@ -92,7 +56,7 @@ def await_state(pid, state):
 
 def test_a_worker_answers_and_ends(tmp_path):
     with Worker("x", PAINTER, ENV, PATIENCE) as worker:
-        assert worker.ask("open", setup=SETUP)["words"] == "paint"
+        assert worker.ask("open", setup=SETUP)["words"] == "paint with this python"
         with pytest.raises(WorkerError, match="KeyError"):
             worker.ask("draw")  # told as an error, and it goes on
         assert worker.ask("open", setup=SETUP)["precision"] == "fp32"
@@ -179,6 +143,7 @@ def test_spreads_are_percentiles_and_steps_leave_the_first_out(record):
     found = spread([1.0, 2.0, 3.0, 4.0, 5.0])
     assert (found.median, found.count) == (3.0, 5)
     assert (found.low, found.high) == pytest.approx((1.4, 4.6))
+    assert (found.p95, found.p99) == pytest.approx((4.8, 4.96))
     assert spread([]) is None
     assert figure(sample(2.0), STEP) == [2.0, 2.0]
     assert figure(replace(sample(2.0), steps=(3.0,)), STEP) == [3.0]
@@ -212,10 +177,11 @@ def test_distances_are_of_bytes():
     ("found", "expected"),
     [
         (Distance(max=0, psnr=None, flip=0.0), True),
-        (Distance(max=1, psnr=45.0, flip=0.02), True),
-        (Distance(max=1, psnr=44.9, flip=0.0), False),
-        (Distance(max=1, psnr=60.0, flip=0.03), False),
-        (Distance(max=1, psnr=60.0, flip=None), True),
+        (Distance(max=9, psnr=45.0, flip=0.02), True),
+        (Distance(max=9, psnr=44.9, flip=0.0), False),
+        (Distance(max=2, psnr=60.0, flip=0.03), False),
+        (Distance(max=2, psnr=60.0, flip=None), True),
+        (Distance(max=1, psnr=51.6, flip=0.03), True),  # rounded the other way
     ],
 )
 def test_a_limit_is_kept_or_not(found, expected):
@@ -238,6 +204,8 @@ def test_every_subject_has_its_row_and_failures_say_why(record):
     assert status == {
         "torch/eager": "ok", "torch/compile": "ok", "eri/well": "ok", "eri/dark": "ok",
         "eri/crash": "failed", "eri/missing": "missing", "peer": "missing",
+        "eri/well:bf16": "ok", "openvino-genai": "ok", "openvino-genai+bf16": "ok",
+        "optimum-onnx": "failed",
     }  # fmt: skip
     assert [row.subject for row in record.rows] == list(status)
     assert "a reason that was given" in record.subject("eri/crash").reason
@@ -257,7 +225,7 @@ def test_a_row_whose_parity_failed_counts_for_nothing(record):
     fastest = replace(dark, samples=(sample(1e-6), sample(1e-6)))
     rows = tuple(fastest if row is dark else row for row in record.rows)
     found = best_comparisons(replace(record, rows=rows))
-    assert {each.ours for each in found} == {"eri/well"}
+    assert {each.ours for each in found} == {"eri/well", "eri/well:bf16"}
     assert {each.figure for each in found} == {STEP, WHOLE, COLD}
 
 
@@ -384,7 +352,7 @@ def test_the_page_is_whole_needs_nothing_else_and_has_every_row(record):
     html = page(record)
     tree = ElementTree.fromstring(html.removeprefix("<!DOCTYPE html>"))
     drawings = [each for each in tree.iter("svg") if each.get("role") == "img"]
-    assert len(drawings) == 3 + 1 + 1 + 4  # of the size, cold starts, peaks, processes over time
+    assert len(drawings) == 3 + 1 + 1 + 7  # of the size, cold starts, peaks, processes over time
     for each in drawings:
         assert all(each.find(name).text for name in ("title", "desc"))
         identities = each.get("aria-labelledby").split()
@@ -398,9 +366,11 @@ def test_the_page_is_whole_needs_nothing_else_and_has_every_row(record):
     assert all(each.startswith("data:image/png;base64,") for each in linked)
     assert not re.search(r"https?://|@import|<script", html)
     assert all(f"url({mark}" not in html for mark in ("'", '"', "h", "/"))
-    table = next(tree.iter("tbody"))
-    assert [row[0].text for row in table] == [each.name for each in record.subjects]
-    marks = {row[0].text: row[-1].text for row in table}
+    for table in tree.iter("tbody"):
+        assert [row[0].text for row in table] == [each.name for each in record.subjects]
+        for row in table:
+            assert all(cell.get("data-name") for cell in row)
+    marks = {row[0].text: row[-1].text for row in next(tree.iter("tbody"))}
     assert marks["eri/dark"] == "does not count: parity failed"
     assert marks["eri/crash"].startswith("failed: ")
     assert record.command in html
@@ -439,12 +409,31 @@ def test_ticks_are_round(most, expected):
         (["{bundle}", "--rounds", "0"], "--rounds"),
         (["{bundle}", "--sizes", "33x32"], "width"),
         (["{bundle}", "--backends", "cpu", "cpu"], "twice"),
+        (["{bundle}", "--against", "x", "--peers", "optimum-openvino"], "optimum-intel+bf16"),
+        (["{bundle}", "--against", "x", "--peers", "optimum-onnx+bf16"], "optimum-onnx"),
+        (
+            ["{bundle}", "--against", "x", "--peers", "optimum-onnx", "--peers-python", "y"],
+            "no file y",
+        ),
     ],
 )
 def test_bad_uses_are_refused_before_anything_is_started(sd35_bundle, capsys, words, told):
     words = [each.format(bundle=sd35_bundle) for each in words]
     assert main(["bench", *words]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_the_results_are_one_json_object(record, sd35_bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("eri_runtime.bench.measure.measure", lambda *_: record)
+    file = tmp_path / "r.json"
+    assert main(["bench", str(sd35_bundle), "--seed", "3", "-o", str(file), "--json"]) == 0
+    told = capsys.readouterr()
+    facts = json.loads(told.out)
+    assert told.err == f"eri: opening {sd35_bundle}\n"
+    assert (facts["files"], facts["seeds"]) == ([str(file)], [3])
+    assert facts["results"] == json.loads(file.read_text())
+    assert main(["bench", "--compare", str(file), str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["regressed"] is False
 
 
 def test_the_reference_is_pytorch_then_ours():
@@ -466,5 +455,7 @@ def test_one_real_run_beside_pytorch(sd35_bundle, sd35_checkpoint, tmp_path, cap
     parity = found.rows[1].parity
     assert (parity.against, parity.limit, len(parity.cases)) == ("torch/eager", LIMITS["fp32"], 2)
     assert all(len(each.steps) == 2 and each.total > 0 for each in found.rows[1].samples)
-    assert "of torch/eager (PyTorch eager, fp32)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "step at 32x32, both fp32: eri/cpu takes" in told
+    assert "of torch/eager (the best PyTorch)" in told
     assert "eri/cpu" in html.read_text()

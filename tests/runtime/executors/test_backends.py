@@ -19,6 +19,7 @@ from eri_runtime.executors.base import Executor
 from eri_runtime.executors.choice import AUTO, BACKENDS, choose, reasons_against_auto, refusals
 from eri_runtime.executors.openvino.backend import OPENVINO
 from eri_runtime.executors.ort.backend import CPU
+from eri_runtime.install_hint import install_hint
 
 
 class Unavailable(Backend):
@@ -114,9 +115,9 @@ def test_every_refusal_is_one_line(bundle, caplog):
 def test_a_missing_package_is_named_with_its_extra(bundle, installed):
     installed()
     assert refusals(bundle, "openvino") == [
-        "openvino is not installed: pip install 'eri-diffusion[openvino]'"
+        f"openvino is not installed: {install_hint('openvino')}"
     ]
-    with pytest.raises(BackendError, match=r"eri-diffusion\[cpu\].*eri inspect") as refused:
+    with pytest.raises(BackendError, match=r"pip install .*\[cpu\].*eri inspect") as refused:
         choose(bundle)
     assert all(f"{name}: " in str(refused.value) for name in AUTO)
 
@@ -139,7 +140,8 @@ def test_the_command_line_refuses_in_one_line(sd35_bundle, tmp_path, capsys):
     target = tmp_path / "x.png"
     words = ["generate", str(sd35_bundle), "x", "--backend", "tensorrt", "-o", str(target)]
     assert main(words) == 1
-    error = capsys.readouterr().err
+    opening, error = capsys.readouterr().err.splitlines(keepends=True)
+    assert opening == f"eri: opening {sd35_bundle}\n"
     assert error.startswith("eri: backend tensorrt: got no NVIDIA GPU, expected ")
     assert error.count("\n") == 1
     assert not target.exists()

@@ -36,6 +36,7 @@ from eri_runtime.executors.choice import (
 )
 from eri_runtime.executors.ort import cuda_libraries, provider, session
 from eri_runtime.executors.ort.backend import CPU, CUDA, CUDA_TF32
+from eri_runtime.install_hint import install_hint
 from eri_runtime.memory.estimate import COSTS
 from tests.support import stand_in_cuda
 
@@ -121,15 +122,13 @@ def test_a_machine_that_has_everything_is_not_refused(bundle, gpu):
 @pytest.mark.parametrize(("version", "refused"), [("1.24.4", True), ("1.31.0", False)])
 def test_an_older_wheel_is_named_with_the_way_out(version, refused, bundle, gpu, monkeypatch):
     monkeypatch.setattr(ort, "__version__", version)
-    expected = [
-        "onnxruntime-gpu 1.24.4 is older than 1.31: pip install --upgrade 'eri-diffusion[gpu]'"
-    ]
+    expected = [f"onnxruntime-gpu 1.24.4 is older than 1.31: {install_hint('gpu', upgrade=True)}"]
     assert refusals(bundle, "cuda") == (expected if refused else [])
 
 
 def test_a_missing_library_is_said_before_anything_opens(bundle, gpu, monkeypatch):
     monkeypatch.setattr(provider, "missing_libraries", lambda: (MISSING,))
-    assert refusals(bundle, "cuda") == [f"{MISSING}: pip install 'eri-diffusion[gpu]'"]
+    assert refusals(bundle, "cuda") == [f"{MISSING}: {install_hint('gpu')}"]
     monkeypatch.setitem(BACKENDS, "tensorrt", BACKENDS["cuda"])
     monkeypatch.setitem(BACKENDS, "openvino", BACKENDS["cuda"])
     assert choose(bundle).backend is CPU

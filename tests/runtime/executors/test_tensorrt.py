@@ -25,6 +25,7 @@ from eri_runtime.executors.step_graph import Row
 from eri_runtime.executors.tensorrt import cuda
 from eri_runtime.executors.tensorrt.backend import TENSORRT
 from eri_runtime.executors.tensorrt.step_graph import KEPT
+from eri_runtime.install_hint import install_hint
 from eri_runtime.sampling.table import COLUMNS, MAX_V
 from tests.support import stand_in_trt as stand_in
 from tests.support.changed_files import changed, rename_over, rewrite
@@ -533,7 +534,7 @@ def test_what_is_missing_is_named(device, planned, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", hide)
         return choice.refusals(bundle, "tensorrt")
 
-    install = "is not installed: pip install 'eri-diffusion[rtx]'"
+    install = f"is not installed: {install_hint('rtx')}"
     assert without("tensorrt", "tensorrt_rtx") == [f"TensorRT {install}"]
     assert without("tensorrt", "cuda") == [f"cuda-bindings {install}"]
     monkeypatch.setattr(nvidia_driver, "compute_capability", lambda: None)

@@ -210,7 +210,7 @@ def test_one_that_is_cancelled_stops_and_the_others_go_on(opened):
 
     made, outcomes = run(main())
     assert made < 60
-    assert outcomes == ["cancelled", "finished"]
+    assert sorted(outcomes) == ["cancelled", "finished"]  # the short one may be done before
 
 
 def test_a_deadline_ends_a_request(opened):
@@ -339,7 +339,7 @@ def test_a_start_that_is_cancelled_leaves_no_worker(sd35_bundle):
         engine = Engine({"tiny": sd35_bundle}, EngineOptions(backend="cpu", workers=1))
         starting = asyncio.create_task(engine.start())
         await asyncio.sleep(0.05)
-        pid = engine._seats[0].link.pid
+        pid = engine._workers.seats[0].link.pid
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting

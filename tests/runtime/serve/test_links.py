@@ -13,7 +13,7 @@ from PIL import Image
 
 from eri_runtime import errors
 from eri_runtime.errors import EriError, UsageError
-from eri_runtime.serve import engine as engine_module
+from eri_runtime.serve import supervisor
 from eri_runtime.serve.links import ProcessLink
 from tests.support.serving import asked, events, run
 
@@ -57,7 +57,7 @@ def test_a_worker_that_hangs_does_not_keep_the_engine_waiting(opened):
 
     async def main():
         async with opened(workers=1, heartbeat=20.0) as engine:
-            link = engine._seats[0].link
+            link = engine._workers.seats[0].link
             os.kill(link.pid, signal.SIGSTOP)
             started = monotonic()
             held = [engine.submit(asked(image=image)) for _ in range(4)]
@@ -91,11 +91,11 @@ def test_a_worker_that_cannot_be_started_anew_is_tried_again(opened, monkeypatch
             raise BlockingIOError("no more processes")
         return ProcessLink(*arguments)
 
-    monkeypatch.setattr(engine_module, "ProcessLink", start)
+    monkeypatch.setattr(supervisor, "ProcessLink", start)
 
     async def main():
         async with opened(workers=1) as engine:
-            os.kill(engine._seats[0].link.pid, signal.SIGKILL)
+            os.kill(engine._workers.seats[0].link.pid, signal.SIGKILL)
             await events(engine.submit(asked(num_inference_steps=2)))
             return engine.status.restarts
 

@@ -7,8 +7,6 @@ from itertools import groupby
 
 import pytest
 
-import pytest
-
 from eri_runtime.serve.step_costs import StepCosts
 from eri_runtime.serve.turns import next_step
 
@@ -65,12 +63,13 @@ def test_a_short_request_passes_a_long_one(group):
 
 
 def test_a_long_request_is_done_though_short_ones_never_end():
-    """Its slowdown grows to as many times theirs as it is longer: a tenfold wait for ten times."""
+    """They alone fill the time, so each of its steps makes all later ones later."""
     costs = learned(a=(0.0, 0.5))
     short = [Waiting(4, since=4.0 * number) for number in range(1000)]
-    long = Waiting(40)
+    long = Waiting(12)
     done = served([long, *short], costs)
-    assert 40.0 < done[long] < 12 * 40.0
+    assert 12.0 < done[long] < 1000.0
+    assert max(done[each] - each.since for each in short) == pytest.approx(4.0 + 12.0)
 
 
 def test_requests_of_one_length_are_served_in_order():
@@ -85,12 +84,19 @@ def test_all_join_where_company_is_free():
     assert len(batch) == MOST_ROWS // 2
 
 
+@pytest.mark.parametrize(("rows", "together"), [([1, 2, 2, 2], 2), ([1] * 7, 6), ([5, 2], 1)])
+def test_batches_have_few_sizes(rows, together):
+    """Of 1 and 2 rows come 3, of 7 rows 6; 5 rows alone stay alone."""
+    requests = [Waiting(20, rows=each, since=number) for number, each in enumerate(rows)]
+    assert next_step(requests, learned(a=(1.0, 0.0)), 9.0) == requests[:together]
+
+
 def test_nobody_joins_where_company_saves_nothing():
     requests = [Waiting(20) for _ in range(10)]
     assert len(next_step(requests, learned(a=(0.0, 1.0)), 0.0)) == 1
 
 
-@pytest.mark.parametrize(("waiting", "together"), [(2, 2), (3, 2), (9, 5)])
+@pytest.mark.parametrize(("waiting", "together"), [(2, 2), (3, 2), (11, 6)])
 def test_more_join_when_more_wait(waiting, together):
     """The k in a call lose 2 rows of 0.5 s each; the others save 1 s: k <= waiting - k."""
     requests = [Waiting(20) for _ in range(waiting)]

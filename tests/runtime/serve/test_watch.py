@@ -29,11 +29,11 @@ def test_a_hung_worker_is_killed_while_all_threads_are_busy(monkeypatch):
 
     async def main():
         engine, link = Engine({"none": Path("none")}, EngineOptions(heartbeat=0.1)), Hung()
-        engine._seats = [Seat(link=link, heard=monotonic() - 1)]
+        engine._workers.seats = [Seat(link=link, heard=monotonic() - 1)]
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(1))  # it decodes and encodes pictures, too
         busy = loop.run_in_executor(None, done.wait)
-        watch = asyncio.create_task(engine._watch())
+        watch = asyncio.create_task(engine._workers.watch())
         await asyncio.sleep(0.5)
         watch.cancel()
         done.set()

@@ -11,8 +11,7 @@ import pytest
 
 import eri_runtime as eri
 from eri_runtime.errors import BackendError, StoppingError, WorkerLostError
-from eri_runtime.serve import Engine, EngineOptions
-from eri_runtime.serve import engine as engine_module
+from eri_runtime.serve import Engine, EngineOptions, supervisor
 from eri_runtime.serve.links import Link
 from eri_runtime.serve.messages import Pictures
 from eri_runtime.serve.protocol import Alive, Began, Happened, Run
@@ -20,7 +19,7 @@ from tests.support.serving import SIZE, asked, events, run
 
 
 def pid(engine):
-    return engine._seats[0].link.pid
+    return engine._workers.seats[0].link.pid
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
@@ -48,7 +47,7 @@ def test_no_process_is_left_after_the_end(opened):
         async with opened(workers=2) as engine:
             held = engine.submit(asked(num_inference_steps=100))
             await anext(aiter(held))
-            pids = [seat.link.pid for seat in engine._seats]
+            pids = [seat.link.pid for seat in engine._workers.seats]
         with pytest.raises(StoppingError):
             await events(held)
         return pids
@@ -98,7 +97,7 @@ class FakeLink(Link):
 
 @pytest.fixture
 def faked(monkeypatch, sd35_bundle):
-    monkeypatch.setattr(engine_module, "ProcessLink", FakeLink)
+    monkeypatch.setattr(supervisor, "ProcessLink", FakeLink)
     return lambda **words: Engine({"tiny": sd35_bundle}, EngineOptions(backend="cpu", **words))
 
 
@@ -122,8 +121,8 @@ def test_a_worker_that_cannot_start_is_an_error(monkeypatch, sd35_bundle):
         def start(self):
             self.gone()
 
-    monkeypatch.setattr(engine_module, "ProcessLink", Dying)
-    monkeypatch.setattr(engine_module, "LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(supervisor, "ProcessLink", Dying)
+    monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.0)
 
     async def main():
         async with Engine({"tiny": sd35_bundle}, EngineOptions(backend="cpu")):

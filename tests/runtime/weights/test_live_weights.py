@@ -20,8 +20,8 @@ from eri_runtime.bundle import file_record
 from eri_runtime.bundle.safetensors_file import read_header, read_tensors
 from eri_runtime.errors import (
     BackendError,
-    DamagedWeightsError,
     NonFiniteError,
+    NotACheckpointError,
     SizeError,
     UnknownNameError,
     UsageError,
@@ -248,7 +248,7 @@ def test_a_swap_that_fails_in_the_middle_leaves_the_old_weights_serving(sd35, we
         (lambda w: {"NAME": "text"}, UsageError, "NAME"),
         (lambda w: {3: w}, UnknownNameError, "1 unknown: 3"),
         (lambda w: None, UsageError, "got None"),
-        (lambda w: "no-such-file.safetensors", DamagedWeightsError, "no-such-file"),
+        (lambda w: "no-such-file.safetensors", NotACheckpointError, "no-such-file"),
     ],
 )
 def test_what_does_not_fit_is_refused(sd35, weights, change, error, said):

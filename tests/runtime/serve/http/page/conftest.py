@@ -1,40 +1,17 @@
-"""The server's page in Debian's Chromium; skipped if `ERI_NO_BROWSER` is set."""
+"""The server's page in a browser."""
 
 from __future__ import annotations
 
-import os
-import shutil
-
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from eri_runtime.serve import EngineOptions
+from tests.support.browser import browser, chromium  # noqa: F401 fixtures
 from tests.support.fake_engine import FakeEngine
 from tests.support.fake_models import give_models
 from tests.support.page_actions import loaded
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 expect.set_options(timeout=20_000)  # milliseconds: a shared machine may be slow
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    """The path of Chromium."""
-    if os.environ.get("ERI_NO_BROWSER"):
-        pytest.skip("ERI_NO_BROWSER is set")
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.fail("no Chromium is installed: `apt-get install chromium`, or set ERI_NO_BROWSER=1")
-    return path
-
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    """A browser that runs."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -49,7 +26,7 @@ def is_fault(said) -> bool:
 
 
 @pytest.fixture
-def page(browser, address):
+def page(browser, address):  # noqa: F811 the fixture
     """The page, loaded; the test fails if it logs an error."""
     context = browser.new_context()
     page = context.new_page()
