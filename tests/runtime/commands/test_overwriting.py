@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def test_a_picture_that_is_replaced_is_said(sd35_bundle, place, capsys):
         said.append(capsys.readouterr().out)
     assert said[:2] == ["x.png  seed 0\n", "x.png  seed 0, replaced\n"]
     assert said[2] == "x-0.png  seed 0\nx-1.png  seed 1\n"
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["replaced"] == ["x.png"]
 
 
 @pytest.mark.parametrize("option", ["--image", "--mask"])
