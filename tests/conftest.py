@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from tests.support import one_core  # noqa: F401  before torch counts the cores
 from tests.support.checkpoints import tiny_flux, tiny_sd35, tiny_sdxl
+from tests.support.clone import make_clone, run
 from tests.support.once import once
 
 # a busy machine is not a bug: no example has to finish within a time
@@ -96,16 +97,12 @@ flux_schnell_bundle = _bundle("flux_schnell", every_case=False)
 
 @pytest.fixture(scope="session")
 def demo(workshop) -> Path:
-    """The folder in which `eri demo` was run: the embedded SD3.5 checkpoint and its sheet."""
-    from eri_runtime.commands.main import main
+    """A clone in which `make demo` was run: the embedded SD3.5 checkpoint and its sheet."""
 
-    def run(folder: Path) -> None:
-        folder.mkdir()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(folder)
-            assert main(["demo"]) == 0
+    def make(folder: Path) -> None:
+        run(make_clone(folder), "make demo")
 
-    return once(workshop / "demo", run)
+    return once(workshop / "demo", make)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from eri_runtime.bench.worker_server import Drawer, Job, Stopwatch, png_files
 DEVICE = "CPU"
 
 
-class GivenNoise(genai.Generator):
+class GivenNoise(genai.Generator):  # type: ignore[misc]  # it has no types
     """A generator that returns the job's unit noise instead of drawing any."""
 
     def __init__(self, noise: np.ndarray) -> None:

@@ -61,14 +61,14 @@ def converted(setup: Setup, peer: Peer) -> Path:
     return Path(setup.folder) / f"converted-{peer.format}"
 
 
-def convert(setup: Setup) -> None:
-    """Converts the checkpoint with Optimum's command, unless another peer of this run has."""
+def convert(setup: Setup) -> bool:
+    """Converts the checkpoint with Optimum's command; returns False if a peer of this run has."""
     peer, _ = peer_of(setup)
     for name in peer.packages:
         version(name)  # raises PackageNotFoundError, which is an ImportError
     folder = converted(setup, peer)
     if folder.is_dir():
-        return
+        return False
     partial, source = (folder.with_name(f"{folder.name}-{end}") for end in ("partial", "source"))
     checkpoint = with_older_tokenizers(Path(str(setup.checkpoint)), source)
     command = ["-m", "optimum.commands.optimum_cli", "export", peer.format]
@@ -85,6 +85,7 @@ def convert(setup: Setup) -> None:
         last = (done.stdout.strip().splitlines() or ["no reason"])[-1]
         raise RuntimeError(f"Optimum's conversion to {peer.format} failed: {last}")
     partial.rename(folder)
+    return True
 
 
 def _onnx(setup: Setup, folder: Path, _precision: str) -> tuple[Drawer, float]:

@@ -44,6 +44,10 @@ class Demo:
         """The default folder of the bundle."""
         return Path("engines") / self.name
 
+    def sheet(self, folder: Path) -> Path:
+        """Returns the file of the contact sheet in a folder."""
+        return folder / f"{self.name}.png"
+
 
 # SD3's default guidance makes the colours of so small a model harsh; Flux's config has no image
 # size
@@ -86,8 +90,9 @@ def demo(options: argparse.Namespace) -> None:
             output.note(f"exporting the embedded {options.family} checkpoint to {bundle}")
             run_export(bundle, output, checkpoint=checkpoint, ranges=ranges)
     started = time.perf_counter()
+    replaced = ", replaced" if chosen.sheet(options.output).exists() else ""
     sheet = draw_sheet(bundle, chosen, options.output, options.seed)
-    say(f"{sheet}  {len(PROMPTS)} prompts in {time.perf_counter() - started:.1f} s:")
+    say(f"{sheet}  {len(PROMPTS)} prompts in {time.perf_counter() - started:.1f} s{replaced}:")
     say("  " + ", ".join(PROMPTS))
 
 
@@ -106,4 +111,4 @@ def draw_sheet(bundle: Path, chosen: Demo, folder: Path, seed: int) -> Path:
         )
     text = f"{', '.join(PROMPTS)}\n{result.parameters[0].splitlines()[-1]}"
     picture = contact_sheet(result.images, columns=4, scale=2)
-    return save_png(picture, folder / f"{chosen.name}.png", text)
+    return save_png(picture, chosen.sheet(folder), text)

@@ -131,8 +131,8 @@ def convert(subject: MeasuredSubject, start: StartWorker, setup: Mapping[str, An
     """Lets a peer convert the checkpoint to its own format, in a process of its own."""
     try:
         with start(subject.candidate) as worker:
-            worker.ask("convert", setup=setup)
-            subject.convert_s = round(worker.age, 1)
+            if worker.ask("convert", setup=setup):
+                subject.convert_s = round(worker.age, 1)
     except EriError as error:
         subject.fail(error)
 

@@ -41,8 +41,8 @@ def show(record: Record, console: Console) -> None:
         say(console, f"warning: {why}: the figures are not reliable")
     for each in best_comparisons(record):
         where = f"{each.figure} at {each.size[0]}x{each.size[1]}, {each.label}"
-        claim = f"{each.ours} takes {ratio_text(each.ratio)} of {each.theirs} ({each.claim})"
-        say(console, f"{where}: {claim}")
+        what = "" if each.theirs.startswith(each.claim) else f" ({each.claim})"
+        say(console, f"{where}: {each.ours} takes {ratio_text(each.ratio)} of {each.theirs}{what}")
 
 
 def say(console: Console, text: str) -> None:
@@ -149,7 +149,7 @@ TABLES: Mapping[str, Mapping[str, Column]] = {
     },
 }
 NOTE = (
-    "Ratios are to {} in the same round. p99 of fewer than 100 values lies between the two\n"
+    "Ratios are to {} in the same round. p99 of fewer than 100 values lies between the two "
     "largest. Pictures per minute are those of calls one after the other."
 )
 

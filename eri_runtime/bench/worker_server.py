@@ -149,7 +149,7 @@ def png_files(output: str, images: int) -> list[Path]:
 
 def serve(
     make: Callable[[Setup], tuple[Drawer, Opened]],
-    convert: Callable[[Setup], None] | None = None,
+    convert: Callable[[Setup], bool] | None = None,
 ) -> None:
     """Answers the parent's requests until it closes the pipe or ends.
 
@@ -158,7 +158,8 @@ def serve(
 
     Args:
         make: Opens a setup; returns the pipeline and the answer.
-        convert: Converts the setup's checkpoint, for a peer that has its own format.
+        convert: Converts the setup's checkpoint, for a peer that has its own format; returns
+            whether it had to, or the folder of the run held the conversion already.
     """
     die_with_parent()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
@@ -172,8 +173,7 @@ def serve(
                 drawer, opened = make(Setup(**request["setup"]))
                 answer = {"ok": vars(opened)}
             elif request["do"] == "convert" and convert is not None:
-                convert(Setup(**request["setup"]))
-                answer = {"ok": {}}
+                answer = {"ok": convert(Setup(**request["setup"]))}
             else:
                 answer = {"ok": _draw(drawer, Job(**request["job"]))}
         except Exception as error:  # the parent decides what to do

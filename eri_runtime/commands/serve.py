@@ -32,6 +32,9 @@ def serve(options: argparse.Namespace) -> None:
     Raises `BackendError` without the extra `serve`, and the errors of `Engine` and of its options.
     """
     check_installed(NEEDED, "serve")
+    from eri_runtime.commands.serve_options import check_ray
+
+    check_ray(options)
     if options.ray:
         _serve_on_ray(options)
         return
@@ -60,11 +63,12 @@ def _serve_on_ray(options: argparse.Namespace) -> None:
     from eri_runtime.serve.ray_settings import RayOptions
 
     bundles = named_bundles(options.bundles)
+    given = {"gpus": options.gpus, "max_replicas": options.replicas}
     serve_on_ray(
         bundles,
         engine_options(options),
         server_options(options),
-        RayOptions(gpus=options.gpus, max_replicas=options.replicas),
+        RayOptions(**{name: value for name, value in given.items() if value is not None}),
         lambda address: say(f"serving {', '.join(bundles)} on {address}"),
     )
 

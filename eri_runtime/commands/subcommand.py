@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO, TypeGuard
 
+from eri_runtime.commands.exit_codes import describe_codes
 from eri_runtime.errors import UsageError, short
 from eri_runtime.unfinished import wait_if_stopping
 
@@ -24,9 +25,11 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """Adds a subcommand, which calls `run` with its parsed options; returns its parser.
 
-    The help ends with the examples, which are arguments of the command.
+    The help ends with the exit codes and the examples, which are arguments of the command.
     """
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, epilog=describe_codes()
+    )
     parser.examples = tuple(f"eri {name} {each}" for each in examples)  # type: ignore[attr-defined]
     parser.set_defaults(run=run)
     return parser

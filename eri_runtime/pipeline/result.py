@@ -182,6 +182,8 @@ def parameters_texts(
         settings = dict(_settings(bundle, request, image))
         if active := [*describe_loras(loras), *describe_loras(request.loras[image])]:
             settings["Loras"] = "; ".join(active)
+        if request.syntax != "plain":
+            settings["Prompt syntax"] = request.syntax
         if tokens:
             settings["Textual inversions"] = "; ".join(tokens)
         texts.append(parameters_text(str(request.prompts[prompt]), negatives[prompt], settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,18 @@ def fences(page: Path, *languages: str) -> list[str]:
     """The fenced blocks of a page in these languages, in order."""
     text = page.read_text(encoding="utf-8")
     return [match[2] for match in FENCE.finditer(text) if match[1] in languages]
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """What a page tells one to run, in order: ("python" or "sh", the text).
+
+    A shell block is fenced, or indented and begins with `make`.
+    """
+    text = page.read_text(encoding="utf-8")
+    found = [(m.start(), m[1], m[2]) for m in FENCE.finditer(text) if m[1] in ("python", "sh")]
+    makes = re.finditer(r"^(?: {4}make .*\n)+", text, flags=re.MULTILINE)
+    found += [(m.start(), "sh", textwrap.dedent(m[0])) for m in makes]
+    return [(language, code) for _, language, code in sorted(found)]
 
 
 def run_python(page: Path, names: dict[str, Any]) -> None:

@@ -237,7 +237,11 @@ def failure(call: Callable, words: dict, argument: str, name: str) -> str | None
     words = dict(words)
     try:
         with time_limit(SECONDS):
-            extra = [words.pop(argument)] if argument.startswith("*") else []
+            extra = []
+            if argument.startswith("*"):  # what is named before it comes first, by position
+                before = list(inspect.signature(call).parameters)
+                names = before[: before.index(argument[1:])]
+                extra = [*(words.pop(name) for name in names if name in words), words.pop(argument)]
             result = call(*extra, **words)
             if inspect.isgenerator(result):
                 list(islice(result, 2))

@@ -63,7 +63,9 @@ def converted(setup):
 def convert(setup):
     if setup.variant == "no-conversion":
         raise RuntimeError("the checkpoint cannot be converted")
+    new = not converted(setup).is_file()
     converted(setup).touch()
+    return new
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from eri_runtime.bench.table import (
 
 MEGABYTE = 1e6
 REMARK = "Remark"
+JOINER = "\u2060"  # Unicode's word joiner: no line ends beside it
 Cell = Callable[[Record, Row], str]
 
 
@@ -46,12 +47,19 @@ def tables(record: Record, rows: Sequence[Row]) -> tuple[Table, ...]:
             heading=heading,
             columns=tuple(columns),
             rows=tuple(
-                (tuple(cell(record, row) for cell in columns.values()), not row.counts)
+                (tuple(unbroken(cell(record, row)) for cell in columns.values()), not row.counts)
                 for row in rows
             ),
         )
         for heading, columns in TABLES.items()
     )
+
+
+def unbroken(text: str) -> str:
+    """Returns a cell's text that breaks neither within a range nor between `≥` and its number."""
+    if text == MISSING:
+        return text
+    return text.replace("–", f"{JOINER}–{JOINER}").replace("≥ ", "≥\xa0").replace("≤ ", "≤\xa0")
 
 
 def _part(figure: str, part: str) -> Cell:
@@ -102,13 +110,13 @@ TABLES: Mapping[str, Mapping[str, Cell]] = {
     "Times": {
         **NAMED,
         "Step, ms": _part(STEP, "median"),
-        "p95": _part(STEP, "p95"),
-        "p99": _part(STEP, "p99"),
-        "Ratio": _ratio(STEP),
-        "End to end, ms": _part(WHOLE, "median"),
-        "p95 ": _part(WHOLE, "p95"),
-        "p99 ": _part(WHOLE, "p99"),
-        "Ratio ": _ratio(WHOLE),
+        "Step p95": _part(STEP, "p95"),
+        "Step p99": _part(STEP, "p99"),
+        "Step ratio": _ratio(STEP),
+        "Picture, ms": _part(WHOLE, "median"),
+        "Picture p95": _part(WHOLE, "p95"),
+        "Picture p99": _part(WHOLE, "p99"),
+        "Picture ratio": _ratio(WHOLE),
         "Pictures per minute": per_minute,
         REMARK: mark,
     },

@@ -73,8 +73,9 @@ def test_peers_of_one_format_share_a_conversion(tmp_path, monkeypatch, installed
     command = Command()
     monkeypatch.setattr(optimum_worker.subprocess, "run", command)
     monkeypatch.setattr(optimum_worker, "with_older_tokenizers", lambda source, target: target)
-    for variant in ("optimum-intel", "openvino-genai", "openvino-genai+bf16", "optimum-onnx"):
-        optimum_worker.convert(setup(variant, tmp_path))
+    variants = ("optimum-intel", "openvino-genai", "openvino-genai+bf16", "optimum-onnx")
+    new = [optimum_worker.convert(setup(variant, tmp_path)) for variant in variants]
+    assert new == [True, False, False, True]
     assert [call[4] for call in command.calls] == ["openvino", "onnx"]
     assert command.calls[0][5:7] == ["--weight-format", "fp32"]
     assert {each.name for each in tmp_path.iterdir()} == {"converted-openvino", "converted-onnx"}

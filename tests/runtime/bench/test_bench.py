@@ -177,10 +177,11 @@ def test_distances_are_of_bytes():
     ("found", "expected"),
     [
         (Distance(max=0, psnr=None, flip=0.0), True),
-        (Distance(max=1, psnr=45.0, flip=0.02), True),
-        (Distance(max=1, psnr=44.9, flip=0.0), False),
-        (Distance(max=1, psnr=60.0, flip=0.03), False),
-        (Distance(max=1, psnr=60.0, flip=None), True),
+        (Distance(max=9, psnr=45.0, flip=0.02), True),
+        (Distance(max=9, psnr=44.9, flip=0.0), False),
+        (Distance(max=2, psnr=60.0, flip=0.03), False),
+        (Distance(max=2, psnr=60.0, flip=None), True),
+        (Distance(max=1, psnr=51.6, flip=0.03), True),  # rounded the other way
     ],
 )
 def test_a_limit_is_kept_or_not(found, expected):
