@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from eri_runtime.bundle import Bundle
 from eri_runtime.errors import UsageError
-from eri_runtime.sampling import Guidance
+
+if TYPE_CHECKING:
+    from eri_runtime.bundle import Bundle
+    from eri_runtime.sampling import Guidance
 
 Ignored = tuple[str, str, str | None]  # the option, what it was given with, and the way out
 
@@ -47,7 +48,7 @@ def check_for_bundle(options: argparse.Namespace, bundle: Bundle) -> None:
 
 def check_without_cfg(options: argparse.Namespace, bundle: Bundle, guidance: Guidance) -> None:
     """Raises `UsageError` for an option of CFG, in a request whose scale leaves CFG out."""
-    if np.any(guidance.scale > 1.0):
+    if (guidance.scale > 1.0).any():
         return
     own = bundle.family == "flux" or bundle.guidance_embedding
     names = ("true_cfg", "guidance_rescale", "guidance_interval", *(() if own else ("negative",)))
