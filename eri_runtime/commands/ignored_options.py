@@ -48,7 +48,7 @@ def check_for_bundle(options: argparse.Namespace, bundle: Bundle) -> None:
 
 def check_without_cfg(options: argparse.Namespace, bundle: Bundle, guidance: Guidance) -> None:
     """Raises `UsageError` for an option of CFG, in a request whose scale leaves CFG out."""
-    if any(guidance.scale > 1.0):
+    if (guidance.scale > 1.0).any():
         return
     own = bundle.family == "flux" or bundle.guidance_embedding
     names = ("true_cfg", "guidance_rescale", "guidance_interval", *(() if own else ("negative",)))
