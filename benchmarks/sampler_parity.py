@@ -12,6 +12,7 @@ run exceeds its bound.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import platform
 import sys
@@ -69,7 +70,7 @@ class Row:
 def main() -> int:
     """Runs every case, prints a table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "sampler_parity.json")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "sampler_parity.json.gz")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # diffusers' deprecations
     rows = [Row(case, {steps: measure(case, steps) for steps in case.steps}) for case in CASES]
@@ -171,9 +172,9 @@ def _record(
     lines = [_line(row) for row in rows]
     head = {"about": about, "summary": summary, "differs_by_definition": differences}
     body = ",\n".join(json.dumps(line, separators=(",", ":")) for line in lines)
-    output.write_text(
-        json.dumps(head, indent=1, ensure_ascii=False)[:-2] + f',\n "cases": [\n{body}\n ]\n}}\n'
-    )
+    head_text = json.dumps(head, indent=1, ensure_ascii=False)[:-2]
+    text = f'{head_text},\n "cases": [\n{body}\n ]\n}}\n'.encode()
+    output.write_bytes(gzip.compress(text, mtime=0) if output.suffix == ".gz" else text)
 
 
 def _line(row: Row) -> dict[str, Any]:

@@ -22,9 +22,43 @@ and can answer Ctrl-C from the start.
 
 TYPE_CHECKING = False  # typing's own takes milliseconds to import
 if TYPE_CHECKING:
+    __version__: str
+
     from eri_runtime.batch import batch_sample
     from eri_runtime.bundle import Bundle, ComponentSpec, ShapeRange, TensorSpec, read_bundle
-    from eri_runtime.errors import EriError
+    from eri_runtime.errors import (
+        BackendError,
+        BenchmarkError,
+        BundleError,
+        CancelledError,
+        CheckpointError,
+        DamagedWeightsError,
+        DeadlineError,
+        DiskError,
+        EriError,
+        ExportError,
+        HubError,
+        IntegrityError,
+        LoraError,
+        ManifestError,
+        NonFiniteError,
+        NotABundleError,
+        NotACheckpointError,
+        OutOfMemoryError,
+        OverloadedError,
+        ParityError,
+        PickleError,
+        RegressionError,
+        ServingError,
+        SizeError,
+        StoppingError,
+        UnknownAttributeError,
+        UnknownNameError,
+        UnmatchedKeysError,
+        UsageError,
+        WorkerError,
+        WorkerLostError,
+    )
     from eri_runtime.loop import Step, denoise
     from eri_runtime.memory import MemoryEfficientSamplingConfig
     from eri_runtime.pipeline import Pipeline, Result, load
@@ -57,28 +91,58 @@ if TYPE_CHECKING:
 __all__ = [
     "SAMPLERS",
     "AncestralSamplerConfig",
+    "BackendError",
+    "BenchmarkError",
     "BrownianNoise",
     "Bundle",
+    "BundleError",
+    "CancelledError",
+    "CheckpointError",
     "ComponentSpec",
     "DDPMScheduler",
+    "DamagedWeightsError",
+    "DeadlineError",
+    "DiskError",
     "EriError",
+    "ExportError",
     "GuidanceConfig",
+    "HubError",
+    "IntegrityError",
     "Job",
+    "LoraError",
+    "ManifestError",
     "MemoryEfficientSamplingConfig",
     "NoiseSource",
+    "NonFiniteError",
+    "NotABundleError",
+    "NotACheckpointError",
+    "OutOfMemoryError",
+    "OverloadedError",
+    "ParityError",
     "PhiloxNoise",
+    "PickleError",
     "Pipeline",
     "Point",
+    "RegressionError",
     "Result",
     "Sampler",
     "SamplerTable",
     "SamplingConfig",
     "Schedule",
+    "ServingError",
     "ShapeRange",
+    "SizeError",
     "Step",
+    "StoppingError",
     "TensorSpec",
     "TorchNoise",
     "TorchNormal",
+    "UnknownAttributeError",
+    "UnknownNameError",
+    "UnmatchedKeysError",
+    "UsageError",
+    "WorkerError",
+    "WorkerLostError",
     "apply_lora_for_inference",
     "batch_sample",
     "denoise",
@@ -111,6 +175,10 @@ if not TYPE_CHECKING:  # a type checker must not take every name for one of ours
                 module = import_module(f"{__name__}.{room}")
                 if name in getattr(module, "__all__", vars(module)):
                     return globals().setdefault(name, getattr(module, name))
+        if name == "__version__":
+            from eri_runtime.version import eri_version
+
+            return eri_version()
         if not name.startswith("_"):
             try:
                 return import_module(f"{__name__}.{name}")

@@ -2,7 +2,7 @@
 
 The message names the offender, the value it got, the value it expected and, where there is one,
 the fix. The command line exits with status 2 for what it was given (`UsageError`,
-`CheckpointError`, `BundleError`), and with 1 for every other `EriError`.
+`CheckpointError`, `BundleError`, `LoraError`), and with 1 for every other `EriError`.
 
     EriError
     ├── UsageError               an invalid argument; also a ValueError

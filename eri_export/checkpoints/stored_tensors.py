@@ -119,8 +119,7 @@ class StoredTensor:
     def read_span(self, span: Span, size: int) -> Iterator[bytearray]:
         """Yields the bytes of a span, `size` at a time.
 
-        Raises `NotACheckpointError` if the file is gone, `DamagedWeightsError` if it ends within the
-        span.
+        Raises `NotACheckpointError` if the file is gone, `DamagedWeightsError` if it is too short.
         """
         with open_regular_file(span.file) as (stream, _):
             stream.seek(span.start)

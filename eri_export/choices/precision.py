@@ -22,9 +22,13 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 COMPONENTS = tuple(dict.fromkeys(name for names in spec.COMPONENTS.values() for name in names))
 
-# Components whose activations overflow float16 -> the precision they compute in instead.
-OVERFLOWING: Mapping[tuple[Family, Precision], Mapping[str, Precision]] = {
+# Components that need a wider type than the rest -> the precision they compute in instead. The
+# activations of SDXL's VAE overflow float16. T5's residual stream loses a twentieth in bfloat16: on
+# OpenVINO the embedded SD3.5's was off by 5.8e-2, and such a bundle had no backend on a CPU.
+WIDENED: Mapping[tuple[Family, Precision], Mapping[str, Precision]] = {
     ("sdxl", "fp16"): dict.fromkeys(VAE_HALVES, "fp32"),
+    ("sd35", "bf16"): {"text_encoder_3": "fp32"},
+    ("flux", "bf16"): {"text_encoder_2": "fp32"},
 }
 
 # Modules that stay float32. Timesteps run to 1000, and 16 bits round their sinusoids too much; the
@@ -55,8 +59,8 @@ class Policy:
     def of(self, family: Family, component: str) -> Precision:
         """Returns the precision of one component.
 
-        A component that is not in `named` gets `rest`, or a wider type if `rest` would overflow
-        in it, as float16 does in SDXL's VAE.
+        A component that is not in `named` gets `rest`, or float32 where `rest` would overflow, as
+        float16 does in SDXL's VAE, or lose too much, as bfloat16 does in T5.
 
         Args:
             family: The checkpoint's family.
@@ -65,7 +69,7 @@ class Policy:
         Returns:
             "fp32", "fp16" or "bf16".
         """
-        default = OVERFLOWING.get((family, self.rest), {}).get(component, self.rest)
+        default = WIDENED.get((family, self.rest), {}).get(component, self.rest)
         return self.named.get(component, default)
 
 

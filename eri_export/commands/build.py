@@ -21,9 +21,8 @@ from eri_export.tensorrt.library import load_engine
 from eri_export.tensorrt.publish_plans import add_plans
 from eri_runtime.bundle import EngineName, PlanFlag
 from eri_runtime.commands.describe_bundle import describe_plan
-from eri_runtime.commands.output import Output
-from eri_runtime.commands.progress_bars import progress_bars
-from eri_runtime.commands.subcommand import Subparsers, add_command, say
+from eri_runtime.commands.output import DEFAULT_OUTPUT, Output, check_bundle
+from eri_runtime.commands.subcommand import Subparsers, add_command
 from eri_runtime.errors import UsageError
 from eri_runtime.units import parse_bytes
 
@@ -131,7 +130,7 @@ def build(options: argparse.Namespace) -> None:
     """Runs `eri build`; raises `UsageError` without an engine, and the errors of `add_plans`."""
     if options.engine is None:
         raise UsageError("--engine", got="none", expected=" or ".join(ENGINES))
-    Output().note_opening(options.bundle)
+    check_bundle(options.bundle)
     with terminated_as_interrupt():
         run_build(
             options.bundle,
@@ -148,11 +147,14 @@ def build(options: argparse.Namespace) -> None:
         )
 
 
-def build_after_export(bundle: Path, options: argparse.Namespace) -> None:
-    """Builds plans for an exported bundle if the options name an engine."""
-    if options.engine is not None:
-        capabilities = tuple(options.compute_capability)
-        run_build(bundle, BuildOptions(engine=options.engine, capabilities=capabilities))
+def build_after_export(bundle: Path, options: argparse.Namespace, output: Output) -> list[str]:
+    """Builds plans for an exported bundle if the options name an engine; returns their files."""
+    if options.engine is None:
+        return []
+    build_options = BuildOptions(
+        engine=options.engine, capabilities=tuple(options.compute_capability)
+    )
+    return run_build(bundle, build_options, output=output)
 
 
 def check_target(options: argparse.Namespace) -> None:
@@ -166,21 +168,27 @@ def check_target(options: argparse.Namespace) -> None:
     check_options(build_options, load_engine(options.engine))
 
 
-def run_build(bundle: Path, options: BuildOptions, components: tuple[str, ...] = ()) -> None:
-    """Builds plans with progress bars and prints a line for each."""
+def run_build(
+    bundle: Path,
+    options: BuildOptions,
+    components: tuple[str, ...] = (),
+    output: Output = DEFAULT_OUTPUT,
+) -> list[str]:
+    """Builds plans with progress bars, prints a line for each, and returns the bundle's files."""
 
     def draw(event: Progress) -> None:
         advance(event.component, event.done, event.total, doing=event.stage)
 
     engine = load_engine(options.engine)
     check_options(options, engine)
-    say(describe_flags(engine, options))
+    output.say(describe_flags(engine, options))
     watch, cache = Stopwatch(draw), options.timing_cache
     cache = cache or timing_cache.usual_file(engine)
     options = replace(options, timing_cache=cache)
-    with progress_bars() as advance:
+    with output.progress() as advance:
         updated = add_plans(bundle, options, components=components, progress=watch)
     seconds = {name: spent for (name, stage), spent in watch.seconds.items() if stage == "build"}
     for file in updated.plans:
         if (name := PurePosixPath(file).stem) in seconds:
-            say(f"{describe_plan(updated, file)}, built in {seconds[name]:.1f} s")
+            output.say(f"{describe_plan(updated, file)}, built in {seconds[name]:.1f} s")
+    return [str(bundle / file) for file in updated.plans]

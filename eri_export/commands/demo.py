@@ -14,7 +14,7 @@ from eri_export.choices import make_ranges
 from eri_export.commands.existing_bundle import is_up_to_date
 from eri_export.commands.export import require_extra, run_export
 from eri_export.embedded.assemble import assembled
-from eri_export.publishing.atomic_publish import terminated_as_interrupt
+from eri_export.publishing.atomic_publish import replaces, terminated_as_interrupt
 from eri_runtime.commands.output import Output
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
 
@@ -43,6 +43,10 @@ class Demo:
     def bundle(self) -> Path:
         """The default folder of the bundle."""
         return Path("engines") / self.name
+
+    def sheet(self, folder: Path) -> Path:
+        """Returns the file of the contact sheet in a folder."""
+        return folder / f"{self.name}.png"
 
 
 # SD3's default guidance makes the colours of so small a model harsh; Flux's config has no image
@@ -78,7 +82,7 @@ def demo(options: argparse.Namespace) -> None:
     require_extra()
     output, chosen = Output(), DEMOS[options.family]
     bundle, ranges = options.bundle or chosen.bundle, make_ranges(size=chosen.size)
-    if bundle.exists() and not options.force:
+    if replaces(bundle) and not options.force:
         output.note(f"checking {bundle}")
     with terminated_as_interrupt(), assembled(options.family) as checkpoint:
         if not options.force and is_up_to_date(bundle, checkpoint, ranges):
@@ -87,8 +91,9 @@ def demo(options: argparse.Namespace) -> None:
             output.note(f"exporting the embedded {options.family} checkpoint to {bundle}")
             run_export(bundle, output, checkpoint=checkpoint, ranges=ranges)
     started = time.perf_counter()
+    replaced = ", replaced" if chosen.sheet(options.output).exists() else ""
     sheet = draw_sheet(bundle, chosen, options.output, options.seed)
-    say(f"{sheet}  {len(PROMPTS)} prompts in {time.perf_counter() - started:.1f} s:")
+    say(f"{sheet}  {len(PROMPTS)} prompts in {time.perf_counter() - started:.1f} s{replaced}:")
     say("  " + ", ".join(PROMPTS))
 
 
@@ -107,4 +112,4 @@ def draw_sheet(bundle: Path, chosen: Demo, folder: Path, seed: int) -> Path:
         )
     text = f"{', '.join(PROMPTS)}\n{result.parameters[0].splitlines()[-1]}"
     picture = contact_sheet(result.images, columns=4, scale=2)
-    return save_png(picture, folder / f"{chosen.name}.png", text)
+    return save_png(picture, chosen.sheet(folder), text)

@@ -8,7 +8,8 @@ from typing import Any
 
 from eri_export.checkpoints import Component
 from eri_export.checkpoints.config_keys import honoured_keys
-from eri_export.commands.export_time import approximate_time, estimate_export_time
+from eri_export.commands.export_time import approximate_times, estimate_export_time
+from eri_export.commands.usable_backends import planned_line
 from eri_export.disk import free_space, require_space
 from eri_export.gate.cases import BYTES_PER_PARAMETER, reduced_for_machine, too_costly
 from eri_export.gate.parity import SMALL
@@ -56,7 +57,8 @@ def dry_run_lines(plan: Plan, target: Path) -> Iterator[str]:
         yield f"  {line}"
     for lora in plan.bundle.baked:
         yield f"  with {lora.file} merged in, scale {lora.scale:g}"
-    yield f"would write {target}, {'replacing the bundle there' if replaced else 'a new folder'}"
+    what = "replacing the bundle there, with --force" if replaced else "a new folder"
+    yield f"would write {target}, {what}"
     for recipe in plan.recipes:
         yield f"  {_written(recipe, plan.weights[recipe.name])}"
     if (heads := plan.bundle.components["denoiser"].attention_slice) is not None:
@@ -73,6 +75,8 @@ def dry_run_lines(plan: Plan, target: Path) -> Iterator[str]:
     for line in _compared(plan):
         yield f"  {line}"
     yield _time(plan)
+    if (unusable := planned_line(plan.bundle)) is not None:
+        yield unusable
 
 
 def dry_run_facts(plan: Plan, target: Path) -> dict[str, Any]:
@@ -162,8 +166,8 @@ def _compared(plan: Plan) -> Iterator[str]:
 
 def _time(plan: Plan) -> str:
     estimate = estimate_export_time(plan)
-    stages = (estimate.total, estimate.trace, estimate.write, estimate.compare)
-    total, trace, write, compare = map(approximate_time, stages)
+    parts = (estimate.trace, estimate.write, estimate.compare)
+    total, trace, write, compare = approximate_times(parts)
     return (
         f"would take about {total}: trace {trace}, write {write}, compare {compare}; by the speed "
         "of two shared CPU cores, so it will differ here"

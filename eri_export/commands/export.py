@@ -11,11 +11,13 @@ from eri_export.choices import make_ranges
 from eri_export.commands.build import add_target, build_after_export, check_target
 from eri_export.commands.check_paths import check_paths
 from eri_export.commands.export_options import CHOSEN, OPTIONS
+from eri_export.commands.usable_backends import usable_line
 from eri_export.progress import Progress, Stopwatch
-from eri_export.publishing.atomic_publish import terminated_as_interrupt
+from eri_export.publishing.atomic_publish import replaces, terminated_as_interrupt
+from eri_runtime.bundle import read_bundle
 from eri_runtime.commands.output import Output, add_output_options
 from eri_runtime.commands.subcommand import Subparsers, add_command, parse_lora
-from eri_runtime.errors import BackendError
+from eri_runtime.errors import BackendError, UsageError
 from eri_runtime.install_hint import install_hint
 
 NEEDS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -48,14 +50,29 @@ def export(options: argparse.Namespace) -> None:
     chosen["loras"] = [parse_lora(each) for each in options.lora]
     check_paths(options, target)
     check_target(options)
+    if options.lora_partial and not options.lora:
+        expected, fix = "an option that changes something", "leave it out"
+        raise UsageError("--lora-partial", got="no --lora", expected=expected, fix=fix)
+    if not options.dry_run:
+        check_new(target, options.force)
     output.note(f"opening {options.checkpoint}")
     arguments = {"checkpoint": options.checkpoint, "ranges": ranges, **chosen}
     with terminated_as_interrupt():
         if options.dry_run:
             dry_run(target, output, **arguments)
             return
-        run_export(target, output, **arguments)
-        build_after_export(target, options)
+        facts = run_export(target, output, **arguments)
+        plans = build_after_export(target, options, output)
+    if (line := usable_line(read_bundle(target))) is not None:
+        output.say(line)
+    output.finish(**facts, plans=plans)
+
+
+def check_new(target: Path, force: bool) -> None:
+    """Raises `UsageError` for a place that holds a bundle, unless `force` lets it be replaced."""
+    if replaces(target) and not force:
+        fix = "add --force to replace it, or give another name with -o"
+        raise UsageError(target, got="a bundle", expected="a new name", fix=fix)
 
 
 def default_name(checkpoint: str) -> str:
@@ -86,8 +103,8 @@ def require_extra(command: str = "eri export") -> None:
         )
 
 
-def run_export(target: Path, output: Output, **arguments: Any) -> None:
-    """Exports with progress bars and prints the summary."""
+def run_export(target: Path, output: Output, **arguments: Any) -> dict[str, Any]:
+    """Exports with progress bars and prints the summary; returns the facts for `--json`."""
     from eri_export.commands.export_summary import STAGES, summary_facts, summary_lines
     from eri_export.publishing.export_bundle import export as export_checkpoint
     from eri_runtime.commands.progress_bars import Unit
@@ -103,4 +120,4 @@ def run_export(target: Path, output: Output, **arguments: Any) -> None:
     for line in summary_lines(bundle, watch, output.seconds["all"]):
         output.say(line)
     output.seconds = {name: watch.of(name) for name in STAGES}
-    output.finish(**summary_facts(bundle))
+    return summary_facts(bundle)

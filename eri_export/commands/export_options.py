@@ -153,6 +153,10 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         {"metavar": "REV", "help": "branch, tag or commit of the Hub's repository (default: main)"},
     ),
     (
+        ("--force",),
+        {"action": "store_true", "help": "replace a bundle that is there (default: refuse)"},
+    ),
+    (
         ("--dry-run",),
         {
             "action": "store_true",

@@ -8,7 +8,7 @@ were measured on two shared CPU cores with one thread each; a faster machine tak
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eri_export.gate.cases import reduced_for_machine, too_costly, work
@@ -16,11 +16,11 @@ from eri_export.graphs.recipes.base import Recipe
 from eri_export.plan.plan import Plan
 from eri_runtime.bundle import Precision
 
-# Fitted to traces of ten published networks, each within 40 % (CLIP-G takes half), and to an
-# export of SDXL base in fp16: 45 s of tracing, 23 s of writing 7.1 GB, 162 s of comparing. Flux-dev
-# took 19, 41 and 55 s, and the estimate is 20, 80 and 55 s.
-TRACE = (2.5, 0.015)  # seconds per network, and per weight of it
-WRITE = 3e8  # bytes a second, converted, checked and hashed
+# Fitted to `MEASURED` of tests/export/plan/test_export_time.py, from tiny networks to SDXL base and
+# Flux-dev's transformer.
+TRACE = (4.0, 0.012)  # seconds per network, and per weight of it
+WRITE = (0.3, 4e8)  # seconds per network, and bytes a second, converted, checked and hashed
+COMPARE = 2.0  # seconds per network, however small
 LOAD = 5e8  # bytes of float32 a second, into PyTorch or an engine
 RUN = 1e11  # operations a second
 
@@ -47,7 +47,7 @@ def estimate_export_time(plan: Plan) -> Estimate:
     costly = too_costly(plan.recipes)
     return Estimate(
         trace=sum(map(_trace, plan.recipes)),
-        write=plan.nbytes / WRITE,
+        write=WRITE[0] * len(plan.recipes) + plan.nbytes / WRITE[1],
         compare=sum(_compare(recipe, costly) for recipe in plan.recipes),
     )
 
@@ -65,11 +65,17 @@ def _compare(recipe: Recipe, costly: bool) -> float:
     retrace = _trace(gate) if gate is not recipe else 0.0
     nbytes = 4 * gate.source.parameters
     runs = RUNS[recipe.precision]
-    return retrace + runs * (nbytes / LOAD + work(gate) / RUN)
+    return COMPARE + retrace + runs * (nbytes / LOAD + work(gate) / RUN)
 
 
-def approximate_time(seconds: float) -> str:
-    """Returns a time as text, rounded to the estimate's accuracy."""
-    if seconds < 60:
-        return f"{5 * max(1, round(seconds / 5))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def approximate_times(parts: Sequence[float]) -> list[str]:
+    """Returns the sum of some seconds and each of them as text, rounded so that the parts add up.
+
+    All have the unit that suits the sum: seconds, tenths of a minute or tenths of an hour.
+    """
+    total = sum(parts)
+    unit, name, digits = (1.0, "s", 0) if total < 120 else (60.0, "min", 1)
+    if total >= 5400:
+        unit, name = 3600.0, "h"
+    rounded = [round(part / unit, digits) for part in parts]
+    return [f"{number:.{digits}f} {name}" for number in (sum(rounded), *rounded)]

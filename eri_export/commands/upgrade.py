@@ -8,7 +8,8 @@ from pathlib import Path
 from eri_export.commands.export import require_extra
 from eri_export.progress import Progress
 from eri_export.publishing.atomic_publish import terminated_as_interrupt
-from eri_runtime.commands.output import Output
+from eri_runtime.commands.output import check_bundle
+from eri_runtime.commands.progress_bars import progress_bars
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
 
 
@@ -24,14 +25,13 @@ def upgrade_command(commands: Subparsers) -> None:
 def upgrade(options: argparse.Namespace) -> None:
     """Runs `eri upgrade` and prints what changed; raises the errors of `upgrade_bundle.upgrade`."""
     require_extra("eri upgrade")
-    output = Output()
-    output.note_opening(options.bundle)
+    check_bundle(options.bundle)
     from eri_export.publishing import upgrade_bundle
 
     def draw(event: Progress) -> None:
         advance(event.component, event.done, event.total, doing=event.stage)
 
-    with terminated_as_interrupt(), output.progress() as advance:
+    with terminated_as_interrupt(), progress_bars() as advance:
         upgraded = upgrade_bundle.upgrade(options.bundle, progress=draw)
     if upgraded.error is None:
         say(f"{options.bundle}: the step graph takes a row for each image already, nothing changed")

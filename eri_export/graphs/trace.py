@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, cast
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -97,9 +98,14 @@ def rewrite(model: ir.Model, passes: Sequence[Pass] = PASSES) -> None:
 
 
 def _optimise(model: ir.Model) -> frozenset[str]:
-    """Optimises in place and returns the names of the weights, which stay hidden graph inputs."""
+    """Optimises in place and returns the names of the weights, which stay hidden graph inputs.
+
+    Folding T5's buckets of positions takes the logarithm of 0 and casts it, as PyTorch does; the
+    graph selects other numbers there.
+    """
     hidden = hide_weights(model)
-    optimize_ir(model)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        optimize_ir(model)
     return hidden
 
 

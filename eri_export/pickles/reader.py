@@ -74,7 +74,7 @@ def _load(file: str) -> Any:
     with open(file, "rb") as stream:  # noqa: PTH123
         is_zip = stream.read(len(ZIP)) == ZIP
     names = torch.serialization.get_unsafe_globals_in_checkpoint(file) if is_zip else []
-    stand_ins = [
+    stand_ins: list[Any] = [
         (type("Placeholder", (Placeholder,), {}), name)
         for name in names
         if name.startswith(REPLACED)

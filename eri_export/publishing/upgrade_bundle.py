@@ -123,7 +123,7 @@ def _unchanged(root: Path, bundle: Bundle, sources: Set[str]) -> Bundle:
         sources,
         got="a bundle that was replaced during the upgrade",
         expected="the one that was read",
-        fix="run `eri upgrade` again",
+        fix=f"run `eri upgrade {root}` again",
     )
 
 

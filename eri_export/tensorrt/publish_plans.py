@@ -169,7 +169,7 @@ def _link_current(root: Path, built_from: Bundle, needed: set[str], folder: Path
         needed,
         got="a bundle that was exported anew during the build",
         expected="the one the plans were built from",
-        fix="run `eri build` again",
+        fix=f"run the same `eri build {root}` again",
     )
     link_files(current, current.files, folder)
     return current

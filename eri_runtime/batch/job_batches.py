@@ -42,6 +42,7 @@ EDIT_KEYWORDS = frozenset({"image", "mask", "strength", "overlay", "padding_mask
 SHARED_JOB_KEYWORDS = (SHARED_KEYWORDS - {*NEGATIVE_EMBEDS, "sampler"}) | {
     "loras",
     "noise",
+    "prompt_syntax",
     *EDIT_KEYWORDS,
 }  # equal for all jobs
 Keywords = Mapping[str, Any]
@@ -254,10 +255,29 @@ def draw_batches(
     `on_failure`, a job's own error (`JOB_ERRORS`) is given to it and the others are generated;
     default: the error is raised.
     """
-    keys = {i: _batch_key(pipe.bundle, jobs[i]) for i in pending}
+    syntax = words.get("prompt_syntax")
+    keys = {
+        i: (_batch_key(pipe.bundle, jobs[i]), _prompt_key(pipe, jobs[i], syntax)) for i in pending
+    }
     for indices in group_into_batches(keys, size):
         generate = partial(_generate_batch, pipe, words=words, output_type=output_type)
         yield from _batch_samples(generate, jobs, indices, on_failure)
+
+
+def _prompt_key(pipe: Pipeline, job: Job, syntax: str | None) -> tuple[Any, ...]:
+    """Returns what prompts of one batch have in common: merged LoRAs and windows of tokens."""
+    if syntax != "a1111":
+        return ()
+    request = pipe.request(
+        job.prompt,
+        job.negative_prompt,
+        prompt_syntax=syntax,
+        num_inference_steps=job.num_inference_steps,
+        guidance_scale=job.guidance_scale,
+        true_cfg_scale=job.true_cfg_scale,
+        num_images_per_prompt=_min_batch(pipe),
+    )
+    return pipe.prompt_windows(request), *sorted(request.merged_loras.items())
 
 
 def _batch_samples(

@@ -112,15 +112,20 @@ class Run(Closeable):
             self.close()
             raise
 
-    def resume(self, entries: Sequence[Entry]) -> list[int]:
+    def resume(self, entries: Sequence[Entry], *, force: bool = False) -> list[int]:
         """Returns the indices of the entries whose images are missing or damaged.
+
+        Without `force` it raises `UsageError`, and changes nothing, if a finished image of other
+        settings would be replaced.
 
         Drops lines of images that are not among the entries. An image without a line whose PNG
         carries the entry's digest counts as finished: the run was killed between the two writes.
         Removes unfinished files of killed processes; leaves images of other jobs alone.
         """
-        remove_stale(self.folder)
         lines = {line["file"]: line for line in self._lines}
+        if not force:
+            self._check_replaced(entries, lines)
+        remove_stale(self.folder)
         finished, unlisted, pending = [], [], []
         for entry in entries:
             path, line = self.folder / entry.file, lines.get(entry.file)
@@ -136,6 +141,18 @@ class Run(Closeable):
         for entry in unlisted:
             self._append(entry)
         return pending
+
+    def _check_replaced(self, entries: Sequence[Entry], lines: Mapping[str, Line]) -> None:
+        """Raises `UsageError` if an entry has the name of a finished image of other settings."""
+        for entry in entries:
+            line = lines.get(entry.file)
+            if line and line["job"] != entry.digest and (self.folder / entry.file).exists():
+                raise UsageError(
+                    f"{OUTPUT} {self.folder / entry.file}",
+                    got="an image that was drawn with other settings",
+                    expected="a folder of the same settings, or a new one",
+                    fix="choose another folder, or add --force to draw such images again",
+                )
 
     def add(self, entry: Entry, image: Image, parameters: str) -> Path:
         """Writes an image, then its line in the manifest; returns the image's path."""

@@ -6,7 +6,7 @@
 while a bundle is in use. `safetensors_header` and `safetensors_file` memory-map weights;
 `magic_bytes` recognises files that are not safetensors, `not_a_bundle` paths that are no bundle.
 `hub` downloads files of the Hugging Face Hub, `user_folders` names the cache. `manifest_limits` and
-`interfaces` say what a manifest may hold. Uses `errors`, `checks`, `files` and `partial_files` only.
+`interfaces` say what a manifest may hold. Uses `errors`, `checks`, `files`, `partial_files` only.
 Start with `spec`.
 """
 

@@ -10,10 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eri_runtime.commands.bench_options import OPTIONS, TORCH
+from eri_runtime.commands.bench_checks import (
+    check_all_ran,
+    check_backends,
+    check_checkpoint,
+    check_mode,
+    check_numbers,
+    check_report,
+    check_results,
+    check_torch,
+    check_workers,
+    describe_replaced,
+)
+from eri_runtime.commands.bench_options import OPTIONS, THRESHOLD, TORCH
 from eri_runtime.commands.output import Output, add_output_options
 from eri_runtime.commands.subcommand import Subparsers, add_command
-from eri_runtime.errors import RegressionError, UsageError, WorkerError
+from eri_runtime.errors import BenchmarkError, RegressionError, UsageError
 
 if TYPE_CHECKING:
     from eri_runtime.bench.plan import Candidate, Plan
@@ -46,11 +58,12 @@ def bench(options: argparse.Namespace) -> None:
     if sum(each is not None for each in modes) != 1:
         expected = "one of BUNDLE, --render FILE.json, --compare A.json B.json"
         raise UsageError("eri bench", got="none or several", expected=expected)
+    check_mode(options)
     output = Output.of(options)
     if options.compare:
         _compare(options, output)
     elif options.render:
-        _render(options)
+        _render(options, output)
         output.finish(files=[options.report])
     else:
         _measure(options, output)
@@ -62,34 +75,40 @@ def _compare(options: argparse.Namespace, output: Output) -> None:
     from eri_runtime.bench.record import read
 
     before, after = map(read, options.compare)
-    comparison = compare(before, after, options.threshold)
+    threshold = THRESHOLD if options.threshold is None else options.threshold
+    comparison = compare(before, after, threshold)
     changes = list(lines(comparison))
     for line in changes:
         output.say(line)
     output.finish(files=options.compare, regressed=comparison.regressed, changes=changes)
     if comparison.regressed:
         slower = sum(each.regressed for each in comparison.changes) + len(comparison.lost)
-        expected = f"none above {options.threshold:g}"
+        expected = f"none above {threshold:g}"
         raise RegressionError(options.compare[1], got=f"{slower} regressions", expected=expected)
 
 
-def _render(options: argparse.Namespace) -> None:
+def _render(options: argparse.Namespace, output: Output) -> None:
     """Writes the report of existing results."""
     from eri_runtime.bench.record import read
 
     if options.report is None:
         raise UsageError("--render", got="no --report", expected="`--report FILE.html` as well")
+    existed = options.report.exists()
     _report(read(options.render), options.report)
+    output.say(describe_replaced(options.report, existed))
 
 
 def _measure(options: argparse.Namespace, output: Output) -> None:
     """Runs the benchmark, writes the requested files and prints the tables."""
-    _check(options)
+    check_numbers(options)
+    check_checkpoint(options)
+    check_report(options.report)
     output.note_opening(options.bundle)
     from eri_runtime.bench.measure import measure
     from eri_runtime.bench.record import to_json, write
 
     plan = make_plan(options, _command())
+    existed = check_results(options)
     builds = _timed_export(plan) if options.time_export else ()
     record = measure(plan, builds, output.note)
     if options.output is not None:
@@ -99,10 +118,11 @@ def _measure(options: argparse.Namespace, output: Output) -> None:
     files = [path for path in (options.output, options.report) if path is not None]
     if output.json:
         output.finish(files=files, seeds=options.seed, results=json.loads(to_json(record)))
-        return
-    _show(record)
-    for path in files:
-        output.say(str(path))
+    else:
+        _show(record)
+        for path in files:
+            output.say(describe_replaced(path, path in existed))
+    check_all_ran(record)
 
 
 def _show(record: Record) -> None:
@@ -124,19 +144,6 @@ def _report(record: Record, file: Path) -> None:
     write(file, page(record))
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Raises UsageError for an invalid option, before any process starts."""
-    for name in ("rounds", "batch"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name}", got=getattr(options, name), expected="1 or more")
-    for name in ("warm", "cold", "pictures"):
-        if getattr(options, name) < 0:
-            raise UsageError(f"--{name}", got=getattr(options, name), expected="0 or more")
-    if options.against is None and (options.torch or options.peers or options.time_export):
-        got, fix = "no --against", "add `--against CHECKPOINT`, the checkpoint of the bundle"
-        raise UsageError("--torch", got=got, expected="a checkpoint for PyTorch", fix=fix)
-
-
 def make_plan(options: argparse.Namespace, command: str) -> Plan:
     """Returns the plan for the options, with defaults from the bundle; raises UsageError."""
     from eri_runtime.bench.peers import peer_python
@@ -153,7 +160,10 @@ def make_plan(options: argparse.Namespace, command: str) -> Plan:
         check_size(bundle, height, width)
     ways = options.torch if options.torch is not None else TORCH if against else ()
     python = peer_python(options.peers_python) if options.peers else None
+    check_torch(ways)
+    check_backends(bundle, options.backends or ())
     selected = candidates(bundle, options.backends, ways, options.peers, python)
+    check_workers(selected)
     return Plan(
         bundle=options.bundle,
         checkpoint=against,
@@ -208,19 +218,15 @@ def _timed_export(plan: Plan) -> tuple[Build, ...]:
     import time
 
     from eri_runtime.bench.record import Build
-    from eri_runtime.unfinished import on_stop, stops_wait, temporary_folder
+    from eri_runtime.unfinished import run_child, temporary_folder
 
     with temporary_folder("eri-bench-export-") as folder:
         export = ["-m", "eri_runtime", "export", str(plan.checkpoint), "-q", "-o"]
         command = [sys.executable, *export, str(folder / "bundle")]
         started = time.perf_counter()
-        with stops_wait():
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603
-            forget = on_stop(process.kill)
-        status = process.wait()
-        forget()
-        if status:
-            raise WorkerError("eri export", got=f"exit status {status}", expected="an export")
+        if status := run_child(command, stdout=subprocess.DEVNULL).returncode:
+            got = f"exit status {status}"
+            raise BenchmarkError("eri export", got=got, expected="an export to time")
         return (Build(name="eri export", seconds=round(time.perf_counter() - started, 1)),)
 
 

@@ -9,6 +9,7 @@ from eri_runtime.commands.subcommand import parsed_by
 
 PROMPTS = ("a red heart", "a rocket")
 THRESHOLD = 1.10
+TORCH_PARTS = ("eager", "channels-last", "bf16", "bf16-weights", "compile")
 TORCH = ("eager", "channels-last", "bf16", "bf16-weights", "compile", "compile+bf16")
 
 # each option and its arguments for argparse
@@ -164,6 +165,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("--time-export", {"action": "store_true", "help": "export the checkpoint again, and time it"}),
     ("--output", {"type": Path, "metavar": "FILE.json", "help": "write the results"}),
+    ("--force", {"action": "store_true", "help": "replace files that exist (default: refuse)"}),
     ("--report", {"type": Path, "metavar": "FILE.html", "help": "write a report"}),
     (
         "--render",
@@ -182,10 +184,9 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--threshold",
         {
             "type": float,
-            "default": THRESHOLD,
             "metavar": "R",
-            "help": "ratio of medians above which --compare reports a regression (default: "
-            "%(default)s)",
+            "help": "with --compare, ratio of medians above which it reports a regression "
+            f"(default: {THRESHOLD:.2f})",
         },
     ),
 )

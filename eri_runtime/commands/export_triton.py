@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from eri_runtime.commands.output import Output
+from eri_runtime.commands.output import check_bundle
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
 
 
@@ -32,13 +32,13 @@ def export_triton_command(commands: Subparsers) -> None:
 
 def export_triton(options: argparse.Namespace) -> None:
     """Writes the repository, verifies its files, and prints the command that serves it."""
-    output = Output()
-    output.note_opening(options.bundle)
+    check_bundle(options.bundle)
     from eri_runtime.bundle import read_bundle
+    from eri_runtime.commands.progress_bars import progress_bars
     from eri_runtime.triton import export_repository
 
     done, total = 0, read_bundle(options.bundle).size
-    with output.progress() as advance:
+    with progress_bars() as advance:
 
         def on_bytes(count: int) -> None:
             nonlocal done

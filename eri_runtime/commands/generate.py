@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eri_runtime.commands.generate_options import (
     add_generate_options,
     call_keywords,
     samplers_text,
 )
+from eri_runtime.commands.ignored_options import (
+    check_combinations,
+    check_for_bundle,
+    check_not_input,
+    check_without_cfg,
+)
 from eri_runtime.commands.memory_options import memory_keywords
 from eri_runtime.commands.output import Output
-from eri_runtime.commands.subcommand import Subparsers, add_command, parse_loras
-from eri_runtime.errors import UsageError
+from eri_runtime.commands.subcommand import (
+    Subparsers,
+    add_command,
+    check_exists,
+    parse_lora,
+    parse_loras,
+)
+from eri_runtime.errors import UnknownNameError, UsageError, short
 
 if TYPE_CHECKING:
     from eri_runtime.loop import Step
     from eri_runtime.pipeline import Pipeline, Result
     from eri_runtime.request import Request
+    from eri_runtime.weights import Scale
 
 EXAMPLES = (
     'engines/demo "a red heart" -o heart.png',
@@ -44,13 +58,26 @@ def generate(options: argparse.Namespace) -> None:
     if (options.prompt is None) == (options.prompts is None):
         got = "neither" if options.prompt is None else "both"
         raise UsageError("PROMPT and --prompts", got=got, expected="one of them")
+    check_combinations(options)
     output = Output.of(options)
+    _check_paths(options)
     if options.prompts is None:
         _generate_one(options, output)
         return
     from eri_runtime.commands.generate_many import generate_many
 
     generate_many(options, output)
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    """Raises `UsageError` for a file that is missing, before NumPy is imported."""
+    for name in ("image", "mask", "prompts"):
+        check_exists(f"--{name}", getattr(options, name))
+    for file in options.textual_inversion:
+        check_exists("--textual-inversion", file)
+    for path, _ in map(parse_lora, options.lora):
+        if path.endswith(".safetensors") and ":" not in path:  # else it may be an id of the Hub
+            check_exists("--lora", path)
 
 
 def _generate_one(options: argparse.Namespace, output: Output) -> None:
@@ -62,7 +89,7 @@ def _generate_one(options: argparse.Namespace, output: Output) -> None:
     keywords = memory_keywords(options)
     words = {"threads": options.threads, "verify": options.verify, **keywords}
     with load(options.bundle, options.backend, **words) as pipe, output.progress() as advance:
-        request = _prepared(pipe, options)
+        request, existing = _prepared(pipe, options)
         output.lap("open")
         for step in pipe.denoise(request):
             advance("denoising", step.index + 1, step.total)
@@ -75,7 +102,7 @@ def _generate_one(options: argparse.Namespace, output: Output) -> None:
     else:
         paths = result.save(options.output)
     for path, seed in zip(paths, result.seeds, strict=True):
-        output.say(f"{path}  seed {seed}")
+        output.say(f"{path}  seed {seed}{', replaced' if path in existing else ''}")
     about = {"bundle": options.bundle, "prompt": options.prompt, "parameters": result.parameters}
     output.finish(files=paths, seeds=result.seeds, **about)
 
@@ -87,16 +114,19 @@ def _check_names(options: argparse.Namespace) -> None:
             raise UsageError(name, got=path, expected="a name that ends in .png")
 
 
-def _prepared(pipe: Pipeline, options: argparse.Namespace) -> Request:
-    """Returns the request of the options, with what it needs opened."""
+def _prepared(pipe: Pipeline, options: argparse.Namespace) -> tuple[Request, list[Path]]:
+    """Returns the request of the options, with what it needs opened, and what it will replace."""
+    check_for_bundle(options, pipe.bundle)
     prompt = {options.prompt: 1.0, **dict(options.also)} if options.also else options.prompt
     for file in options.textual_inversion:
         pipe.load_textual_inversion(file)
     pipe.set_loras(parse_loras(options.lora), partial=options.lora_partial)
     request = pipe.request(prompt, options.negative, **call_keywords(options))
-    _check_outputs(options, request.batch)
+    check_without_cfg(options, pipe.bundle, request.guidance)
+    existing = _check_outputs(options, request.batch)
+    _merge_tagged(pipe, request.merged_loras)
     pipe.prepare(request)
-    return request
+    return request, existing
 
 
 def _write_preview(pipe: Pipeline, request: Request, step: Step, file: Path) -> None:
@@ -106,15 +136,32 @@ def _write_preview(pipe: Pipeline, request: Request, step: Step, file: Path) -> 
     write_png(pipe.preview(request, step)[0], file)
 
 
-def _check_outputs(options: argparse.Namespace, count: int) -> None:
-    """Raises `UsageError` if a file that the command will write cannot be written."""
+def _merge_tagged(pipe: Pipeline, scales: Mapping[str, float]) -> None:
+    """Gives the LoRAs of the prompt's tags their scales; each must be that of a `--lora`."""
+    for name in scales:
+        if name not in pipe.loras:
+            expected = ", ".join(pipe.loras) or "the name of a file that --lora gives"
+            raise UnknownNameError("<lora:...> in the prompt", got=short(name), expected=expected)
+    if scales:
+        merged: dict[Any, Scale] = {**pipe.loras, **scales}
+        pipe.set_loras(merged)
+
+
+def _check_outputs(options: argparse.Namespace, count: int) -> list[Path]:
+    """Returns the pictures that exist, which the command will replace.
+
+    Raises `UsageError` if a file cannot be written, or is one that the command reads.
+    """
     from eri_runtime.images import check_output
     from eri_runtime.pipeline import numbered_paths
 
-    for path in numbered_paths(options.output or Path("eri-0.png"), count):
+    paths = numbered_paths(options.output or Path("eri-0.png"), count)
+    check_not_input(options, [*paths, *filter(None, [options.preview])])
+    for path in paths:
         check_output("--output", path)
     if options.preview is not None:
         check_output("--preview", options.preview)
+    return [path for path in paths if options.output is not None and path.exists()]
 
 
 def _save_unused(result: Result, stem: str) -> list[Path]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eri_runtime.commands.ignored_options import check_for_bundle
 from eri_runtime.commands.memory_options import memory_keywords
 from eri_runtime.commands.output import Output
 from eri_runtime.commands.subcommand import parse_loras
@@ -38,6 +39,7 @@ def generate_many(options: argparse.Namespace, output: Output) -> None:
     words = {"threads": options.threads, "verify": options.verify, **memory}
     seeds: dict[Path, int] = {}
     with load(options.bundle, options.backend, **words) as pipe, output.progress() as advance:
+        check_for_bundle(options, pipe.bundle)
         size = check_batch_size(pipe.bundle, options.batch)
         for file in options.textual_inversion:
             pipe.load_textual_inversion(file)
@@ -49,7 +51,7 @@ def generate_many(options: argparse.Namespace, output: Output) -> None:
             words |= _picture_hashes(options)
             about = _image_inputs(pipe, loras, options.textual_inversion, words)
             entries = make_entries(assign_seeds(jobs, run.seed), about)
-            pending = run.resume(entries)
+            pending = run.resume(entries, force=options.force)
             kept = done = len(entries) - len(pending)
             advance("images", done, len(entries))
             jobs = [entry.job for entry in entries]

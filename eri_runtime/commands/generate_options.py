@@ -39,6 +39,12 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         help="negative prompt (default: zeros for SDXL, empty for SD3.5, no CFG for Flux)",
     )
     parser.add_argument(
+        "--prompt-syntax",
+        choices=("plain", "a1111"),
+        help="how prompts are read: plain, or a1111 for (word:1.3), [a:b:0.4], AND, BREAK and "
+        "<lora:NAME:0.8>, whose NAME is that of a --lora (default: plain)",
+    )
+    parser.add_argument(
         "--size",
         type=parsed_by("parse_size"),
         metavar="WxH",
@@ -102,12 +108,18 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         "--preview", type=Path, metavar="FILE.png", help="save a rough image after every step"
     )
     parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --prompts, draw images again whose settings changed since they were drawn into "
+        "the folder, and replace them (default: refuse)",
+    )
+    parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="FILE.png",
-        help="file to write (default: eri-SEED.png, or the next free eri-SEED_N.png); with "
-        "--prompts, a folder",
+        help="file to write, which replaces an older one and says so (default: eri-SEED.png, or "
+        "the next free eri-SEED_N.png); with --prompts, a folder",
     )
 
 
@@ -241,6 +253,7 @@ def call_keywords(options: argparse.Namespace) -> Words:
         "width": width,
         "num_inference_steps": options.steps,
         "num_images_per_prompt": options.batch,
+        "prompt_syntax": options.prompt_syntax,
         "sampler": options.sampler,
         "sigmas": options.sigmas,
         "spacing": options.spacing,

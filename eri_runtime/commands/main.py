@@ -1,8 +1,7 @@
 """The `eri` command. Subcommands of other packages register under the entry point `eri.commands`.
 
-Exit status: 0 success, 1 failure, 2 invalid arguments, 130 interrupted. An error is one line on
-standard error. A process enters through `eri_runtime.__main__`, which handles Ctrl-C before this
-module and all that it imports are there.
+`exit_codes` has the exit codes. An error is one line on standard error. A process enters through
+`eri_runtime.__main__`, which handles Ctrl-C before this module and all that it imports are there.
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from eri_runtime.commands.exit_codes import DONE, STOPPED, code_of, describe_codes
 from eri_runtime.commands.parser import IntermixedParser, Parser
 from eri_runtime.commands.subcommand import say, write_line
-from eri_runtime.errors import BundleError, CheckpointError, EriError, UsageError, cut
+from eri_runtime.errors import EriError, cut
 from eri_runtime.version import eri_version
 
 # each subcommand -> the module of `commands` that registers it, by a function NAME_command
@@ -51,13 +51,11 @@ def execute(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="eri: %(message)s")
     try:
         options.run(options)
-    except (UsageError, CheckpointError, BundleError) as error:
-        return _fail(error, 2)
     except (EriError, OSError) as error:
-        return _fail(error, 1)
+        return _fail(error, code_of(error))
     except KeyboardInterrupt:
-        return _fail("stopped", 130)
-    return 0
+        return _fail("stopped", STOPPED)
+    return DONE
 
 
 def make_parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -65,7 +63,8 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
 
     If `only` is one of them, the parser has that one alone, which takes less time to import.
     """
-    parser = Parser(prog="eri", description="Export diffusion models, and run them without torch.")
+    description = "Export diffusion models, and run them without torch."
+    parser = Parser(prog="eri", description=description, epilog=describe_codes())
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.examples = EXAMPLES
     commands = parser.add_subparsers(

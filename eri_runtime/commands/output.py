@@ -36,6 +36,17 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_bundle(path: str | Path) -> None:
+    """Raises `NotABundleError` for a path that holds no bundle.
+
+    If it holds one, nothing is imported for that, not even NumPy.
+    """
+    if not (Path(path) / "manifest.json").is_file():
+        from eri_runtime.bundle import manifest
+
+        manifest.read(path)
+
+
 @dataclass
 class Output:
     """Where a command prints to.
@@ -55,9 +66,8 @@ class Output:
     @classmethod
     def of(cls, options: argparse.Namespace) -> Output:
         """Returns the output for a command's options; `-v` also shows what eri logs."""
-        if options.verbose:
-            for name in LOGGERS:
-                logging.getLogger(name).setLevel(logging.INFO)
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.INFO if options.verbose else logging.NOTSET)
         return cls(options.quiet, options.json)
 
     def say(self, text: str) -> None:
@@ -71,14 +81,8 @@ class Output:
             write_line(sys.stderr, f"eri: {text}")
 
     def note_opening(self, bundle: str | Path) -> None:
-        """Says at once which bundle is opened; raises `NotABundleError` if there is none.
-
-        Nothing else is imported before the line, not even NumPy.
-        """
-        if not (Path(bundle) / "manifest.json").is_file():
-            from eri_runtime.bundle import manifest
-
-            manifest.read(bundle)
+        """Says at once which bundle is opened; raises `NotABundleError` if there is none."""
+        check_bundle(bundle)
         self.note(f"opening {bundle}")
 
     def progress(self) -> AbstractContextManager[Advance]:
@@ -97,3 +101,6 @@ class Output:
         seconds = {**self.seconds, "total": time.perf_counter() - self.started}
         facts["seconds"] = {name: round(spent, 3) for name, spent in seconds.items()}
         say(json.dumps(facts, default=str, allow_nan=False))
+
+
+DEFAULT_OUTPUT = Output()

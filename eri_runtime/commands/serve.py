@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from eri_runtime.commands.output import Output
 from eri_runtime.commands.subcommand import Subparsers, add_command, say
 from eri_runtime.errors import BackendError, UsageError
 from eri_runtime.install_hint import install_hint
@@ -33,19 +32,19 @@ def serve(options: argparse.Namespace) -> None:
     Raises `BackendError` without the extra `serve`, and the errors of `Engine` and of its options.
     """
     check_installed(NEEDED, "serve")
+    from eri_runtime.commands.serve_options import check_ray
+
+    check_ray(options)
     if options.ray:
         _serve_on_ray(options)
         return
     from eri_runtime.commands.serve_options import engine_options, named_bundles, server_options
-
-    bundles = named_bundles(options.bundles)
-    for bundle in bundles.values():
-        Output().note_opening(bundle)
     from eri_runtime.serve import Engine
     from eri_runtime.serve.http import Metrics, make_app
     from eri_runtime.serve.http.server import run
 
     metrics = Metrics()
+    bundles = named_bundles(options.bundles)
     http = server_options(options)
     app = make_app(Engine(bundles, engine_options(options), metrics), http, metrics)
     run(app, lambda address: say(f"serving {', '.join(bundles)} on {address}"))
@@ -64,11 +63,12 @@ def _serve_on_ray(options: argparse.Namespace) -> None:
     from eri_runtime.serve.ray_settings import RayOptions
 
     bundles = named_bundles(options.bundles)
+    given = {"gpus": options.gpus, "max_replicas": options.replicas}
     serve_on_ray(
         bundles,
         engine_options(options),
         server_options(options),
-        RayOptions(gpus=options.gpus, max_replicas=options.replicas),
+        RayOptions(**{name: value for name, value in given.items() if value is not None}),
         lambda address: say(f"serving {', '.join(bundles)} on {address}"),
     )
 

@@ -75,7 +75,11 @@ def _add_engine(group: Any) -> None:
         "--backend", default=_D.backend, metavar="NAME", help="as in eri generate (default: auto)"
     )
     for name, default, text in (
-        ("workers", _D.workers, "worker processes; 0 runs all in this one"),
+        (
+            "workers",
+            None,
+            f"worker processes; 0 runs all in this one (default: {_D.workers}; none with --ray)",
+        ),
         ("threads", None, "CPU threads of each worker (default: the cores, divided by workers)"),
         ("queue", _D.queue, "most requests that wait or run; more get 429"),
         ("running", _D.running, "most requests that a worker runs at once"),
@@ -136,7 +140,6 @@ def _add_ray(group: Any) -> None:
     group.add_argument(
         "--replicas",
         type=int,
-        default=1,
         metavar="N",
         help="with --ray, most replicas; Ray adds one while they have more than --running requests "
         "each (default: 1)",
@@ -144,7 +147,6 @@ def _add_ray(group: Any) -> None:
     group.add_argument(
         "--gpus",
         type=float,
-        default=0.0,
         metavar="N",
         help="with --ray, GPUs of each replica, such as 1 or 0.5 (default: 0)",
     )
@@ -159,7 +161,7 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
         backend=options.backend,
         threads=options.threads,
         low_memory=options.low_memory,
-        workers=0 if options.ray else options.workers,
+        workers=0 if options.ray else _D.workers if options.workers is None else options.workers,
         queue=options.queue,
         running=options.running,
         timeout=options.timeout,
@@ -168,6 +170,16 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
         loras=named_loras(options.lora),
         limits=limits,
     )
+
+
+def check_ray(options: argparse.Namespace) -> None:
+    """Raises `UsageError` for an option that has no effect with, or without, Ray."""
+    useless = ("workers",) if options.ray else ("replicas", "gpus")
+    got, fix = ("--ray", "use --replicas") if options.ray else ("no --ray", "add --ray")
+    for name in useless:
+        if getattr(options, name) is not None:
+            expected = "an option that changes something"
+            raise UsageError(f"--{name}", got=got, expected=expected, fix=fix)
 
 
 def server_options(options: argparse.Namespace) -> ServerOptions:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO, TypeGuard
 
-from eri_runtime.errors import UsageError
+from eri_runtime.commands.exit_codes import describe_codes
+from eri_runtime.errors import UsageError, short
 from eri_runtime.unfinished import wait_if_stopping
 
 Subparsers = Any  # argparse keeps the type of add_subparsers' result private
@@ -24,9 +25,11 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """Adds a subcommand, which calls `run` with its parsed options; returns its parser.
 
-    The help ends with the examples, which are arguments of the command.
+    The help ends with the exit codes and the examples, which are arguments of the command.
     """
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, epilog=describe_codes()
+    )
     parser.examples = tuple(f"eri {name} {each}" for each in examples)  # type: ignore[attr-defined]
     parser.set_defaults(run=run)
     return parser
@@ -72,6 +75,12 @@ def write_line(stream: TextIO | None, text: str) -> None:
     except BrokenPipeError:
         with Path(os.devnull).open("w", encoding="utf-8") as nothing:
             os.dup2(nothing.fileno(), stream.fileno())  # for what follows
+
+
+def check_exists(name: str, path: str | Path | None) -> None:
+    """Raises `UsageError`, naming the option, for a path at which nothing is."""
+    if path is not None and not os.path.lexists(path):
+        raise UsageError(name, got=f"{short(str(path))}: no such file", expected="a file")
 
 
 def parse_lora(text: str) -> tuple[str, float]:

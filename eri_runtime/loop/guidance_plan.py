@@ -1,8 +1,8 @@
-"""Which conditions the denoiser runs on at each noise level, and how predictions are mixed."""
+"""Which conditions the denoiser runs on in each evaluation, and how predictions are mixed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -20,7 +20,7 @@ class DenoiserPass:
     """One run of the denoiser on K conditions.
 
     Attributes:
-        conditions: The indices of the K conditions; 0 is the negative one.
+        conditions: The numbers of the K conditions in the plan.
         mix: Weights of their predictions in the guided one, (K, B).
         unguided: Weights of their predictions without CFG, (K, B), if the guided prediction is
             rescaled by the unguided one; else None.
@@ -30,6 +30,10 @@ class DenoiserPass:
     mix: Array
     unguided: Array | None = None
 
+    def shifted(self, first: int) -> DenoiserPass:
+        """Returns the same pass of the conditions from number `first` on."""
+        return replace(self, conditions=tuple(first + k for k in self.conditions))
+
     def padded(self, count: int) -> DenoiserPass:
         """Returns a pass of at least `count` conditions: repeats the last one with weight 0."""
         missing = max(0, count - len(self.conditions))
@@ -38,38 +42,47 @@ class DenoiserPass:
 
 
 class GuidancePlan:
-    """Says which of 1 + P conditions the denoiser gets at a point, and how they are mixed.
+    """Says which of 1 + P conditions the denoiser gets at an evaluation, and how they are mixed.
 
     Condition 0 is the negative one; the others are the texts of the prompts. A condition whose
     weight is always 0 is never encoded, and a pass leaves out those whose weight is 0 in it:
-    without CFG the negative prompt costs nothing.
+    without CFG the negative prompt costs nothing. The texts may change from one evaluation to the
+    next: each phase has conditions of its own, of the same shapes.
     """
 
     def __init__(
         self,
-        condition: Callable[[int], Inputs],
+        condition: Callable[[int, int], Inputs],
         weights: NDArray[np.float64],
         guidance: Guidance,
         clock: Clock,
+        phases: Sequence[int] = (),
     ) -> None:
         """Encodes the conditions that have a weight at any point.
 
         Args:
-            condition: Returns the denoiser's inputs (B, …) for condition k.
+            condition: Returns the denoiser's inputs (B, …) for condition k of a phase.
             weights: Weights of conditions 1 to P, (P, B).
             guidance: Scale, rescale and interval of CFG.
             clock: Converts a point to the noise level that the interval is in.
+            phases: The phase of each evaluation. Default: phase 0 for all.
         """
         unguided, guided = cfg_mix(1.0, weights), cfg_mix(guidance.scale, weights)
         same = np.array_equal(unguided, guided)
         self.rescale = 0.0 if same else guidance.rescale
-        self._unguided = _make_pass(unguided)
-        self._guided = (
-            self._unguided if same else _make_pass(guided, unguided if self.rescale else None)
-        )
+        plain = _make_pass(unguided)
+        acting = plain if same else _make_pass(guided, unguided if self.rescale else None)
+        self._phases, count = tuple(phases), 1 + len(weights)
         self._guidance, self._clock = guidance, clock
+        self._passes = {}
+        self._inputs = {}
         needed = unguided.any(axis=1) | guided.any(axis=1)
-        self._inputs = {k: condition(k) for k in map(int, np.flatnonzero(needed))}
+        for phase in sorted({*self._phases} or {0}):
+            first = phase * count
+            own = plain.shifted(first)
+            self._passes[phase] = own, own if same else acting.shifted(first)
+            for k in map(int, np.flatnonzero(needed)):
+                self._inputs[first + k] = condition(phase, k)
 
     def with_inputs(self, extra: Inputs) -> GuidancePlan:
         """Returns a plan whose every condition also has the inputs `extra` (B, …)."""
@@ -79,10 +92,10 @@ class GuidancePlan:
         plan._inputs = {k: {**inputs, **extra} for k, inputs in self._inputs.items()}
         return plan
 
-    def pass_at(self, point: Point) -> DenoiserPass:
-        """Returns the pass to run at `point`: the guided or the unguided one."""
-        acts = self._guidance.acts_at(self._clock.tau(point))
-        return self._guided if acts else self._unguided
+    def pass_at(self, k: int, point: Point) -> DenoiserPass:
+        """Returns the pass of evaluation k, which is at `point`: the guided or the unguided one."""
+        unguided, guided = self._passes[self._phases[k] if self._phases else 0]
+        return guided if self._guidance.acts_at(self._clock.tau(point)) else unguided
 
     def inputs(self, denoiser_pass: DenoiserPass) -> Inputs:
         """Returns the inputs of a pass by name, (K·B, …), one condition after the other."""

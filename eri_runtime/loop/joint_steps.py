@@ -50,13 +50,12 @@ class GuidedTrajectory:
     @property
     def rows(self) -> int:
         """Rows of the denoiser's batch that the next step takes: conditions times images."""
-        current = self._plan.pass_at(self.trajectory.point)
-        return len(current.conditions) * len(self.trajectory.step.x)
+        return len(self._pass.conditions) * len(self.trajectory.step.x)
 
     def ask(self) -> Inputs:
         """Returns the denoiser's inputs of the next step, (K·B, …)."""
         x, at = self.trajectory.ask()
-        current = self._plan.pass_at(at)
+        current = self._pass
         if current not in self._conditions:
             self._conditions[current] = self._plan.inputs(current)
         sample = np.concatenate([x] * len(current.conditions))
@@ -68,8 +67,12 @@ class GuidedTrajectory:
 
         Raises `NonFiniteError`, naming the step, if the latents contain NaN or Inf.
         """
-        current = self._plan.pass_at(self.trajectory.point)
-        return self.trajectory.tell(self._plan.guided(current, predictions))
+        return self.trajectory.tell(self._plan.guided(self._pass, predictions))
+
+    @property
+    def _pass(self) -> DenoiserPass:
+        """The pass of the next evaluation."""
+        return self._plan.pass_at(self.trajectory.step.index + 1, self.trajectory.point)
 
 
 def step_together(run: RunRows, trajectories: Sequence[GuidedTrajectory]) -> list[Step | Exception]:

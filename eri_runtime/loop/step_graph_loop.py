@@ -51,8 +51,8 @@ def condition_counts(
 
 
 def denoiser_passes(plan: GuidancePlan, table: SamplerTable) -> set[DenoiserPass]:
-    """Returns the distinct passes of all rows: one, or two if CFG acts in only some of them."""
-    return {plan.pass_at(table.points[k]) for k in range(len(table))}
+    """Returns the distinct passes of all rows: one or two for each phase of the prompts."""
+    return {plan.pass_at(k, table.points[k]) for k in range(len(table))}
 
 
 def _least_conditions(batch: int, rows: ShapeRange) -> int:
@@ -86,7 +86,7 @@ def denoise_on_step_graph(
         loop.bind(each, padded.mix, {**plan.inputs(padded), **shared})
     draws, draws_again = tee(_draws(table, step, noise, shape))
     engine_rows = (
-        Row(plan.pass_at(table.points[k]), coefficients[k], noises if table.C[k].any() else ())
+        Row(plan.pass_at(k, table.points[k]), coefficients[k], noises if table.C[k].any() else ())
         for k, noises, _ in draws
     )
     states = loop.run(engine_rows, loop.begin(step.x, step.remembered))

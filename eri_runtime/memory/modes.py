@@ -71,7 +71,9 @@ class MemoryEfficientSamplingConfig:
             if not self.enable_attention_slicing:
                 got, expected = "a size and no slicing", "enable_attention_slicing=True with it"
                 raise UsageError("slice_size", got=got, expected=expected)
-        integer("tile_size", self.tile_size, 1)
+        if integer("tile_size", self.tile_size, 1) != TILE and not self.enable_vae_tiling:
+            got, expected = f"{self.tile_size} without enable_vae_tiling", "both, or neither"
+            raise UsageError("tile_size", got=got, expected=expected)
 
     @property
     def mode(self) -> Mode:

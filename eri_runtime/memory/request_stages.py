@@ -44,7 +44,7 @@ def request_stages(bundle: Bundle, request: Request, mode: Mode) -> tuple[Stage,
         request.batch,
         size.rows // size.images,
         request.max_sequence_length,
-        edited=request.edit is not None and request.edit.pixels is not None,
+        edited=request.edit is not None and request.edit.encodes,
     )
 
 

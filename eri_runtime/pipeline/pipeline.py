@@ -6,11 +6,13 @@ This module only puts the parts together; the work is done in the rooms that it 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, get_args
 
+import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime import executors
@@ -34,6 +36,7 @@ from eri_runtime.pipeline.diffusers_methods import DiffusersMethods
 from eri_runtime.pipeline.from_pretrained import load_words
 from eri_runtime.pipeline.generation import Generation, joint_size
 from eri_runtime.pipeline.memory_fallback import denoise_in_fitting_mode, run_in_fitting_mode
+from eri_runtime.pipeline.prompt_stages import prompt_windows, weighted_texts
 from eri_runtime.pipeline.request_runner import RequestRunner
 from eri_runtime.pipeline.result import Result, parameters_texts
 from eri_runtime.pipeline.step_callbacks import (
@@ -49,6 +52,7 @@ from eri_runtime.request import (
     name_positional,
     request_schedule,
     request_table,
+    scheduler_scale,
 )
 from eri_runtime.sampling import SamplerTable, Schedule
 from eri_runtime.text import (
@@ -56,6 +60,7 @@ from eri_runtime.text import (
     EmbeddingCache,
     EmbeddingFiles,
     PromptLike,
+    Syntax,
     TextEncoders,
     embeddings_folder,
 )
@@ -70,6 +75,8 @@ from eri_runtime.weights import (
     encoder_state,
     to_stored_types,
 )
+
+TAG = "<lora:...> in a prompt"
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -294,12 +301,52 @@ class Pipeline(DiffusersMethods, Closeable):
         if on_step is not None:
             function("on_step", on_step, "a function of a Step")
         request = self.request(prompt, *positional, negative_prompt=negative_prompt, **words)
-        with self._live.generating():
+        with self._with_loras(request.merged_loras):
             self.prepare(request)
             for step in self.denoise(request):
                 if on_step is not None:
                     on_step(step)
-            return self.finish(request, step.x)
+            x = step.x
+            if step.index + 1 < step.total:  # interrupted
+                at = self.table(request).points[step.index + 1]
+                x = x * np.float32(scheduler_scale(self.bundle, request, at))
+            return self.finish(request, x)
+
+    @contextmanager
+    def _with_loras(self, scales: Mapping[str, float]) -> Iterator[None]:
+        """Context manager within which no other thread changes weights and these LoRAs are merged.
+
+        With LoRAs no other thread generates meanwhile. Raises `UnknownNameError` for one that is
+        not loaded.
+        """
+        if not scales:
+            with self._live.generating():
+                yield
+            return
+        with self._weights.changing():
+            before: dict[Any, Scale] = {**self.loras}
+            self._weights.check_loaded(scales, TAG)
+            self.set_loras(before | {**scales})
+            try:
+                yield
+            finally:
+                self.set_loras(before)
+
+    def _check_merged(self, request: Request) -> None:
+        """Raises `UsageError` if a LoRA of a request's tags is not merged as they say.
+
+        Raises `UnknownNameError` if it is not loaded.
+        """
+        self._weights.check_loaded(request.merged_loras, TAG)
+        for name, scale in request.merged_loras.items():
+            if self.loras.get(name, 0.0) != scale:
+                raise UsageError(
+                    f"<lora:{name}:{scale:g}>",
+                    got=f"{name!r} merged with {self.loras.get(name, 0)}",
+                    expected=f"{scale:g}",
+                    fix="call the pipeline, which merges it for one call, or merge it first: "
+                    "pipe.set_loras({**pipe.loras, **request.merged_loras})",
+                )
 
     def request(
         self,
@@ -386,6 +433,7 @@ class Pipeline(DiffusersMethods, Closeable):
     def _denoise(self, request: Request, start: Step | None) -> Iterator[Step]:
         """Runs the loop of a request, without its callback."""
         attempt = self._memory.attempt(request_size(request))
+        self._check_merged(request)
         steps_after = partial(self._runner.steps, self._encode, request)
         return denoise_in_fitting_mode(attempt, steps_after, start)
 
@@ -417,6 +465,7 @@ class Pipeline(DiffusersMethods, Closeable):
             got, fix = "a request whose steps are made with others'", "use pipe.denoise"
             raise UsageError("callback_on_step_end", got=got, expected="none", fix=fix)
         attempt = self._memory.attempt(request_size(request))
+        self._check_merged(request)
         begin = partial(self._runner.trajectory, self._encode, request)
         trajectory = run_in_fitting_mode(attempt, DENOISER, begin)
         tokens = self._tokens.tokens
@@ -499,7 +548,8 @@ class Pipeline(DiffusersMethods, Closeable):
             x: The last step's `Step.x`, or any `Step.denoised` for an early image, float32.
 
         Returns:
-            The images in the request's `output_type`, with seeds and settings.
+            The images in the request's `output_type`, with seeds and settings. Latents of a request
+            with `denoising_end` have the scale of diffusers' scheduler.
 
         Raises:
             NonFiniteError: If the latents or images contain NaN or Inf.
@@ -516,6 +566,9 @@ class Pipeline(DiffusersMethods, Closeable):
         )
         x = vae.check_latents(self.bundle, x, request.height, request.width)
         if request.output_type == "latent":
+            if request.part.end is not None:
+                at = self.schedule(request)[len(self.schedule(request))]
+                x = x * np.float32(scheduler_scale(self.bundle, request, at))
             return Result(images=x, latents=x, seeds=request.known_seeds, parameters=parameters)
         attempt = self._memory.attempt(request_size(request))
 
@@ -560,8 +613,31 @@ class Pipeline(DiffusersMethods, Closeable):
         latents = vae.unpack(self.bundle, step.denoised, *size)
         return enlarge(to_rgb(factors, latents), self.bundle.latents.factor)
 
+    def prompt_windows(self, request: Request) -> int:
+        """Returns how many windows of CLIP's tokens the prompts of a request take.
+
+        A call gives all of its prompts as many windows as the longest one takes, so a prompt of
+        fewer windows makes another picture beside a longer one. That is 1 for plain prompts, which
+        are cut, and for given embeddings.
+
+        Args:
+            request: A request, from `request`.
+
+        Raises:
+            SizeError: If the denoiser does not read so many.
+
+        Example:
+            >>> words = {"prompt_syntax": "a1111", "max_sequence_length": 8}
+            >>> pipe.prompt_windows(pipe.request("a red heart BREAK on blue", **words))
+            2
+        """
+        return prompt_windows(self.bundle, self._encode, _checked(request))
+
     def encode_prompt(
-        self, prompt: str | Sequence[str], max_sequence_length: int | None = None
+        self,
+        prompt: str | Sequence[str],
+        max_sequence_length: int | None = None,
+        prompt_syntax: str = "plain",
     ) -> Condition:
         """Encodes prompts with the bundle's text encoders.
 
@@ -571,13 +647,16 @@ class Pipeline(DiffusersMethods, Closeable):
             prompt: A text, or a list of B texts.
             max_sequence_length: Longest T5 prompt in tokens, for SD3.5 and Flux. Default: the
                 bundle's.
+            prompt_syntax: `"plain"`, or `"a1111"` for weights, `BREAK` and windows beyond 77
+                tokens, as in a call; the texts then take equally many windows.
 
         Returns:
             `embeds` (B, T, D) and `pooled` (B, P) float32, to pass as `prompt_embeds` and
             `pooled_prompt_embeds`, or as their negative counterparts.
 
         Raises:
-            UsageError: If the bundle has no text encoders.
+            UsageError: If the bundle has no text encoders, or a text has a part that no embedding
+                can hold: `AND`, a schedule or a LoRA.
 
         Example:
             >>> pair = pipe.encode_prompt(["a red heart", "a pizza"])
@@ -600,6 +679,8 @@ class Pipeline(DiffusersMethods, Closeable):
         length = self.bundle.defaults.max_sequence_length
         if max_sequence_length is not None:
             length = integer("max_sequence_length", max_sequence_length, 0)
+        if one_of("prompt_syntax", prompt_syntax, get_args(Syntax)) == "a1111":
+            return self._encode(weighted_texts(self.bundle, self._encode, prompts, length), length)
         return self._encode(tuple(prompts), length)
 
     def decode(self, latents: Array, height: int, width: int) -> Array:

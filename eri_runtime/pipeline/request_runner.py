@@ -36,6 +36,7 @@ from eri_runtime.request import (
     keep_outside_mask,
     request_schedule,
     request_table,
+    scheduler_scale,
 )
 from eri_runtime.sampling import (
     BrownianNoise,
@@ -166,7 +167,7 @@ class RequestRunner:
         """Encodes the prompts of a request and draws its first latents."""
         table = request_table(self._bundle, request)
         noise = check_noise(self._noise(request, table), request.batch)
-        plan, shared = encode_conditions(self._bundle, encode, request, table.points.clock)
+        plan, shared = encode_conditions(self._bundle, encode, request, table)
         products = self._lora_inputs.products(request.loras, self._weights.loaded)
         x, mend = self._initial_latents(request, table, noise, mode)
         return _Begun(
@@ -239,12 +240,15 @@ class RequestRunner:
         if edit is None:
             unit = pack(noise(0, shape)) if request.latents is None else request.latents
             return table.scale * unit, identity
+        begin = request_schedule(self._bundle, request)[0]
+        scale = np.float32(scheduler_scale(self._bundle, request, begin))
+        if request.latents is not None and edit.mask is None:
+            return request.latents / scale, identity
         original = pack(self._encoded(edit, noise, shape, mode))
         if edit.mask is None and not edit.noised:
-            return original, identity
+            return original / scale, identity
         unit = pack(noise(1, shape)) if request.latents is None else request.latents
-        begin = request_schedule(self._bundle, request)[0]
-        x = original
+        x = original / scale
         if edit.noised:
             x = table.scale * unit if edit.from_noise else add_noise(original, unit, begin)
         if edit.mask is None:

@@ -41,6 +41,8 @@ OPTION_LABELS = {
 class Result:
     """The images of one call, and how each was made.
 
+    Its text is two lines; a notebook shows the image, or a sheet of several.
+
     Attributes:
         images: The images, as `output_type` says: a list of PIL images (`"pil"`), an array
             (B, H, W, 3) float32 in [0, 1] (`"np"`), a torch tensor (B, 3, H, W) (`"pt"`), or the
@@ -58,6 +60,9 @@ class Result:
         (32, 32)
         >>> result.seeds
         (7,)
+        >>> result  # doctest: +ELLIPSIS
+        Result: 1 image of 32x32, seed 7
+        Steps: 2, Sampler: Euler, CFG scale: 7, Seed: 7, Size: 32x32, Model hash: ...
         >>> print(result.parameters[0])  # doctest: +ELLIPSIS
         a red heart
         Steps: 2, Sampler: Euler, CFG scale: 7, Seed: 7, Size: 32x32, Model hash: ...
@@ -177,6 +182,8 @@ def parameters_texts(
         settings = dict(_settings(bundle, request, image))
         if active := [*describe_loras(loras), *describe_loras(request.loras[image])]:
             settings["Loras"] = "; ".join(active)
+        if request.syntax != "plain":
+            settings["Prompt syntax"] = request.syntax
         if tokens:
             settings["Textual inversions"] = "; ".join(tokens)
         texts.append(parameters_text(str(request.prompts[prompt]), negatives[prompt], settings))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from functools import cached_property
 from math import isfinite
+from threading import Lock
 from typing import Any
 from weakref import WeakSet
 
@@ -23,7 +25,8 @@ from eri_runtime.pipeline.step_arrays import (
     given_arrays,
     with_embeddings,
 )
-from eri_runtime.request import Request, StepEnd, request_table
+from eri_runtime.request import Request, StepEnd, request_table, scheduler_scale
+from eri_runtime.sampling import SamplerTable
 from eri_runtime.text import Encode
 
 Run = Callable[[Request, Step | None], Iterator[Step]]
@@ -34,15 +37,18 @@ class RunningCalls:
 
     def __init__(self) -> None:
         self._calls: WeakSet[CallInProgress] = WeakSet()
+        self._lock = Lock()
 
     def add(self, call: CallInProgress) -> None:
         """Adds a call; it leaves by itself when nothing refers to it."""
-        self._calls.add(call)
+        with self._lock:
+            self._calls.add(call)
 
     def interrupt(self) -> None:
         """Stops every call after the step that it is in."""
-        for call in list(self._calls):
-            call._interrupt = True
+        with self._lock:
+            for call in self._calls:
+                call._interrupt = True
 
 
 class CallInProgress:
@@ -52,8 +58,6 @@ class CallInProgress:
 
     Attributes:
         request: The request, as the callback has changed it so far.
-        timesteps: Training timestep of each step.
-        num_timesteps: Number of steps of the call.
     """
 
     def __init__(self, pipe: Any, request: Request) -> None:
@@ -62,12 +66,28 @@ class CallInProgress:
         self._embeds = pipe.bundle.family == "flux" or pipe.bundle.guidance_embedding
         guidance = request.guidance
         self._guidance_scale = float((guidance.embedded if self._embeds else guidance.scale)[0])
-        table = request_table(pipe.bundle, request)
-        self.timesteps = [table.points[k].t for k in range(len(table))]
-        self.num_timesteps = self._num_timesteps = len(table)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pipe, name)
+
+    @cached_property
+    def sampler_table(self) -> SamplerTable:
+        """The sampler's table, which no callback changes."""
+        return request_table(self._pipe.bundle, self.request)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the call."""
+        return len(self.sampler_table)
+
+    @property
+    def _num_timesteps(self) -> int:
+        """Another name of `num_timesteps`, which diffusers' own callbacks read."""
+        return self.num_timesteps
+
+    def scale_after(self, step: int) -> float:
+        """Returns what the latents after a step are multiplied by for diffusers' scale."""
+        return scheduler_scale(self._pipe.bundle, self.request, self.sampler_table.points[step + 1])
 
     @property
     def interrupt(self) -> bool:
@@ -130,11 +150,13 @@ def _after_step(
 ) -> tuple[Request, Step]:
     """Calls the callback; returns request and step with its changes, or themselves."""
     bundle, scale = call.bundle, call.guidance_scale
-    arrays = arrays_of(bundle, encode, call.request, step, step_end.inputs)
+    factor = call.scale_after(step.index)
+    latents = step.x * np.float32(factor)
+    arrays = arrays_of(bundle, encode, call.request, latents, step_end.inputs)
     given = given_arrays(arrays, torch=step_end.torch)
-    answer = step_end.function(call, step.index, call.timesteps[step.index], given)
+    answer = step_end.function(call, step.index, call.sampler_table.points[step.index].t, given)
     changes = changes_in(bundle, given if answer is None else answer, arrays)
-    changed = changed_step(step, changes.pop("latents", None))
+    changed = changed_step(step, changes.pop("latents", None), factor)
     request = call.with_guidance(scale)
     if changes:
         request = with_embeddings(bundle, encode, request, changes)

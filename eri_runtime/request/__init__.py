@@ -1,11 +1,12 @@
 """A request: the keyword arguments of a call, validated and completed with the bundle's defaults.
 
-`keywords` lists every keyword and `configs` has objects that set several at once. `arguments`
-validates single arguments and `request` a whole call. `image_to_image` handles images, masks and
-strength, `start_images` what it starts from, `kept_pixels` what an edit leaves alone. Words of
-diffusers have `encoder_prompts`, `micro_conditions`, `noise_arguments`, `schedule_part`, `step_end`
-and `positional`; `refused_words` says why some have no meaning. `jobs` has prompts with settings of
-their own, and `option_text` parses options of the command line. Start with `keywords`.
+`keywords` lists every keyword and `configs` has objects that set several at once. `arguments`,
+`sampler_choice` and `prompt_syntax` validate single arguments and `request` a whole call, whose
+prompts may name LoRAs (`lora_tags`). `image_to_image` handles images, masks and strength,
+`start_images` what it starts from, `kept_pixels` what an edit leaves alone. Words of diffusers have
+`encoder_prompts`, `latent_scale`, `micro_conditions`, `noise_arguments`, `schedule_part`,
+`step_end` and `positional`; `refused_words` says why some have no meaning. `jobs` has prompts with
+settings of their own, and `option_text` parses options of the command line. Start with `keywords`.
 """
 
 from eri_runtime.request.configs import AncestralSamplerConfig, GuidanceConfig, SamplingConfig
@@ -25,6 +26,8 @@ from eri_runtime.request.jobs import (
     make_jobs,
 )
 from eri_runtime.request.keywords import Words
+from eri_runtime.request.latent_scale import scheduler_scale
+from eri_runtime.request.micro_conditions import MicroConditions
 from eri_runtime.request.option_text import (
     parse_also,
     parse_interval,
@@ -36,16 +39,18 @@ from eri_runtime.request.option_text import (
 from eri_runtime.request.positional import POSITIONAL, name_positional
 from eri_runtime.request.request import Request, make_request
 from eri_runtime.request.start_images import list_images
-from eri_runtime.request.step_end import StepEnd, tensor_inputs
+from eri_runtime.request.step_end import MICRO, StepEnd, tensor_inputs
 from eri_runtime.request.tables import request_schedule, request_table
 
 __all__ = [
     "CHECKS",
+    "MICRO",
     "POSITIONAL",
     "AncestralSamplerConfig",
     "Edit",
     "GuidanceConfig",
     "Job",
+    "MicroConditions",
     "Request",
     "SamplingConfig",
     "StepEnd",
@@ -68,6 +73,7 @@ __all__ = [
     "parse_size",
     "request_schedule",
     "request_table",
+    "scheduler_scale",
     "slice_schedule",
     "tensor_inputs",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -37,8 +36,6 @@ from eri_runtime.sampling import (
     check_interval,
     check_limits,
     check_spacing,
-    choose_sampler,
-    choose_scheduler,
     dynamic_thresholding,
     per_image,
     scheduler_clipping,
@@ -48,6 +45,7 @@ from eri_runtime.text import (
     Condition,
     Prompt,
     PromptLike,
+    Syntax,
     check_encoders,
     condition_from_embeds,
     make_prompts,
@@ -87,34 +85,6 @@ def check_steps(bundle: Bundle, words: Keywords) -> int:
             raise UsageError("num_inference_steps", got=short(named), expected=expected)
     steps: int = words.get("num_inference_steps", default)
     return steps
-
-
-def check_sampler(bundle: Bundle, words: Keywords) -> tuple[Sampler, dict[str, Any]]:
-    """Returns the sampler, and the keywords with the noise levels that names of AUTOMATIC1111 mean.
-
-    These are a scheduler behind the sampler's name (`DPM++ 2M Karras`), or in `sigmas` (`SGM
-    Uniform`). Raises `UsageError` if they contradict a keyword.
-    """
-    name = words.get("sampler", bundle.defaults.sampler)
-    sampler, scheduler = choose_sampler(name, bundle.schedule.kind)
-    keywords, named = dict(words), []
-    if isinstance(words.get("sigmas"), str):
-        named.append(_named_levels(keywords.pop("sigmas")))
-    if scheduler is not None:
-        named.append(scheduler.keywords)
-    for levels in named:
-        for key, value in levels.items():
-            if keywords.setdefault(key, value) != value:
-                got = f"{short(keywords[key])} and {short(value)} ({short(name)})"
-                raise UsageError(key, got=got, expected="one of them")
-    return sampler, keywords
-
-
-def _named_levels(name: str) -> Mapping[str, str]:
-    """Returns the keywords of noise levels by AUTOMATIC1111's name, or `sigmas` of any other."""
-    with suppress(UnknownNameError):
-        return choose_scheduler(name).keywords
-    return {"sigmas": name}
 
 
 def check_sampler_options(bundle: Bundle, sampler: Sampler, words: Keywords) -> dict[str, float]:
@@ -267,13 +237,14 @@ def check_prompts(
     bundle: Bundle,
     prompt: PromptLike | Sequence[PromptLike] | None,
     condition: Condition | None,
+    syntax: Syntax,
 ) -> tuple[Prompt, ...]:
     """Returns the prompts; if `condition` has their embeddings instead, an empty one for each."""
     if condition is not None:
         if prompt is not None:
             raise UsageError("prompt", got="prompt and prompt_embeds", expected="one of them")
         return (EMPTY_PROMPT,) * len(condition.embeds)
-    prompts = make_prompts(prompt)
+    prompts = make_prompts(prompt, syntax)
     check_encoders(bundle)
     return prompts
 

@@ -69,6 +69,9 @@ def _own_texts(
     named = [f"{name}_{i}" for i in (2, 3) if f"{name}_{i}" in words]
     if not named:
         return None
+    if words.get("prompt_syntax", "plain") != "plain":
+        got, expected = f"{named[0]} and prompt_syntax='a1111'", "one text for all encoders"
+        raise UsageError(named[0], got=got, expected=expected)
     encoders = ENCODERS[bundle.family]
     if (last := named[-1]).endswith("_3") and encoders < 3:
         got = f"a text for a third encoder of {bundle.family}"

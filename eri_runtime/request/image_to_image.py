@@ -33,6 +33,7 @@ class Edit:
         overlay: Puts the original's pixels back outside the mask; or None.
         padding: The `padding_mask_crop` of the call, or None.
         noised: Whether noise is added to the start; not after `denoising_start`.
+        brought: Whether the caller brought latents: the start itself, or with a mask its noise.
     """
 
     pixels: Array | None
@@ -42,28 +43,34 @@ class Edit:
     padding: int | None = None
     encoded: Array | None = None
     noised: bool = True
+    brought: bool = False
 
     @property
     def from_noise(self) -> bool:
         """Whether to start from noise alone, as diffusers' inpainting does at strength 1."""
-        return self.mask is not None and self.strength == 1 and self.noised
+        return self.mask is not None and self.noised and (self.strength == 1 or self.brought)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the VAE encodes the image: not latents, nor where only latents are read."""
+        return self.pixels is not None and not (self.brought and self.mask is None)
 
     @property
     def undrawn(self) -> int:
-        """The number of the first draw that is made: latents draw nothing for the posterior."""
-        return int(self.pixels is None)
+        """The number of the first draw that is made: draw 0 is for the VAE's posterior."""
+        return int(not self.encodes)
 
     @property
     def first_draw(self) -> int:
         """The number of the loop's first draw of noise.
 
-        Draw 0 is for the VAE's posterior and draw 1 for the initial latents; diffusers' inpainting
-        uses one more for the image behind the mask. Without noise for the start, draw 1 is the
-        loop's.
+        Draw 0 is for the VAE's posterior and draw 1 for the initial latents, unless the caller
+        brought these or none is added; diffusers' inpainting uses one more for the image behind the
+        mask.
         """
-        if self.mask is None:
-            return 1 + self.noised
-        return 2 + (self.pixels is not None)
+        draws_start = not self.brought and (self.noised or self.mask is not None)
+        behind_mask = self.mask is not None and self.pixels is not None
+        return 1 + draws_start + behind_mask
 
 
 def make_edit(
@@ -77,6 +84,7 @@ def make_edit(
     prompts: int,
     count: int,
     noised: bool = True,
+    brought: bool = False,
 ) -> Edit | None:
     """Checks the arguments for image to image; returns None without an image.
 
@@ -90,6 +98,7 @@ def make_edit(
         prompts: Number of prompts.
         count: Number of generated images.
         noised: Whether noise is added to the start.
+        brought: Whether the caller brought latents.
 
     Raises:
         UsageError: If there is a mask or strength but no image, the strength is outside (0, 1], the
@@ -103,7 +112,9 @@ def make_edit(
     strength = STRENGTH if strength is None else strength
     share = real("strength", strength, "more than 0, up to 1", lambda share: 0 < share <= 1)
     if is_latents(image, latents):
-        return _latents_edit(image, mask, share, keep, size, latents, prompts, count, noised)
+        return _latents_edit(
+            image, mask, share, keep, size, latents, prompts, count, noised, brought
+        )
     overlay = None
     if keep.padding is not None:
         originals = list_images(image), list_images(mask)
@@ -124,6 +135,7 @@ def make_edit(
         overlay=overlay,
         padding=keep.padding,
         noised=noised,
+        brought=brought,
     )
 
 
@@ -142,6 +154,7 @@ def _latents_edit(
     prompts: int,
     count: int,
     noised: bool,
+    brought: bool,
 ) -> Edit:
     """Returns the edit of latents; raises `UsageError` if pixels are to be kept of them."""
     if keep.overlay:
@@ -153,7 +166,14 @@ def _latents_edit(
         greys = np.stack([grey_of(each, picture, *size) for each in given])
         masks = _latent_masks((greys >= REPAINTED).astype(np.float32), latents.factor)
     encoded = latents_of(image, latents, size, count)
-    return Edit(pixels=None, encoded=encoded, mask=masks, strength=strength, noised=noised)
+    return Edit(
+        pixels=None,
+        encoded=encoded,
+        mask=masks,
+        strength=strength,
+        noised=noised,
+        brought=brought,
+    )
 
 
 def _whole_overlay(units: Array, greys: Array) -> Overlay:

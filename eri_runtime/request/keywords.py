@@ -38,6 +38,9 @@ class Words(TypedDict, total=False):
             `num_images_per_prompt`.
         max_sequence_length: Longest T5 prompt in tokens, int, for SD3.5 and Flux. Default: the
             bundle's. diffusers: `max_sequence_length`.
+        prompt_syntax: How prompts are read: `"plain"`, or `"a1111"` for AUTOMATIC1111's weights
+            (`(word:1.3)`), schedules (`[a:b:0.4]`), `AND`, `BREAK`, windows beyond 77 tokens and
+            `<lora:name:0.8>`. Default: `"plain"`. diffusers: none.
         sampler: Name of the sampler, one of `SAMPLERS`, or AUTOMATIC1111's (`"DPM++ 2M Karras"`),
             ComfyUI's or diffusers' (`"EulerDiscreteScheduler"`) for it, in any case. Default: the
             bundle's. diffusers: the pipeline's scheduler.
@@ -105,7 +108,8 @@ class Words(TypedDict, total=False):
             same seed; `"philox"`; `"brownian"`, one path per seed whatever the number of steps, for
             samplers that add noise; or a `NoiseSource`. Default: `"torch"`. diffusers: none.
         latents: Initial unit noise, float32, (B, C, h, w), or packed (B, tokens, 4·C) for Flux.
-            Default: drawn from `noise`. diffusers: `latents`.
+            With `image` and no mask these are the latents that the loop starts from, and the image
+            is not read. Default: drawn from `noise`. diffusers: `latents`.
         image: Image to start from: a PIL image, or an array (H, W, 3), uint8 or floats in [0, 1];
             or a list of one per prompt or per image; or a torch tensor (B, 3, H, W) in [0, 1] or
             [−1, 1]; or latents (B, C, h, w), or packed ones of Flux, of an earlier call. Default:
@@ -175,6 +179,7 @@ class Words(TypedDict, total=False):
     num_inference_steps: int | None
     num_images_per_prompt: int | None
     max_sequence_length: int | None
+    prompt_syntax: str | None
     sampler: str | None
     sigmas: str | Sequence[float] | None
     timesteps: Sequence[float] | None

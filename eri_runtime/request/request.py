@@ -26,7 +26,6 @@ from eri_runtime.request.arguments import (
     check_negative_prompts,
     check_output_type,
     check_prompts,
-    check_sampler,
     check_sampler_options,
     check_sigmas,
     check_steps,
@@ -39,8 +38,11 @@ from eri_runtime.request.encoder_prompts import (
 from eri_runtime.request.image_to_image import Edit, make_edit
 from eri_runtime.request.kept_pixels import check_keep
 from eri_runtime.request.keywords import Words, merge_configs
+from eri_runtime.request.lora_tags import merged_loras, tagged_loras
 from eri_runtime.request.micro_conditions import MicroConditions, check_micro_conditions
 from eri_runtime.request.noise_arguments import check_call_noise
+from eri_runtime.request.prompt_syntax import check_prompt_syntax, warn_of_syntax
+from eri_runtime.request.sampler_choice import check_sampler
 from eri_runtime.request.schedule_part import SchedulePart, check_schedule_part
 from eri_runtime.request.start_images import from_tensors
 from eri_runtime.request.step_end import StepEnd, check_step_end
@@ -51,7 +53,7 @@ from eri_runtime.sampling import (
     Sampler,
     SigmaName,
 )
-from eri_runtime.text import Condition, Prompt, PromptLike
+from eri_runtime.text import Condition, Prompt, PromptLike, Syntax
 from eri_runtime.weights import check_loras
 
 
@@ -89,6 +91,9 @@ class Request:
         lora_scale: Factor of the scales of all LoRAs.
         step_end: The callback between the steps, or None.
         loras: Scales of the LoRAs that are inputs of the denoiser, by name, for each image.
+        merged_loras: Scales by name of the LoRAs that the prompts' tags say, where LoRAs are merged
+            into the weights.
+        syntax: How the prompts are read: `"plain"`, or `"a1111"` for AUTOMATIC1111's syntax.
 
     Example:
         >>> request = pipe.request("a red heart", seed=0, num_images_per_prompt=2)
@@ -124,6 +129,8 @@ class Request:
     lora_scale: float
     step_end: StepEnd | None
     loras: tuple[Mapping[str, float], ...]
+    merged_loras: Mapping[str, float]
+    syntax: Syntax
 
     @property
     def batch(self) -> int:
@@ -174,12 +181,14 @@ def make_request(
     output_type = check_output_type(bundle, keywords.get("output_type", "pil"))
     positive = check_embeds(keywords, "prompt_embeds", "pooled_prompt_embeds")
     negative = check_embeds(keywords, "negative_prompt_embeds", "negative_pooled_prompt_embeds")
-    prompts = check_prompts(bundle, prompt, positive)
+    syntax = check_prompt_syntax(keywords)
+    prompts = check_prompts(bundle, prompt, positive, syntax)
     prompts = check_encoder_prompts(bundle, keywords, prompts, positive)
     negatives = check_negative_prompts(negative_prompt, len(prompts), negative)
     negatives, negative_others = check_negative_encoder_prompts(
         bundle, keywords, negatives, len(prompts), negative
     )
+    warn_of_syntax(keywords, (*map(str, prompts), *(negatives or ())))
     per_prompt = integer("num_images_per_prompt", keywords.get("num_images_per_prompt", 1), 1)
     count = check_count(bundle, len(prompts) * per_prompt)
     keywords["image"] = check_encodable(bundle, keywords.get("image"))
@@ -223,8 +232,12 @@ def make_request(
         step_end=check_step_end(bundle, keywords),
         loras=tuple(
             {name: scale * lora_scale for name, scale in each.items()}
-            for each in check_loras(bundle, keywords.get("loras"), count, len(prompts))
+            for each in tagged_loras(
+                bundle, prompts, check_loras(bundle, keywords.get("loras"), count, len(prompts))
+            )
         ),
+        merged_loras=merged_loras(bundle, prompts),
+        syntax=syntax,
     )
 
 
@@ -248,4 +261,5 @@ def _check_edit(
         prompts=prompts,
         count=count,
         noised=part.start is None,
+        brought=keywords.get("latents") is not None,
     )

@@ -11,6 +11,7 @@ from eri_runtime.checks import function, items, one_of
 from eri_runtime.errors import UsageError
 
 POOLED = {"sdxl": "add_text_embeds", "sd35": "pooled_prompt_embeds", "flux": "pooled_prompt_embeds"}
+MICRO = "add_time_ids"  # SDXL's micro-conditioning
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class StepEnd:
 
 def tensor_inputs(family: str) -> tuple[str, ...]:
     """Returns the names of the arrays that a callback may ask for."""
-    return ("latents", "prompt_embeds", POOLED[family])
+    own = (MICRO,) if family == "sdxl" else ()
+    return ("latents", "prompt_embeds", POOLED[family], *own)
 
 
 def check_step_end(bundle: Bundle, words: Mapping[str, Any]) -> StepEnd | None:

@@ -24,6 +24,8 @@ from eri_runtime.serve.options import EngineOptions, Limits
 from eri_runtime.serve.parts import COUNT, parts_of
 
 MOST_PREVIEWS = 100
+# words that act on objects of the caller's process
+IN_PROCESS = frozenset(("generator", "callback_on_step_end"))
 
 
 def admit(
@@ -50,6 +52,7 @@ def admit(
     if request.timeout is not None:
         real("timeout", request.timeout, "seconds, more than 0", lambda value: value > 0)
     mapping("words", request.words, "keywords of a call")
+    _check_served(request.words)
     named = replace(request, model=model, loras=dict(loras))
     count = request.words.get(COUNT)
     if isinstance(count, int):
@@ -57,6 +60,15 @@ def admit(
     parts = [_admit_part(bundles[model], options, each) for each in parts_of(bundles[model], named)]
     check_pictures(options.limits, sum(checked.batch for _, checked in parts))
     return parts
+
+
+def _check_served(words: Mapping[str, object]) -> None:
+    """Raises `UsageError` for a word that acts on an object of the caller's process."""
+    for name in sorted(IN_PROCESS & words.keys()):
+        if words[name] is not None:
+            fix = "use seed=" if name == "generator" else "read the submission's steps"
+            got, expected = "it in a served request", "a call of a pipeline"
+            raise UsageError(name, got=got, expected=expected, fix=fix)
 
 
 def _admit_part(

@@ -2,6 +2,7 @@
 
 `prompts` checks prompts; `tokenizer` and `conditioning` encode them for each family;
 `borrowed_tokens` adds tokens to a tokenizer;
+`syntax` reads AUTOMATIC1111's prompt syntax, `windows` and `weighted_encoding` encode what it says;
 `embedding_cache` and `embedding_files` keep embeddings in memory and on disk. Uses `latents` for
 Flux's position ids. Start with `conditioning`.
 """
@@ -23,10 +24,21 @@ from eri_runtime.text.prompts import (
     EMPTY_PROMPT,
     Prompt,
     PromptLike,
+    Syntax,
     Text,
     for_encoders,
     make_prompts,
     prompt_columns,
+    text_of,
+)
+from eri_runtime.text.syntax import (
+    WeightedText,
+    compose,
+    parse_emphasis,
+    parse_schedule,
+    plainly_uses_syntax,
+    take_loras,
+    text_at,
 )
 from eri_runtime.text.tokenizer import PromptTokenizer, is_library_error
 
@@ -40,16 +52,25 @@ __all__ = [
     "Prompt",
     "PromptLike",
     "PromptTokenizer",
+    "Syntax",
     "Text",
     "TextEncoders",
+    "WeightedText",
     "as_read",
     "check_encoders",
+    "compose",
     "condition_from_embeds",
     "condition_inputs",
     "embeddings_folder",
     "for_encoders",
     "is_library_error",
     "make_prompts",
+    "parse_emphasis",
+    "parse_schedule",
+    "plainly_uses_syntax",
     "prompt_columns",
     "shared_inputs",
+    "take_loras",
+    "text_at",
+    "text_of",
 ]

@@ -48,6 +48,10 @@ class BorrowedTokens:
 
         Raises `UsageError` for a prompt with a piece of a word whose row is borrowed.
         """
+        return [row for rows in self.encode_tokens(prompt) for row in rows]
+
+    def encode_tokens(self, prompt: str) -> list[tuple[int, ...]]:
+        """Returns the rows of each of a prompt's tokens; raises as `encode` does."""
         encoding = self._tokenizer.encode(prompt)
         for row in encoding.ids:
             if row in self._pieces:
@@ -58,7 +62,7 @@ class BorrowedTokens:
                     expected="other words",
                     fix="word it differently, or unload that token",
                 )
-        return [row for each in encoding.ids for row in self._rows.get(each, (each,))]
+        return [self._rows.get(each, (each,)) for each in encoding.ids]
 
 
 def as_read(token: str) -> str:

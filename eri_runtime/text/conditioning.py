@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from eri_runtime.bundle import Bundle
 from eri_runtime.checks import check_finite, float32, to_numpy
 from eri_runtime.errors import SizeError, UsageError
-from eri_runtime.latents import image_ids, latent_shape
-from eri_runtime.text.prompts import Text, text_of
+from eri_runtime.latents import image_ids, latent_shape, run_in_chunks
+from eri_runtime.text.prompts import PlainText, Text, text_of
+from eri_runtime.text.syntax import Piece, WeightedText
 from eri_runtime.text.tokenizer import PromptTokenizer
+from eri_runtime.text.weighted_encoding import WeightedEncoding
 
 Array = NDArray[np.float32]
 Run = Callable[[str, Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
@@ -57,8 +60,18 @@ class Condition:
         return Condition(np.concatenate(embeds), np.concatenate(pooled))
 
 
-# encodes prompts, each padded or truncated to a number of tokens
-Encode = Callable[[Sequence[Text], int], Condition]
+class Encode(Protocol):
+    """Encodes texts; `TextEncoders`, and `EmbeddingCache` around it."""
+
+    def __call__(self, prompts: Sequence[Text], max_sequence_length: int, /) -> Condition:
+        """Returns the condition of a batch of texts, which take equally many windows.
+
+        A plain text is padded or truncated to one window.
+        """
+
+    def windows(self, text: WeightedText) -> int:
+        """Returns how many windows of CLIP's tokens a weighted text takes."""
+
 
 # Every family needs these two for prompts. SD3.5's third, a T5, is optional, as in diffusers.
 REQUIRED_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -93,6 +106,11 @@ class TextEncoders:
         self._bundle = bundle
         self._run = run
         self._tokenizers = {name: PromptTokenizer(bundle, name) for name in bundle.tokenizers}
+        by_component = {
+            name.replace("tokenizer", "text_encoder"): each
+            for name, each in self._tokenizers.items()
+        }
+        self._weighted = WeightedEncoding(by_component, self._run_encoder)
 
     def tokenizer(self, component: str) -> PromptTokenizer:
         """Returns the tokenizer of a text encoder."""
@@ -102,7 +120,8 @@ class TextEncoders:
         """Returns the condition of a batch of prompts.
 
         Args:
-            prompts: The prompts, B texts, or for each one text per encoder.
+            prompts: The prompts, B texts, or for each one text per encoder; with one that has
+                weights, they are encoded one by one.
             max_sequence_length: Number of T5 tokens; SDXL ignores it.
 
         Raises:
@@ -111,14 +130,52 @@ class TextEncoders:
             NonFiniteError: If an encoder returns NaN or Inf.
         """
         check_encoders(self._bundle)
-        encode = {"sdxl": self._sdxl, "sd35": self._sd35, "flux": self._flux}[self._bundle.family]
-        condition = encode(prompts, max_sequence_length)
+        plain = [text for text in prompts if not isinstance(text, WeightedText)]
+        if len(plain) == len(prompts):
+            encode = {"sdxl": self._sdxl, "sd35": self._sd35, "flux": self._flux}
+            condition = encode[self._bundle.family](plain, max_sequence_length)
+        else:
+            parts = [self._with_weights(text, max_sequence_length) for text in prompts]
+            condition = Condition.stack(parts)
         check_finite("prompt embeddings", condition.embeds)
         check_finite("pooled prompt embeddings", condition.pooled)
         return condition
 
+    def windows(self, text: WeightedText) -> int:
+        """Returns how many windows of CLIP's tokens a weighted text takes.
+
+        Flux's denoiser reads none of them; there only the first one counts, for the pooled
+        embedding.
+        """
+        clips = REQUIRED_ENCODERS[:1] if self._bundle.family == "flux" else REQUIRED_ENCODERS
+        return max(self._weighted.count(clip, text) for clip in clips)
+
+    def _with_weights(self, text: Text, length: int) -> Condition:
+        """Returns the condition of one text.
+
+        Weights act on both CLIPs, and on T5 where no CLIP's states are read (Flux, as in Forge).
+        """
+        if not isinstance(text, WeightedText):
+            text = WeightedText(((Piece(text_of(text, 1), 1.0),),))
+        if self._bundle.family == "flux":
+            t5 = self._weighted.t5("text_encoder_2", text, length, weighted=True)
+            return Condition(t5, self._weighted.pooled("text_encoder", text))
+        if self._bundle.family == "sdxl":
+            return Condition(*self._weighted.sdxl(text))
+        clip, pooled = self._weighted.sd35_clips(text)
+        if "text_encoder_3" in self._bundle.components:
+            t5 = self._weighted.t5("text_encoder_3", text, length, weighted=False)
+        else:
+            t5 = self._t5_or_zeros([""], length)
+        return Condition(_clip_before_t5(clip, t5), pooled)
+
+    def _run_encoder(self, name: str, ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Runs a text encoder on token ids (B, T), of any B; returns its outputs (B, …) by name."""
+        ranges = self._bundle.components[name].ranges["batch"]
+        return run_in_chunks(partial(self._run, name), ranges, {"input_ids": ids})
+
     def _encode(
-        self, suffix: str, prompts: Sequence[Text], length: int | None = None
+        self, suffix: str, prompts: Sequence[PlainText], length: int | None = None
     ) -> dict[str, NDArray[Any]]:
         """Tokenizes the prompts and runs one text encoder; returns its outputs (B, …) by name."""
         name, tokenize = f"text_encoder{suffix}", self._tokenizers[f"tokenizer{suffix}"]
@@ -128,13 +185,13 @@ class TextEncoders:
         outputs = self._run(name, {"input_ids": ids})
         return {key: value[: len(prompts)] for key, value in outputs.items()}
 
-    def _sdxl(self, prompts: Sequence[Text], _: int) -> Condition:
+    def _sdxl(self, prompts: Sequence[PlainText], _: int) -> Condition:
         """Concatenates CLIP-L and CLIP-G, (B, 77, 768 + 1280); pooled is CLIP-G's."""
         first, second = self._encode("", prompts), self._encode("_2", prompts)
         embeds = np.concatenate([first["hidden_states"], second["hidden_states"]], axis=-1)
         return Condition(embeds, second["pooled"])
 
-    def _sd35(self, prompts: Sequence[Text], length: int) -> Condition:
+    def _sd35(self, prompts: Sequence[PlainText], length: int) -> Condition:
         """Puts CLIP's tokens before T5's; pooled is the concatenation of both CLIPs'.
 
         CLIP-L and CLIP-G are concatenated along the width and zero-padded to T5's.
@@ -142,11 +199,10 @@ class TextEncoders:
         t5 = self._t5_or_zeros(prompts, length)
         first, second = self._encode("", prompts), self._encode("_2", prompts)
         clip = np.concatenate([first["hidden_states"], second["hidden_states"]], axis=-1)
-        clip = np.pad(clip, ((0, 0), (0, 0), (0, t5.shape[-1] - clip.shape[-1])))
         pooled = np.concatenate([first["pooled"], second["pooled"]], axis=-1)
-        return Condition(np.concatenate([clip, t5], axis=1), pooled)
+        return Condition(_clip_before_t5(clip, t5), pooled)
 
-    def _t5_or_zeros(self, prompts: Sequence[Text], length: int) -> Array:
+    def _t5_or_zeros(self, prompts: Sequence[PlainText], length: int) -> Array:
         """Returns T5's embeddings (B, length, D), or zeros if the bundle has no T5."""
         if "text_encoder_3" in self._bundle.components:
             return self._encode("_3", prompts, length)["hidden_states"]
@@ -156,10 +212,16 @@ class TextEncoders:
             raise SizeError("max_sequence_length", got=length, expected=f"1 to {most}")
         return np.zeros((len(prompts), length, width), np.float32)
 
-    def _flux(self, prompts: Sequence[Text], length: int) -> Condition:
+    def _flux(self, prompts: Sequence[PlainText], length: int) -> Condition:
         """Returns T5's embeddings; pooled is CLIP-L's."""
         t5 = self._encode("_2", prompts, length)["hidden_states"]
         return Condition(t5, self._encode("", prompts)["pooled"])
+
+
+def _clip_before_t5(clip: Array, t5: Array) -> Array:
+    """Returns CLIP's embeddings (B, T, D), zero-padded to T5's width, before T5's (B, T', D')."""
+    clip = np.pad(clip, ((0, 0), (0, 0), (0, t5.shape[-1] - clip.shape[-1])))
+    return np.concatenate([clip, t5], axis=1)
 
 
 def _width_and_most_tokens(bundle: Bundle) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from eri_runtime.bundle import Bundle, WeightHashes
 from eri_runtime.text.conditioning import Condition, Encode, check_encoders
 from eri_runtime.text.embedding_files import EmbeddingFiles, Shapes
 from eri_runtime.text.prompts import Text
+from eri_runtime.text.syntax import WeightedText
 
 MEMORY = 256 << 20  # bytes per pipeline; Flux's T5 gives 8 MB per prompt
 SCHEMA = 1  # version of the files; increase it if the same key would stand for other numbers
@@ -33,7 +34,8 @@ class EmbeddingCache:
             Only embeddings of the bundle's own weights are kept in files.
         read_lock: Returns a context manager within which `state()` does not change.
         engine: The engine and its options, as text; they are part of a file's key.
-        files: Where to keep embeddings on disk. Default: only in memory.
+        files: Where to keep embeddings on disk, but those of texts with weights. Default: only in
+            memory.
         limit: Bytes to keep in memory.
     """
 
@@ -55,6 +57,10 @@ class EmbeddingCache:
         self._engine, self._files, self._limit = engine, files, limit
         self._entries: dict[Key, Condition] = {}  # the least recently used first
         self._lock, self._encode_lock = threading.Lock(), threading.Lock()
+
+    def windows(self, text: WeightedText) -> int:
+        """Returns how many windows a weighted text takes; see `TextEncoders.windows`."""
+        return self._encode.windows(text)
 
     def __call__(self, prompts: Sequence[Text], max_sequence_length: int) -> Condition:
         """Returns the condition of a batch of prompts, in new arrays.
@@ -109,7 +115,7 @@ class EmbeddingCache:
     def _read_or_encode(self, key: Key) -> Condition:
         """Reads one prompt's condition from its file, or encodes it and writes the file."""
         text, length, state = key
-        if self._files is None or state is not None:
+        if self._files is None or state is not None or not isinstance(text, str):
             return self._encode([text], length)
         self._verify()
         name = embedding_key(self._bundle, self._engine, text, length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,27 @@ class PromptTokenizer:
             if is_cut:
                 log.warning("%s: %s is cut to %d tokens", self.name, short(prompt), length)
         return ids
+
+    def tokens(self, text: str) -> list[tuple[int, ...]]:
+        """Returns the rows of each token of a text of any length, without special tokens."""
+        with _tokenizer_errors(self._file):
+            if self._borrowed is not None:
+                whole = self._borrowed.encode_tokens(text)
+            else:
+                whole = [(each,) for each in self._whole.encode(text).ids]
+        return whole[len(self.ends[0]) : -1]
+
+    @cached_property
+    def ends(self) -> tuple[tuple[int, ...], int]:
+        """The special tokens before a text, CLIP's one or none, and the one behind it."""
+        with _tokenizer_errors(self._file):
+            *front, end = self._whole.encode("").ids
+        return tuple(front), end
+
+    @cached_property
+    def _whole(self) -> Tokenizer:
+        """The tokenizer without truncation, which another thread may turn on in `_tokenizer`."""
+        return self._open()
 
     def count(self, prompt: str) -> int:
         """Returns how many tokens of a prompt the text encoder reads, special ones included."""

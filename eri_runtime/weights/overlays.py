@@ -216,6 +216,14 @@ class WeightOverlays:
             self._check_scales(by_name, overlays)
             self._apply(replace(overlays, scales=by_name), sources)
 
+    def check_loaded(self, names: Iterable[str], what: str) -> None:
+        """Raises `UnknownNameError`, for the argument `what`, for a LoRA that is not loaded."""
+        for name in names:
+            if name not in self.loaded:
+                expected = ", ".join(map(short, self.loaded)) or "the name of a loaded LoRA"
+                fix = "load it first, with `pipe.load_lora(FILE, 0, name=NAME)` or `--lora FILE`"
+                raise UnknownNameError(what, got=short(name), expected=expected, fix=fix)
+
     def unload(self, names: Iterable[str]) -> None:
         """Unloads these LoRAs, or all of them if `names` is empty.
 

@@ -40,9 +40,30 @@ def test_no_entry_is_there_twice():
 
 
 def test_every_error_has_an_entry_and_a_remedy():
-    assert {f"eri_runtime.errors.{name}" for name in ERRORS if name != "EriError"} <= set(ENTRIES)
+    assert {f"eri_runtime.{name}" for name in ERRORS} <= set(ENTRIES)
     remedies = anchors(DOCS / "troubleshooting.md")
     assert {name.lower() for name in ERRORS if name != "EriError"} <= remedies
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_every_error_is_importable_from_the_package(name):
+    assert name in eri_runtime.__all__
+    assert getattr(eri_runtime, name) is getattr(errors, name)
+
+
+def test_the_cache_folder_and_the_loggers_are_documented():
+    """Every folder and file that the packages keep in the cache, and both loggers."""
+    page = (DOCS / "guides" / "generate.md").read_text(encoding="utf-8")
+    kept = set()
+    for package in ("eri_runtime", "eri_export"):
+        assert f"`{package}`" in page
+        for file in (ROOT / package).rglob("*.py"):
+            kept.update(re.findall(r'cache_folder\(\) / "(\w+)"', file.read_text("utf-8")))
+            kept.update(re.findall(r'cache_folder\(\) / f".*(\.\w+)"', file.read_text("utf-8")))
+    assert kept > {"embeddings", "verified", "kernels"}
+    for name in kept:
+        assert f"{name}`" in page, name
+    assert "XDG_CACHE_HOME" in page
 
 
 def test_every_command_has_its_options():

@@ -38,6 +38,7 @@ RECORDS = {
     "Bundle", "ComponentSpec", "EriError", "NoiseSource", "Point", "Result", "Sampler",
     "SamplerTable", "Schedule", "ShapeRange", "Step", "TensorSpec", "Pipeline",
 }  # fmt: skip
+RECORDS |= {name for name in eri.__all__ if name in vars(eri.errors)}
 OWNERS = ("DDPMScheduler", "Pipeline", "Result")  # classes whose methods are called too
 NO_ARGUMENTS = {"Pipeline.close"}
 # errors of Python's own that a docstring promises
@@ -165,6 +166,7 @@ def valid_calls(pipe: eri.Pipeline, folder: Path) -> dict[str, tuple[Callable, d
         "Pipeline.table": {"request": request},
         "Pipeline.finish": {"request": request, "x": step.x},
         "Pipeline.preview": {"request": request, "step": step},
+        "Pipeline.prompt_windows": {"request": request},
         "Pipeline.encode_prompt": {"prompt": "a cat", "max_sequence_length": 16},
         "Pipeline.decode": {"latents": x, "height": 16, "width": 16},
         "Pipeline.run": {"name": "vae_decoder", "inputs": {"latents": x}},
@@ -236,7 +238,11 @@ def failure(call: Callable, words: dict, argument: str, name: str) -> str | None
     words = dict(words)
     try:
         with time_limit(SECONDS):
-            extra = [words.pop(argument)] if argument.startswith("*") else []
+            extra = []
+            if argument.startswith("*"):  # what is named before it comes first, by position
+                before = list(inspect.signature(call).parameters)
+                names = before[: before.index(argument[1:])]
+                extra = [*(words.pop(name) for name in names if name in words), words.pop(argument)]
             result = call(*extra, **words)
             if inspect.isgenerator(result):
                 list(islice(result, 2))

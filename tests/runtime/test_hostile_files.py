@@ -129,10 +129,10 @@ def test_the_command_waits_for_no_path(sd35_bundle, tmp_path, capsys, option):
     ]
     with in_time():
         assert main(words) in (1, 2)
-    errors = capsys.readouterr().err
-    assert errors.startswith("eri: ")
-    assert "pipe" in errors
-    assert len(errors.splitlines()) == 1
+    opening, error = capsys.readouterr().err.splitlines()
+    assert opening == f"eri: opening {sd35_bundle}"
+    assert error.startswith("eri: ")
+    assert "pipe" in error
 
 
 @pytest.mark.parametrize(

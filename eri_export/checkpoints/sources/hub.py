@@ -67,7 +67,9 @@ def needed_files(
             repository,
             got=f"no {required}; its weights are {', '.join(weights) or 'none'}",
             expected="a diffusers pipeline, or a file of the repository",
-            fix=f"to export one file, name it as {repository.name}:FILE.safetensors",
+            fix=f"to export one file, name it as {repository.name}:{weights[0]}"
+            if weights
+            else None,
         )
     if repository.file is not None:
         return [repository.file]

@@ -81,7 +81,12 @@ def _variant(folder: Path, by_variant: Variants, wanted: str | None) -> str | No
     if wanted is None and len(by_variant) == 1:
         return next(iter(by_variant))
     got = f"weights of the variants {', '.join(map(_text, by_variant))}"
-    raise CheckpointError(folder, got=got, expected=_text(wanted), fix="choose one of the variants")
+    raise CheckpointError(
+        folder,
+        got=got,
+        expected=_text(wanted),
+        fix=f"add `--variant {min(filter(None, by_variant))}`",
+    )
 
 
 def _refuse(folder: Path, names: Iterable[str]) -> NoReturn:

@@ -10,7 +10,7 @@ from eri_runtime.checks import integer
 from eri_runtime.errors import UsageError
 from eri_runtime.sampling import SAMPLERS, Sampler, choose_sampler, choose_scheduler
 from eri_runtime.serve.http.a1111_models import ImageToImage, TextToImage
-from eri_runtime.serve.http.lora_tags import take_loras
+from eri_runtime.serve.http.lora_tags import take_known_loras
 from eri_runtime.serve.http.pictures import read_base64
 from eri_runtime.serve.messages import PictureRequest
 from eri_runtime.serve.status import Model
@@ -35,7 +35,7 @@ def text_request(body: TextToImage, model: Model, loras: Collection[str]) -> Pic
         UnknownNameError: For an unknown sampler, scheduler or LoRA.
         UsageError: For a bad LoRA tag or seed.
     """
-    prompt, weights = take_loras(body.prompt, loras)
+    prompt, weights = take_known_loras(body.prompt, loras)
     return PictureRequest(
         model=model.name,
         prompt=prompt,
@@ -50,6 +50,7 @@ def text_request(body: TextToImage, model: Model, loras: Collection[str]) -> Pic
 def _words(body: TextToImage, model: Model) -> dict[str, Any]:
     """Returns the keywords of a call of `Pipeline`, without those that have their default."""
     words = {
+        "prompt_syntax": "a1111",
         "width": body.width,
         "height": body.height,
         "num_inference_steps": body.steps,

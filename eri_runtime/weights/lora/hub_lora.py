@@ -60,7 +60,7 @@ def lora_files(repository: hub.Repository, names: Sequence[str]) -> list[str]:
             repository,
             got=f"the safetensors files {listed}" if listed else "no safetensors file",
             expected=repository.file or f"one LoRA, such as {NAMES[0]}",
-            fix=f"name the file, as {repository.name}:FILE{SUFFIX}" if listed else None,
+            fix=f"name the file, as {repository.name}:{weights[0]}" if weights else None,
         )
     config = str(PurePosixPath(found[0]).with_name(CONFIG))
     return [found[0], *(name for name in names if name == config)]

@@ -321,7 +321,7 @@ def test_a_full_disk(monkeypatch, sd35_checkpoint):
 
 
 def test_a_pipeline_is_asked_for_by_file_where_there_is_none():
-    with pytest.raises(HubError, match=r"its weights are a\.safetensors.*o/n:FILE"):
+    with pytest.raises(HubError, match=r"its weights are a\.safetensors.*o/n:a\.safetensors"):
         needed_files(Repository("o/n", None, None), ["README.md", "a.safetensors"], None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections import Counter
 
 import onnx_ir as ir
@@ -56,6 +57,15 @@ def test_static_denoisers_have_the_fused_operators_of_dynamic_ones(request, fami
         dynamic["GroupNormalization"] = GROUP_NORMS
     assert static == dynamic
     assert static.keys() == expected
+
+
+def test_tracing_a_static_text_encoder_warns_of_nothing(sd35_checkpoint):
+    plan = make_plan(sd35_checkpoint, ranges=STATIC)
+    recipe = next(recipe for recipe in plan.recipes if recipe.name == "text_encoder_3")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exporter.trace(recipe)
+    assert [str(each.message) for each in caught if each.category is RuntimeWarning] == []
 
 
 def test_a_static_denoiser_in_float16_passes_the_gate(sdxl_checkpoint, tmp_path):

@@ -21,7 +21,7 @@ from eri_export import Progress, Stopwatch, disk, make_plan
 from eri_export.checkpoints.stored_tensors import read_header
 from eri_export.commands.dry_run import dry_run_lines
 from eri_export.commands.export_summary import summary_lines
-from eri_export.commands.export_time import approximate_time
+from eri_export.commands.export_time import approximate_times
 from eri_export.gate import cases
 from eri_export.progress import stage
 from eri_runtime.bundle import manifest
@@ -285,8 +285,16 @@ def test_the_end_names_copies_and_what_was_not_run(flux_bundle, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.2, "5 s"), (13, "15 s"), (59, "60 s"), (70, "1 min"), (5000, "83 min"), (9000, "2.5 h")],
+    ("parts", "words"),
+    [
+        ((0.2, 0.1, 0.4), "0 s 0 s 0 s 0 s"),
+        ((20.4, 0.6, 11.7), "33 s 20 s 1 s 12 s"),
+        ((30, 150, 613), "13.2 min 0.5 min 2.5 min 10.2 min"),
+        ((900, 3600, 9000), "3.7 h 0.2 h 1.0 h 2.5 h"),
+    ],
 )
-def test_times_are_no_finer_than_they_are_known(seconds, words):
-    assert approximate_time(seconds) == words
+def test_the_parts_of_a_time_add_up(parts, words):
+    texts = approximate_times(parts)
+    assert " ".join(texts) == words
+    total, *rest = (float(text.split()[0]) for text in texts)
+    assert total == pytest.approx(sum(rest), abs=0.051)

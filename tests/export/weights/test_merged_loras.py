@@ -103,7 +103,7 @@ def test_a_lora_that_fits_in_part(sdxl_checkpoint, lora, tmp_path, capsys, caplo
     part = tmp_path / "part.safetensors"
     save_file({**read_tensors(lora), strange: np.ones((1, 1), np.float32)}, part)
     words = ["export", str(sdxl_checkpoint), "--dry-run", "--lora", str(part)]
-    assert main(words) == 1
+    assert main(words) == 2
     said = capsys.readouterr().err
     assert strange in said
     assert "--lora-partial" in said

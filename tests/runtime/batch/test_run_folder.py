@@ -71,12 +71,14 @@ def counts(command, capsys):
 
 
 def refused(command, capsys):
-    """The line of a command that is refused."""
+    """The line of a command that is refused, after the one that says what it opens."""
     assert main(command) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    return captured.err
+    *opening, line = captured.err.splitlines(keepends=True)
+    assert all(each.startswith("eri: opening ") for each in opening[:1])
+    assert len(opening) <= 1
+    return line
 
 
 def lines_of(folder):
@@ -202,7 +204,11 @@ def test_lines_that_changed_are_drawn(command, prompts, folder, made, capsys):
 @pytest.mark.parametrize("words", [["--guidance", "3"], ["--sigmas", "beta"], ["--steps", "1"]])
 def test_other_words_are_other_jobs(words, command, folder, made, capsys):
     digests = manifest_of(folder)
-    assert counts([*command, *words], capsys) == (4, 0)
+    said = refused([*command, *words], capsys)
+    assert "got an image that was drawn with other settings" in said
+    assert "add --force" in said
+    assert (manifest_of(folder), times(folder)) == (digests, made)
+    assert counts([*command, *words, "--force"], capsys) == (4, 0)
     now = manifest_of(folder)
     assert list(now) == list(digests)
     assert not set(now.values()) & set(digests.values())
@@ -212,9 +218,9 @@ def test_a_lora_makes_other_jobs(command, folder, made, capsys, sd35_checkpoint,
     shapes = modules(base_weights(sd35_checkpoint)["denoiser"], "attn.to_q", "attn.to_v")
     lora = tmp_path / "style.safetensors"
     save_file(low_rank(shapes, dotted("transformer.")), lora)
-    assert counts([*command, "--lora", f"{lora}:0.5"], capsys) == (4, 0)
+    assert counts([*command, "--lora", f"{lora}:0.5", "--force"], capsys) == (4, 0)
     assert counts([*command, "--lora", f"{lora}:0.5"], capsys) == (0, 4)
-    assert counts([*command, "--lora", f"{lora}:0.7"], capsys) == (4, 0)
+    assert "other settings" in refused([*command, "--lora", f"{lora}:0.7"], capsys)
 
 
 def test_a_seed_that_was_drawn_is_kept(command, prompts, folder, capsys):

@@ -423,6 +423,19 @@ def test_bad_uses_are_refused_before_anything_is_started(sd35_bundle, capsys, wo
     assert told in capsys.readouterr().err
 
 
+def test_the_results_are_one_json_object(record, sd35_bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("eri_runtime.bench.measure.measure", lambda *_: record)
+    file = tmp_path / "r.json"
+    assert main(["bench", str(sd35_bundle), "--seed", "3", "-o", str(file), "--json"]) == 0
+    told = capsys.readouterr()
+    facts = json.loads(told.out)
+    assert told.err == f"eri: opening {sd35_bundle}\n"
+    assert (facts["files"], facts["seeds"]) == ([str(file)], [3])
+    assert facts["results"] == json.loads(file.read_text())
+    assert main(["bench", "--compare", str(file), str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["regressed"] is False
+
+
 def test_the_reference_is_pytorch_then_ours():
     names = ["eri/openvino", "eri/cpu", "torch/eager"]
     assert reference_of([painted(name) for name in names]) == "torch/eager"

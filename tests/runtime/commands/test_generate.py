@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_a_file_that_is_no_picture_is_named(name, content, sd35_bundle, tmp_path
     if content is not None:
         path.write_bytes(content)
     assert main(["generate", str(sd35_bundle), "x", name, str(path), "--steps", "1"]) == 2
-    assert capsys.readouterr().err.startswith(f"eri: {name}: got ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"eri: {name}: got ")
 
 
 def parsed(*words):
@@ -158,7 +159,7 @@ def test_options_may_stand_between_bundle_and_prompt(words):
 def test_a_word_too_many_is_refused(capsys):
     with pytest.raises(SystemExit):
         parsed("BUNDLE", "a", "--steps", "2", "fox")
-    assert "unrecognized arguments: fox" in capsys.readouterr().err
+    assert "unexpected 'fox'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,13 @@ def test_a_word_too_many_is_refused(capsys):
         (["a/f.safetensors", "b/f.safetensors"], "a/f.safetensors and b/f.safetensors"),
     ],
 )
-def test_two_loras_of_one_name_are_refused(loras, message, sd35_bundle, capsys):
+def test_two_loras_of_one_name_are_refused(
+    loras, message, sd35_bundle, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for path in ("a/f.safetensors", "b/f.safetensors", "f.safetensors"):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).touch()
     words = [word for lora in loras for word in ("--lora", lora)]
     assert main(["generate", str(sd35_bundle), *words, "a fox"]) == 2
     error = capsys.readouterr().err

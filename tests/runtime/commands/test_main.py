@@ -26,17 +26,19 @@ from eri_runtime.commands.progress_bars import progress_bars
 from eri_runtime.units import megabytes
 from tests.support import single_files as made
 
+PROGRESS = ("eri: opening ", "eri: verifying ", "eri: denoising ")
 FAST = ["--steps", "2", "--size", "48x32", "--seed", "0"]
 
 
 def failure(capsys, *arguments):
-    """The exit status and the one line that a failing command prints."""
+    """The exit status and the line that a failing command prints, after those of its progress."""
     status = main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("eri: ")
-    assert captured.err.count("\n") == 1
-    return status, captured.err
+    *progress, line = captured.err.splitlines(keepends=True)
+    assert all(each.startswith(PROGRESS) for each in progress)
+    assert line.startswith("eri: ")
+    return status, line
 
 
 def test_generate_writes_pngs_that_say_how_they_were_made(sd35_bundle, tmp_path, capsys):
@@ -99,7 +101,9 @@ def test_a_bad_command_line_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    assert "usage: eri" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert re.fullmatch(r"see `eri( \w+)? --help`", said[1])
 
 
 @pytest.mark.parametrize(
@@ -194,7 +198,10 @@ def test_an_export_says_where_how_large_how_long_and_how_close(
     monkeypatch.chdir(tmp_path)
     assert main(["export", str(flux_checkpoint)]) == 0
     captured = capsys.readouterr()
-    assert captured.err == ""  # no bars where there is no terminal
+    stages = captured.err.splitlines()  # a line each where there is no terminal
+    assert stages[0] == f"eri: opening {flux_checkpoint}"
+    assert {f"eri: denoiser: {stage}" for stage in ("trace", "write", "compare")} <= set(stages)
+    assert len(stages) == len(set(stages)) == 1 + 5 * 3 + 1
     bundle = manifest.read(tmp_path / "engines" / flux_checkpoint.name)
     first, second, third = captured.out.splitlines()
     size = f"5 components, {len(bundle.files)} files, {megabytes(bundle.size)}"
@@ -228,7 +235,8 @@ def test_the_options_of_an_export_reach_the_bundle(flux_checkpoint, tmp_path, ca
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'out'}  flux, 4 components")
 
 
-def test_an_export_that_is_terminated_says_so_and_leaves_nothing(flux_checkpoint, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_export_that_is_stopped_says_so_and_leaves_nothing(number, flux_checkpoint, tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -244,17 +252,17 @@ def test_an_export_that_is_terminated_says_so_and_leaves_nothing(flux_checkpoint
     ) as running:
         while running.poll() is None and not list(tmp_path.glob(".out.*.partial/*")):
             time.sleep(0.01)
-        running.send_signal(signal.SIGTERM)
+        running.send_signal(number)
         _, said = running.communicate()
-    # an interrupt inside exec() ends CPython by the signal itself, which a shell calls 130 too; one
-    # inside a finaliser is printed before it is raised again
-    assert running.returncode in (130, -signal.SIGINT)
-    assert said.endswith("eri: stopped\n")
+    assert running.returncode == 130
+    *stages, line = said.splitlines()
+    assert line == "eri: stopped"
+    assert all(each.startswith("eri: ") for each in stages)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_bars_are_drawn_on_a_terminal_and_nowhere_else(terminal, monkeypatch):
+def test_bars_are_drawn_on_a_terminal_and_lines_elsewhere(terminal, monkeypatch):
     stream = io.StringIO()
     stream.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", stream)
@@ -267,7 +275,8 @@ def test_bars_are_drawn_on_a_terminal_and_nowhere_else(terminal, monkeypatch):
         advance("denoising", 7, 20)
     drawn = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue())
     if not terminal:
-        assert stream.getvalue() == ""
+        lines = ["denoiser: trace", "denoiser: write", "denoising 20 steps"]
+        assert stream.getvalue() == "".join(f"eri: {line}\n" for line in lines)
         return
     assert re.search(r"denoiser +write .*3\.0 MB of 3\.0 MB", drawn)
     assert re.search(r"denoising .*7/20", drawn)

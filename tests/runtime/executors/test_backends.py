@@ -140,7 +140,8 @@ def test_the_command_line_refuses_in_one_line(sd35_bundle, tmp_path, capsys):
     target = tmp_path / "x.png"
     words = ["generate", str(sd35_bundle), "x", "--backend", "tensorrt", "-o", str(target)]
     assert main(words) == 1
-    error = capsys.readouterr().err
+    opening, error = capsys.readouterr().err.splitlines(keepends=True)
+    assert opening == f"eri: opening {sd35_bundle}\n"
     assert error.startswith("eri: backend tensorrt: got no NVIDIA GPU, expected ")
     assert error.count("\n") == 1
     assert not target.exists()

@@ -29,7 +29,7 @@ def embeds(pipe):
 def test_a_negative_prompt_beside_its_embeddings_is_refused(pipe, embeds):
     negative = {f"negative_{name}": value for name, value in embeds.items()}
     with pytest.raises(UsageError, match=r"^negative_prompt: got negative_prompt and negative_pro"):
-        pipe.request("a fox", "blurry", **negative)
+        pipe.request("a fox", negative_prompt="blurry", **negative)
     assert pipe.request("a fox", **negative).negative is not None
 
 
@@ -54,9 +54,10 @@ def test_an_array_that_is_no_list_of_levels_is_refused(pipe, levels):
         (("a \udcff",), "prompt"),
         ((["a", "\ud800"],), "prompt"),
         (({"a": 1.0, "\ud800": 1.0},), "prompt"),
-        (("a", "\ud800"), "negative_prompt"),
-        (("a", 3), "negative_prompt"),
-        (("a", [3]), "negative_prompt"),
+        (("a", "\ud800"), "prompt_2"),
+        (("a", 3), "prompt_2"),
+        (("a", [3]), "prompt_2"),
+        (("a", "b", ["\ud800"]), "prompt_3"),
     ],
 )
 def test_a_text_that_is_none_is_refused(pipe, prompts, name):
@@ -107,3 +108,9 @@ def test_arrays_that_are_not_finite_are_refused(pipe, embeds, name):
 def test_a_number_of_threads_that_cannot_be_is_refused(sd35_bundle, threads):
     with pytest.raises(UsageError, match=r"^threads: got .*, expected an integer, 1 to 1024"):
         load(sd35_bundle, threads=threads)
+
+
+@pytest.mark.parametrize("negative", ["\ud800", 3, [3]])
+def test_a_negative_text_that_is_none_is_refused(pipe, negative):
+    with pytest.raises(UsageError, match=r"^negative_prompt: got "):
+        pipe.request("a", negative_prompt=negative)

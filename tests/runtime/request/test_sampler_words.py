@@ -1,4 +1,4 @@
-"""The sampler and noise levels of a call by the names that people write, and those that a PNG says."""
+"""A call's sampler and noise levels by the names that people write, and that a PNG says."""
 
 from __future__ import annotations
 

@@ -134,6 +134,8 @@ def test_a_short_request_overtakes_a_long_one(opened):
         (asked(sampler="magic"), UnknownNameError, "sampler"),
         (asked(unknown=1), UnknownNameError, "keyword"),
         (PictureRequest(model="other", prompt="a"), UnknownNameError, "model"),
+        (asked(generator=3), UsageError, "generator: got it in a served request"),
+        (asked(callback_on_step_end=print), UsageError, "callback_on_step_end"),
         (asked(loras={"none": 1.0}), UnknownNameError, "loras"),
         (asked(previews=-1), UsageError, "previews"),
         (asked(timeout=0), UsageError, "timeout"),

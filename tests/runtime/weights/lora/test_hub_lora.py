@@ -110,7 +110,7 @@ def test_the_file_of_a_repository(online, tensors, text):
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
-        ("eri/many", HubError, ("a.safetensors, b.safetensors", "eri/many:FILE.safetensors")),
+        ("eri/many", HubError, ("a.safetensors, b.safetensors", "eri/many:a.safetensors")),
         ("eri/many:d.safetensors", HubError, ("a.safetensors", "expected d.safetensors")),
         ("eri/pickle", HubError, ("no safetensors file", "one LoRA")),
         (
