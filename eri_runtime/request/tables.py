@@ -62,8 +62,8 @@ def _whole(bundle: Bundle, request: Request) -> Schedule:
 
 def _levels(spec: ScheduleSpec, request: Request, tokens: int) -> SigmaName | Sequence[float]:
     """Returns the levels of a call; a flow shifts those of a list, as diffusers does."""
-    if isinstance(request.sigmas, str) or spec.kind != "flow":
-        return request.sigmas
+    if not isinstance(request.sigmas, list) or spec.kind != "flow":
+        return request.sigmas  # a name, or what the schedule refuses
     return shifted_levels(spec, request.sigmas, tokens)
 
 
