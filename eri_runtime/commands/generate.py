@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from eri_runtime.commands.generate_options import add_generate_options, call_keywords
 from eri_runtime.commands.memory_options import memory_keywords
 from eri_runtime.commands.subcommand import Subparsers, add_command, parse_loras, say
-from eri_runtime.errors import UnknownNameError, UsageError, short
+from eri_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from eri_runtime.pipeline import Pipeline, Result
@@ -79,11 +79,7 @@ def _generate_one(options: argparse.Namespace) -> None:
 
 
 def _merge_tagged(pipe: Pipeline, scales: Mapping[str, float]) -> None:
-    """Gives the LoRAs of the prompt's tags their scales; each must be that of a `--lora`."""
-    for name in scales:
-        if name not in pipe.loras:
-            expected = ", ".join(pipe.loras) or "the name of a file that --lora gives"
-            raise UnknownNameError("<lora:...> in the prompt", got=short(name), expected=expected)
+    """Gives the LoRAs of the prompt's tags, each that of a `--lora`, their scales."""
     if scales:
         merged: dict[Any, Scale] = {**pipe.loras, **scales}
         pipe.set_loras(merged)

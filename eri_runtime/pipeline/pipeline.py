@@ -323,7 +323,9 @@ class Pipeline(Closeable):
             >>> request.steps, request.height, request.seeds
             (28, 64, (0,))
         """
-        return make_request(self.bundle, prompt, negative_prompt, words)
+        request = make_request(self.bundle, prompt, negative_prompt, words)
+        self._weights.check_loaded(request.merged_loras, TAG)
+        return request
 
     def prepare(self, request: Request) -> None:
         """Starts to open the components that a request needs, and returns at once.
