@@ -29,7 +29,7 @@ from eri_runtime.commands.subcommand import (
     parse_lora,
     parse_loras,
 )
-from eri_runtime.errors import UnknownNameError, UsageError, short
+from eri_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from eri_runtime.loop import Step
@@ -137,11 +137,7 @@ def _write_preview(pipe: Pipeline, request: Request, step: Step, file: Path) -> 
 
 
 def _merge_tagged(pipe: Pipeline, scales: Mapping[str, float]) -> None:
-    """Gives the LoRAs of the prompt's tags their scales; each must be that of a `--lora`."""
-    for name in scales:
-        if name not in pipe.loras:
-            expected = ", ".join(pipe.loras) or "the name of a file that --lora gives"
-            raise UnknownNameError("<lora:...> in the prompt", got=short(name), expected=expected)
+    """Gives the LoRAs of the prompt's tags, each that of a `--lora`, their scales."""
     if scales:
         merged: dict[Any, Scale] = {**pipe.loras, **scales}
         pipe.set_loras(merged)

@@ -378,6 +378,7 @@ class Pipeline(DiffusersMethods, Closeable):
         named = name_positional(self.bundle.family, positional, named)
         negative = named.pop("negative_prompt")
         request = make_request(self.bundle, prompt, negative, named)
+        self._weights.check_loaded(request.merged_loras, TAG)
         if request.lora_scale != 1 and self.loras:
             got, fix = f"{request.lora_scale:g} with LoRAs that are merged", "use pipe.set_loras"
             raise UsageError('attention kwargs["scale"]', got=got, expected="1", fix=fix)

@@ -208,6 +208,8 @@ def test_prompts_with_different_tags_need_calls_of_their_own(sdxl, style):
         drawn(sdxl, ["a heart <lora:style:1>", "a heart"])
     jobs = ["a heart <lora:style:0.8>", "a heart", "two cats BREAK a (dog:1.2)"]
     config = eri.SamplingConfig(2, 3.0, 32, 32, seed=0)
+    with pytest.raises(UnknownNameError, match=r"jobs\[1\]: <lora:\.\.\.> in a prompt: got 'x'"):
+        eri.batch_sample(["a", "a <lora:x:1>"], config, pipe=sdxl, prompt_syntax="a1111")
     found = eri.batch_sample(jobs, config, pipe=sdxl, prompt_syntax="a1111", output_type="pil")
     for i, (job, image) in enumerate(zip(jobs, found, strict=True)):
         words = {"config": config, "seed": i, "prompt_syntax": "a1111"}
@@ -226,4 +228,4 @@ def test_the_command_takes_the_syntax_and_tags(sdxl_bundle, style, tmp_path, cap
     assert "style: 0.5" in text
     capsys.readouterr()
     assert main(command) == 2
-    assert "<lora:...> in the prompt: got 'style'" in capsys.readouterr().err
+    assert "<lora:...> in a prompt: got 'style'" in capsys.readouterr().err
