@@ -290,7 +290,7 @@ def test_the_end_names_copies_and_what_was_not_run(flux_bundle, tmp_path):
         ((0.2, 0.1, 0.4), "0 s 0 s 0 s 0 s"),
         ((20.4, 0.6, 11.7), "33 s 20 s 1 s 12 s"),
         ((30, 150, 613), "13.2 min 0.5 min 2.5 min 10.2 min"),
-        ((900, 3600, 9000), "3.8 h 0.2 h 1.0 h 2.5 h"),
+        ((900, 3600, 9000), "3.7 h 0.2 h 1.0 h 2.5 h"),
     ],
 )
 def test_the_parts_of_a_time_add_up(parts, words):

@@ -48,6 +48,7 @@ def test_an_option_without_effect_is_refused(
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (32, 32), "white").save("in.png")
     bundle = str(request.getfixturevalue(f"{family}_bundle"))
+    capsys.readouterr()  # of making it
     assert main(["generate", bundle, "x", *FAST, *words]) == 2
     said = capsys.readouterr().err
     assert told in said
