@@ -82,7 +82,8 @@ def demo(options: argparse.Namespace) -> None:
     require_extra()
     output, chosen = Output(), DEMOS[options.family]
     bundle, ranges = options.bundle or chosen.bundle, make_ranges(size=chosen.size)
-    replaces(bundle)
+    if replaces(bundle) and not options.force:
+        output.note(f"checking {bundle}")
     with terminated_as_interrupt(), assembled(options.family) as checkpoint:
         if not options.force and is_up_to_date(bundle, checkpoint, ranges):
             say(f"{bundle}  already exported, used as it is; `eri demo --force` exports it again")

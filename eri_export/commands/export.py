@@ -63,9 +63,9 @@ def export(options: argparse.Namespace) -> None:
             return
         facts = run_export(target, output, **arguments)
         plans = build_after_export(target, options, output)
-    if (line := usable_line(read_bundle(target))) is not None:
-        output.say(line)
-    output.finish(**facts, plans=plans)
+    if (unusable := usable_line(read_bundle(target))) is not None:
+        output.say(unusable)
+    output.finish(**facts, plans=plans, unusable=unusable)
 
 
 def check_new(target: Path, force: bool) -> None:

@@ -64,7 +64,6 @@ def bench(options: argparse.Namespace) -> None:
         _compare(options, output)
     elif options.render:
         _render(options, output)
-        output.finish(files=[options.report])
     else:
         _measure(options, output)
 
@@ -96,6 +95,7 @@ def _render(options: argparse.Namespace, output: Output) -> None:
     existed = options.report.exists()
     _report(read(options.render), options.report)
     output.say(describe_replaced(options.report, existed))
+    output.finish(files=[options.report], replaced=[options.report] if existed else [])
 
 
 def _measure(options: argparse.Namespace, output: Output) -> None:
@@ -117,7 +117,8 @@ def _measure(options: argparse.Namespace, output: Output) -> None:
         _report(record, options.report)
     files = [path for path in (options.output, options.report) if path is not None]
     if output.json:
-        output.finish(files=files, seeds=options.seed, results=json.loads(to_json(record)))
+        results = json.loads(to_json(record))
+        output.finish(files=files, seeds=options.seed, replaced=existed, results=results)
     else:
         _show(record)
         for path in files:

@@ -104,7 +104,7 @@ def _generate_one(options: argparse.Namespace, output: Output) -> None:
     for path, seed in zip(paths, result.seeds, strict=True):
         output.say(f"{path}  seed {seed}{', replaced' if path in existing else ''}")
     about = {"bundle": options.bundle, "prompt": options.prompt, "parameters": result.parameters}
-    output.finish(files=paths, seeds=result.seeds, **about)
+    output.finish(files=paths, seeds=result.seeds, replaced=existing, **about)
 
 
 def _check_names(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from eri_runtime.errors import UsageError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they take NumPy, which a command that is refused early does without
     from eri_runtime.bundle import Bundle
     from eri_runtime.sampling import Guidance
 

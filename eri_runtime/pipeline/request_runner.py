@@ -34,6 +34,7 @@ from eri_runtime.request import (
     Request,
     add_noise,
     keep_outside_mask,
+    noise_scale,
     request_schedule,
     request_table,
     scheduler_scale,
@@ -251,6 +252,8 @@ class RequestRunner:
         x = original / scale
         if edit.noised:
             x = table.scale * unit if edit.from_noise else add_noise(original, unit, begin)
+        if edit.brought:
+            x = np.float32(noise_scale(self._bundle, request)) * unit
         if edit.mask is None:
             return x, identity
         mask = pack(np.broadcast_to(edit.mask, (request.batch, *shape)))

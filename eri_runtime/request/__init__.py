@@ -40,7 +40,7 @@ from eri_runtime.request.positional import POSITIONAL, name_positional
 from eri_runtime.request.request import Request, make_request
 from eri_runtime.request.start_images import list_images
 from eri_runtime.request.step_end import MICRO, StepEnd, tensor_inputs
-from eri_runtime.request.tables import request_schedule, request_table
+from eri_runtime.request.tables import noise_scale, request_schedule, request_table
 
 __all__ = [
     "CHECKS",
@@ -65,6 +65,7 @@ __all__ = [
     "make_jobs",
     "make_request",
     "name_positional",
+    "noise_scale",
     "parse_also",
     "parse_interval",
     "parse_limits",

@@ -48,7 +48,7 @@ class Edit:
     @property
     def from_noise(self) -> bool:
         """Whether to start from noise alone, as diffusers' inpainting does at strength 1."""
-        return self.mask is not None and self.noised and (self.strength == 1 or self.brought)
+        return self.mask is not None and self.strength == 1 and self.noised
 
     @property
     def encodes(self) -> bool:

@@ -108,8 +108,9 @@ class Words(TypedDict, total=False):
             same seed; `"philox"`; `"brownian"`, one path per seed whatever the number of steps, for
             samplers that add noise; or a `NoiseSource`. Default: `"torch"`. diffusers: none.
         latents: Initial unit noise, float32, (B, C, h, w), or packed (B, tokens, 4·C) for Flux.
-            With `image` and no mask these are the latents that the loop starts from, and the image
-            is not read. Default: drawn from `noise`. diffusers: `latents`.
+            With `image` these are what the loop starts from, as in diffusers: with a mask noise
+            alone; without one the latents themselves, and the image is not read. Default: drawn
+            from `noise`. diffusers: `latents`.
         image: Image to start from: a PIL image, or an array (H, W, 3), uint8 or floats in [0, 1];
             or a list of one per prompt or per image; or a torch tensor (B, 3, H, W) in [0, 1] or
             [−1, 1]; or latents (B, C, h, w), or packed ones of Flux, of an earlier call. Default:

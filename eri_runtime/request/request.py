@@ -177,6 +177,8 @@ def make_request(
     sampler, keywords = check_sampler(bundle, merge_configs(words))
     boolean("return_dict", keywords.get("return_dict", True))
     part = check_schedule_part(bundle, keywords)
+    if part.timesteps is not None:
+        keywords["timesteps"] = part.timesteps
     keywords["sigmas"] = check_sigmas(keywords)
     output_type = check_output_type(bundle, keywords.get("output_type", "pil"))
     positive = check_embeds(keywords, "prompt_embeds", "pooled_prompt_embeds")

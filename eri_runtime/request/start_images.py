@@ -49,7 +49,12 @@ def from_tensors(name: str, image: Any) -> Any:
     diffusers takes them. Anything else, latents too, stays as it is.
     """
     if isinstance(image, list | tuple):
-        return [from_tensors(name, each) for each in image]
+        return [_from_tensor(name, each) for each in image]
+    return _from_tensor(name, image)
+
+
+def _from_tensor(name: str, image: Any) -> Any:
+    """Returns a torch tensor as arrays, as `from_tensors` does; anything else as it is."""
     if not hasattr(image, "detach"):
         return image
     array = to_numpy(name, image)
@@ -58,7 +63,9 @@ def from_tensors(name: str, image: Any) -> Any:
     if array.dtype.kind == "f" and (array < 0).any():
         array = array / 2 + 0.5
     array = np.moveaxis(array, -3, -1)
-    return array[..., 0] if array.shape[-1] == 1 else array
+    if array.shape[-1] == CHANNELS[1]:
+        return array
+    return array[..., 0] if array.ndim == 3 else list(array[..., 0])
 
 
 def is_latents(image: Any, spec: LatentSpec) -> bool:

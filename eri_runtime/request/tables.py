@@ -8,6 +8,7 @@ from dataclasses import replace
 from eri_runtime.bundle import Bundle, ScheduleSpec
 from eri_runtime.latents import token_count
 from eri_runtime.request.image_to_image import slice_schedule
+from eri_runtime.request.latent_scale import scheduler_scale
 from eri_runtime.request.request import Request
 from eri_runtime.request.schedule_part import at_timesteps, run_from, run_to
 from eri_runtime.sampling import (
@@ -32,6 +33,18 @@ def request_schedule(bundle: Bundle, request: Request) -> Schedule:
     elif request.edit is not None:
         schedule = slice_schedule(schedule, request.edit)
     return schedule if part.end is None else run_to(schedule, part.end)
+
+
+def noise_scale(bundle: Bundle, request: Request) -> float:
+    """Returns what diffusers multiplies a caller's noise by, whatever step the loop starts at.
+
+    That is the scale of the whole schedule's first latents, in the denoiser's scale at the first
+    step that is run.
+    """
+    whole, begin = _whole(bundle, request), request_schedule(bundle, request)[0]
+    table = make_table(request.sampler, whole, bundle.schedule, options=request.options)
+    own = scheduler_scale(bundle, request, whole[0]) / scheduler_scale(bundle, request, begin)
+    return table.scale * own
 
 
 def _whole(bundle: Bundle, request: Request) -> Schedule:

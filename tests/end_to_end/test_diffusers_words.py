@@ -169,8 +169,9 @@ def test_embeddings_latents_and_generators_of_ones_own(pairs, family, kind):
     assert_close(ours(**both, generator=generators([5])).latents, final, latents=True)
 
 
-@pytest.mark.parametrize("kind", ["edit", "paint"])
-@pytest.mark.parametrize("family", words.ALL)
+@pytest.mark.parametrize(
+    ("family", "kind"), [("sdxl", "edit"), ("sdxl", "paint"), ("sd35", "edit"), ("flux", "edit")]
+)
 def test_latents_of_an_earlier_call_are_an_image(pairs, family, kind):
     ours, theirs = pairs(family, kind)
     both = {**made_of(family, kind), "output_type": "latent"}
@@ -213,7 +214,7 @@ def test_mu_is_the_shift_of_a_schedule_that_depends_on_the_size(pairs, mu):
 @pytest.mark.parametrize("name", words.REFUSED)
 def test_a_word_without_meaning_here_is_refused_with_its_reason(pairs, family, name):
     ours, _ = pairs(family)
-    with pytest.raises(UsageError, match=rf"^{name}: got .*expected a call without") as refused:
+    with pytest.raises(UsageError, match=rf"(?s)^{name}: got .*expected a call without") as refused:
         ours.request("a", **{name: words.REFUSED[name]})
     assert len(str(refused.value)) < 300
     assert ours.request("a", **{name: None}) is not None

@@ -68,8 +68,12 @@ def test_a_bundle_that_is_not_whole_is_not(bundle, sd35_checkpoint, fault):
 def test_the_demo_exports_if_need_be_or_if_told_to(monkeypatch, options, there, exports, capsys):
     """Without the export itself, which `test_newcomer` runs."""
     exported = []
+
+    def export(target, *_, **__):
+        exported.append(target)
+
     monkeypatch.setattr(demo_command, "is_up_to_date", lambda *_: there)
-    monkeypatch.setattr(demo_command, "run_export", lambda output, **_: exported.append(output))
+    monkeypatch.setattr(demo_command, "run_export", export)
     monkeypatch.setattr(demo_command, "draw_sheet", lambda *_: Path("out/demo.png"))
     assert main(["demo", *options]) == 0
     assert exported == ([Path("engines/demo")] if exports else [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def test_a_picture_that_is_replaced_is_said(sd35_bundle, place, capsys):
         said.append(capsys.readouterr().out)
     assert said[:2] == ["x.png  seed 0\n", "x.png  seed 0, replaced\n"]
     assert said[2] == "x-0.png  seed 0\nx-1.png  seed 1\n"
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["replaced"] == ["x.png"]
 
 
 @pytest.mark.parametrize("option", ["--image", "--mask"])
@@ -54,7 +57,9 @@ def test_a_bundle_is_replaced_by_force_alone(
 ):
     bundle = shutil.copytree(sd35_bundle, place / "engines" / sd35_checkpoint.name)
     exported = []
-    monkeypatch.setattr(command, "run_export", lambda output, **_: exported.append(output))
+    monkeypatch.setattr(
+        command, "run_export", lambda target, *_, **__: exported.append(target) or {}
+    )
     before = files(place)
     assert main(["export", str(sd35_checkpoint)]) == 2
     said = capsys.readouterr().err
@@ -114,8 +119,9 @@ def test_a_bundle_that_nothing_here_can_run_says_so(sd35_bundle, monkeypatch):
 
 
 def test_an_export_ends_with_that_line(sd35_bundle, sd35_checkpoint, place, capsys, monkeypatch):
-    def copied(output, **_):
-        shutil.copytree(sd35_bundle, output)
+    def copied(target, *_, **__):
+        shutil.copytree(sd35_bundle, target)
+        return {}
 
     monkeypatch.setattr(command, "run_export", copied)
     monkeypatch.setattr(command, "usable_line", lambda bundle: f"no backend for {bundle.family}")

@@ -50,7 +50,7 @@ PHOTO = encoded(Image.new("RGB", (64, 32), "red"))
 def test_a_bare_prompt_has_the_bundles_defaults(client, engine):
     reply = client.post(f"{API}/txt2img", json={"prompt": "a fox"})
     assert reply.status_code == 200
-    assert engine.seen[-1].words == {"num_images_per_prompt": 1}
+    assert engine.seen[-1].words == {"prompt_syntax": "a1111", "num_images_per_prompt": 1}
     assert engine.seen[-1].prompt == "a fox"
     assert set(reply.json()) == {"images", "parameters", "info"}
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import eri_runtime as eri
 from eri_runtime.errors import UsageError
-from eri_runtime.serve import Model
+from eri_runtime.serve import EngineOptions, Model
 from eri_runtime.serve.http.openai_fields import EditFields, GenerationFields
 from eri_runtime.serve.http.openai_requests import edit, generation
 from eri_runtime.serve.http.openai_usage import TokenCounter
@@ -53,6 +53,25 @@ def test_a_generation_is_a_request_of_the_pipeline(pipe, real):
     request = taken(pipe, generation(real, fields, None))
     assert (request.steps, request.height, request.width) == (3, 32, 32)
     assert request.seeds == (7, 8)
+
+
+def test_a_prompt_in_a1111s_syntax_is_read_and_gives_its_loras(pipe, tmp_path):
+    engine = FakeEngine(options=EngineOptions(loras={"ink": tmp_path / "ink", "wax": tmp_path}))
+    engine.models = {"real": Model(name="real", bundle=pipe.bundle, created=0)}
+    fields = GenerationFields(
+        prompt="a (red:1.3) heart <lora:ink:0.5> AND a fox :0.5",
+        prompt_syntax="a1111",
+        loras={"ink": 1.0, "wax": 0.2},
+    )
+    asked = generation(engine, fields, None)
+    assert asked.loras == {"ink": 0.5, "wax": 0.2}
+    request = taken(pipe, asked)
+    assert request.syntax == "a1111"
+    assert [weight for _, weight in request.prompts[0].parts] == [1, 0.5]
+    plain = generation(engine, fields.model_copy(update={"prompt_syntax": None}), None)
+    assert (plain.prompt, plain.loras["ink"]) == (fields.prompt, 1.0)
+    with pytest.raises(UsageError, match="lora: got 'x'"):
+        generation(engine, fields.model_copy(update={"prompt": "<lora:x>"}), None)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 41), (1000, 30), (7, 7), (300, 500)])
