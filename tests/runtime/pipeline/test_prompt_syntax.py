@@ -36,7 +36,9 @@ def guided(pipe):
 
 
 def drawn(pipe, prompt, negative=None, **words):
-    return pipe(prompt, negative, **{**guided(pipe), "prompt_syntax": "a1111", **words}).images
+    return pipe(
+        prompt, negative_prompt=negative, **{**guided(pipe), "prompt_syntax": "a1111", **words}
+    ).images
 
 
 def test_plain_text_is_the_same_picture(pipe):
