@@ -270,7 +270,7 @@ def _prompt_key(pipe: Pipeline, job: Job, syntax: str | None) -> tuple[Any, ...]
         return ()
     request = pipe.request(
         job.prompt,
-        job.negative_prompt,
+        negative_prompt=job.negative_prompt,
         prompt_syntax=syntax,
         num_inference_steps=job.num_inference_steps,
         guidance_scale=job.guidance_scale,
@@ -333,7 +333,8 @@ def _generate_batch(
         negatives = None
     keywords: Any = _call_keywords(padded, words)
     kind = "pil" if output_type == "pil" else "np"
-    result = pipe([job.prompt for job in padded], negatives, output_type=kind, **keywords)
+    prompts = [job.prompt for job in padded]
+    result = pipe(prompts, negative_prompt=negatives, output_type=kind, **keywords)
     count = len(jobs)
     images = result.images if output_type == "pil" else to_signed(result.images)
     return list(images)[:count], result.parameters[:count]

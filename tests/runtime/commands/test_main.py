@@ -110,7 +110,7 @@ def test_a_bad_command_line_is_status_2(arguments, capsys):
     ("words", "expected"),
     [
         (["--size", "50x32"], "width: got 50, expected a positive multiple of 8; 48 and 56"),
-        (["--sampler", "eulr"], "sampler: got 'eulr', expected one of flow_euler"),
+        (["--sampler", "eulr"], "sampler: got 'eulr', expected a sampler of flow schedules"),
         (["--steps", "0"], "num_inference_steps: got 0, expected 1 to 1000"),
         (["--guidance", "nan"], "guidance_scale: got nan"),
         (["--seed", "-1"], "seed: got -1"),

@@ -36,11 +36,13 @@ def guided(pipe):
 
 
 def drawn(pipe, prompt, negative=None, **words):
-    return pipe(prompt, negative, **{**guided(pipe), "prompt_syntax": "a1111", **words}).images
+    return pipe(
+        prompt, negative_prompt=negative, **{**guided(pipe), "prompt_syntax": "a1111", **words}
+    ).images
 
 
 def test_plain_text_is_the_same_picture(pipe):
-    plain = pipe("a red heart", "blurry", **guided(pipe)).images
+    plain = pipe("a red heart", negative_prompt="blurry", **guided(pipe)).images
     assert (drawn(pipe, "a red heart", "blurry") == plain).all()
 
 
@@ -58,7 +60,9 @@ def test_weights_are_those_of_encoded_prompts(pipe):
 
 
 def test_several_texts_are_a_weighted_prompt(pipe):
-    expected = pipe({"a red heart": 0.7, "two cats": 0.3}, "blurry", **guided(pipe)).images
+    expected = pipe(
+        {"a red heart": 0.7, "two cats": 0.3}, negative_prompt="blurry", **guided(pipe)
+    ).images
     found = drawn(pipe, "a red heart :0.7 AND two cats:0.3", "blurry")
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
@@ -67,8 +71,8 @@ def test_several_texts_are_a_weighted_prompt(pipe):
 def test_a_schedule_changes_the_condition_at_its_step(pipe, sampler):
     """The reference resumes after the last step with the first text, with the second."""
     words = {**guided(pipe), "sampler": sampler}
-    first = pipe.request("a red heart", "blurry", **words)
-    then = pipe.request("a blue heart", "bad", **words)
+    first = pipe.request("a red heart", negative_prompt="blurry", **words)
+    then = pipe.request("a blue heart", negative_prompt="bad", **words)
     for step in pipe.denoise(first):
         if step.index == 2:  # of evaluations 0 to 2
             break
@@ -76,7 +80,7 @@ def test_a_schedule_changes_the_condition_at_its_step(pipe, sampler):
     found = drawn(pipe, "a [red:blue:2] heart", "[blurry:bad:2]", sampler=sampler)
     assert (found == pipe.finish(then, last.x).latents).all()
     for when in ("0", "-3"):
-        expected = pipe("a blue heart", "bad", **words).images
+        expected = pipe("a blue heart", negative_prompt="bad", **words).images
         assert (drawn(pipe, f"a [red:blue:{when}] heart", "bad", sampler=sampler) == expected).all()
 
 
@@ -94,7 +98,7 @@ def test_both_loops_and_joint_steps_take_turns(bundle, loop):
         words = {**guided(pipe), "prompt_syntax": "a1111"}
         request = pipe.request(prompt, negative, **words)
         *_, last = pipe.denoise(request)
-        other = pipe.request("two dogs BREAK [a|b] cat", "bad", **words)
+        other = pipe.request("two dogs BREAK [a|b] cat", negative_prompt="bad", **words)
         begun = [pipe.begin(request), pipe.begin(other)]
         assert begun[0].group == begun[1].group
         while not begun[0].done:

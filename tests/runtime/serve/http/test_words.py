@@ -35,7 +35,7 @@ def real(pipe):
 
 def taken(pipe, request):
     """The request of the pipeline; raises for a word that it does not take."""
-    return pipe.request(request.prompt, request.negative_prompt, **request.words)
+    return pipe.request(request.prompt, negative_prompt=request.negative_prompt, **request.words)
 
 
 def test_a_generation_is_a_request_of_the_pipeline(pipe, real):
