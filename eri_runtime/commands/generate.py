@@ -121,7 +121,7 @@ def _prepared(pipe: Pipeline, options: argparse.Namespace) -> tuple[Request, lis
     for file in options.textual_inversion:
         pipe.load_textual_inversion(file)
     pipe.set_loras(parse_loras(options.lora), partial=options.lora_partial)
-    request = pipe.request(prompt, options.negative, **call_keywords(options))
+    request = pipe.request(prompt, negative_prompt=options.negative, **call_keywords(options))
     check_without_cfg(options, pipe.bundle, request.guidance)
     existing = _check_outputs(options, request.batch)
     _merge_tagged(pipe, request.merged_loras)
