@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from eri_runtime.bundle import manifest, verify_all
@@ -213,7 +213,11 @@ def record(trials: Sequence[Trial], whole: Mapping[str, float]) -> dict[str, obj
             "longest": stopped[-1] if stopped else None,
         },
         "seconds_of_a_whole_run": dict(whole),
-        "each": [asdict(each) for each in trials],
+        "each": [
+            f"{each.command}: at {each.at:g} s, status {each.status} in {each.seconds:g} s, "
+            f"{each.outcome}"
+            for each in trials
+        ],
     }
 
 

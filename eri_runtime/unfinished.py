@@ -13,9 +13,13 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from subprocess import CompletedProcess
 
 ATTEMPTS = 20  # at removing a folder in which the main thread still creates files
 PAUSE = 0.02  # seconds between them
@@ -71,7 +75,7 @@ def undo_all() -> None:
     """
     _stopping.set()
     _step.acquire()
-    for undo in reversed(tuple(_undo.values())):
+    for undo in reversed(tuple(_undo.copy().values())):
         with suppress(Exception):
             undo()
 
@@ -83,6 +87,29 @@ def remove_folder(folder: Path) -> None:
         if not folder.exists():
             return
         time.sleep(PAUSE)
+
+
+def run_child(command: Sequence[str], **options: Any) -> CompletedProcess[str]:
+    """Runs a process to its end, as `subprocess.run` does with text; a stop kills it.
+
+    It leads a process group of its own, so Ctrl-C in a terminal reaches it by the stop alone.
+    """
+    import subprocess
+
+    with stops_wait():
+        child = subprocess.Popen(  # noqa: S603
+            command, text=True, process_group=0, **options
+        )
+        forget = on_stop(child.kill)
+    with child:
+        try:
+            output, errors = child.communicate()
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            forget()
+    return subprocess.CompletedProcess(command, child.returncode, output, errors)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from eri_runtime.errors import (
     short,
 )
 from eri_runtime.files import check_regular
-from eri_runtime.partial_files import claim, partial_file
+from eri_runtime.partial_files import claim, complete, partial_file
+from eri_runtime.unfinished import run_child
 
 READER = "eri_export.pickles.reader"
 SUFFIX = ".safetensors"
@@ -90,7 +91,7 @@ def convert(
         header = read_header(partial)  # the reader is not trusted: what it wrote is checked
         nbytes = partial.stat().st_size
         if force:
-            partial.replace(target)
+            complete(partial, target)
         else:
             _claim(partial, target)
     left_out = tuple(answer["left_out"])
@@ -139,9 +140,8 @@ def _claim(partial: Path, target: Path) -> None:
 def _read(source: Path, descriptor: int) -> Mapping[str, Any]:
     """Runs the reader; returns its answer. Raises `DamagedWeightsError` if it died."""
     command = [sys.executable, "-m", READER, str(source.absolute()), str(descriptor)]
-    done = subprocess.run(  # noqa: S603
-        command, capture_output=True, check=False, pass_fds=[descriptor], text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    done = run_child(command, pass_fds=[descriptor], **pipes)
     try:
         answer = json.loads(done.stdout)
     except ValueError:

@@ -219,20 +219,13 @@ def _timed_export(plan: Plan) -> tuple[Build, ...]:
     import time
 
     from eri_runtime.bench.record import Build
-    from eri_runtime.unfinished import on_stop, stops_wait, temporary_folder
+    from eri_runtime.unfinished import run_child, temporary_folder
 
     with temporary_folder("eri-bench-export-") as folder:
         export = ["-m", "eri_runtime", "export", str(plan.checkpoint), "-q", "-o"]
         command = [sys.executable, *export, str(folder / "bundle")]
         started = time.perf_counter()
-        with stops_wait():
-            process = subprocess.Popen(  # noqa: S603
-                command, stdout=subprocess.DEVNULL, process_group=0
-            )
-            forget = on_stop(process.kill)
-        status = process.wait()
-        forget()
-        if status:
+        if status := run_child(command, stdout=subprocess.DEVNULL).returncode:
             got = f"exit status {status}"
             raise BenchmarkError("eri export", got=got, expected="an export to time")
         return (Build(name="eri export", seconds=round(time.perf_counter() - started, 1)),)

@@ -40,7 +40,7 @@ def ended_by_signals() -> Iterator[None]:
         wait_for_end()
 
     heeded = [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]
-    threading.Thread(target=_watch, args=(heard, tell), name="eri-signals", daemon=True).start()
+    _start_watch(heard, tell)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     for each in heeded:
         signal.signal(each, tell)
@@ -52,18 +52,34 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(each, signal.SIG_DFL)
 
 
-def _watch(heard: int, handler: object) -> None:
-    """Ends the process when a signal comes of which `handler` is the handler."""
-    while number := os.read(heard, 1):
-        if signal.getsignal(number[0]) is handler:
-            _stop()
+def _start_watch(heard: int, handler: object) -> None:
+    """Starts a thread that waits for signals, and one that undoes what is unfinished.
+
+    Both start before any signal: a thread cannot start while the main thread, which a signal stops
+    where it is, starts another one.
+    """
+    begin, done = threading.Lock(), threading.Lock()
+    begin.acquire()
+    done.acquire()
+
+    def undo() -> None:
+        begin.acquire()
+        undo_all()
+        done.release()
+
+    def watch() -> None:
+        while number := os.read(heard, 1):
+            if signal.getsignal(number[0]) is handler:
+                begin.release()
+                done.acquire(timeout=UNDONE_WITHIN)
+                _end()
+
+    for target in (undo, watch):
+        threading.Thread(target=target, name=f"eri-signals-{target.__name__}", daemon=True).start()
 
 
-def _stop() -> None:
-    """Undoes what is unfinished, and ends the process."""
-    undoing = threading.Thread(target=undo_all, daemon=True)
-    undoing.start()
-    undoing.join(UNDONE_WITHIN)
+def _end() -> None:
+    """Ends the process with the line and the status."""
     try:
         os.write(2, LINE)
     finally:  # also if standard error is closed

@@ -627,8 +627,8 @@ class Pipeline(DiffusersMethods, Closeable):
             SizeError: If the denoiser does not read so many.
 
         Example:
-            >>> request = pipe.request("a red heart BREAK on blue", prompt_syntax="a1111")
-            >>> pipe.prompt_windows(request)
+            >>> words = {"prompt_syntax": "a1111", "max_sequence_length": 8}
+            >>> pipe.prompt_windows(pipe.request("a red heart BREAK on blue", **words))
             2
         """
         return prompt_windows(self.bundle, self._encode, _checked(request))

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, cast, get_args
 
 from eri_runtime.checks import one_of
 from eri_runtime.text import Syntax, plainly_uses_syntax
 
+NAMES = get_args(Syntax)
+
 log = logging.getLogger(__name__)
 
 
-def check_prompt_syntax(words: Mapping[str, Any], *texts: Any) -> Syntax:
-    """Returns the syntax of a call's prompts; default: plain.
+def check_prompt_syntax(words: Mapping[str, Any]) -> Syntax:
+    """Returns the syntax of a call's prompts; default: plain. Raises `UnknownNameError`."""
+    return cast(Syntax, one_of("prompt_syntax", words.get("prompt_syntax", "plain"), NAMES))
 
-    Logs a warning, once a process, if a text is plainly in AUTOMATIC1111's syntax and the call does
-    not say which syntax it has.
+
+def warn_of_syntax(words: Mapping[str, Any], texts: Iterable[str]) -> None:
+    """Logs a warning if a text is plainly in AUTOMATIC1111's syntax and the call names none.
+
+    Does so once a process.
     """
-    name = words.get("prompt_syntax")
-    if name is not None:
-        return cast(Syntax, one_of("prompt_syntax", name, get_args(Syntax)))
-    flat = (each for text in texts for each in ([text] if isinstance(text, str) else text or ()))
-    if any(isinstance(each, str) and plainly_uses_syntax(each) for each in flat):
+    if "prompt_syntax" not in words and any(map(plainly_uses_syntax, texts)):
         _warn_of_syntax()
-    return "plain"
 
 
 @cache

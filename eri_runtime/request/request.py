@@ -41,7 +41,7 @@ from eri_runtime.request.keywords import Words, merge_configs
 from eri_runtime.request.lora_tags import merged_loras, tagged_loras
 from eri_runtime.request.micro_conditions import MicroConditions, check_micro_conditions
 from eri_runtime.request.noise_arguments import check_call_noise
-from eri_runtime.request.prompt_syntax import check_prompt_syntax
+from eri_runtime.request.prompt_syntax import check_prompt_syntax, warn_of_syntax
 from eri_runtime.request.sampler_choice import check_sampler
 from eri_runtime.request.schedule_part import SchedulePart, check_schedule_part
 from eri_runtime.request.start_images import from_tensors
@@ -181,13 +181,14 @@ def make_request(
     output_type = check_output_type(bundle, keywords.get("output_type", "pil"))
     positive = check_embeds(keywords, "prompt_embeds", "pooled_prompt_embeds")
     negative = check_embeds(keywords, "negative_prompt_embeds", "negative_pooled_prompt_embeds")
-    syntax = check_prompt_syntax(keywords, prompt, negative_prompt)
+    syntax = check_prompt_syntax(keywords)
     prompts = check_prompts(bundle, prompt, positive, syntax)
     prompts = check_encoder_prompts(bundle, keywords, prompts, positive)
     negatives = check_negative_prompts(negative_prompt, len(prompts), negative)
     negatives, negative_others = check_negative_encoder_prompts(
         bundle, keywords, negatives, len(prompts), negative
     )
+    warn_of_syntax(keywords, (*map(str, prompts), *(negatives or ())))
     per_prompt = integer("num_images_per_prompt", keywords.get("num_images_per_prompt", 1), 1)
     count = check_count(bundle, len(prompts) * per_prompt)
     keywords["image"] = check_encodable(bundle, keywords.get("image"))

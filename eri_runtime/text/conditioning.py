@@ -142,13 +142,13 @@ class TextEncoders:
         return condition
 
     def windows(self, text: WeightedText) -> int:
-        """Returns how many windows of CLIP's tokens a weighted text takes in the embeddings.
+        """Returns how many windows of CLIP's tokens a weighted text takes.
 
-        For Flux that is 1: there CLIP gives only a pooled embedding.
+        Flux's denoiser reads none of them; there only the first one counts, for the pooled
+        embedding.
         """
-        if self._bundle.family == "flux":
-            return 1
-        return max(self._weighted.count(clip, text) for clip in REQUIRED_ENCODERS)
+        clips = REQUIRED_ENCODERS[:1] if self._bundle.family == "flux" else REQUIRED_ENCODERS
+        return max(self._weighted.count(clip, text) for clip in clips)
 
     def _with_weights(self, text: Text, length: int) -> Condition:
         """Returns the condition of one text.

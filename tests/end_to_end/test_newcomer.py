@@ -68,7 +68,7 @@ def test_a_page_from_its_first_line_to_its_last(clone, page):
     assert any(line.startswith("python - ") for line in lines)
     assert sum(line.startswith("eri ") for line in lines) >= 2
     told = run(clone, "\n".join(lines))
-    assert "sdxl" in told  # the plan of the export
+    assert "single file, SDXL" in told  # the plan of the export
     with Image.open(clone / "heart.png") as image:
         assert image.text["parameters"].startswith("a red heart\n")
         assert "Steps: 20" in image.text["parameters"]

@@ -166,6 +166,7 @@ def valid_calls(pipe: eri.Pipeline, folder: Path) -> dict[str, tuple[Callable, d
         "Pipeline.table": {"request": request},
         "Pipeline.finish": {"request": request, "x": step.x},
         "Pipeline.preview": {"request": request, "step": step},
+        "Pipeline.prompt_windows": {"request": request},
         "Pipeline.encode_prompt": {"prompt": "a cat", "max_sequence_length": 16},
         "Pipeline.decode": {"latents": x, "height": 16, "width": 16},
         "Pipeline.run": {"name": "vae_decoder", "inputs": {"latents": x}},

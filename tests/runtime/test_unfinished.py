@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from eri_runtime import unfinished
 from eri_runtime.partial_files import partial_file, partial_folder, write_whole
-from eri_runtime.unfinished import on_stop, remove_folder, stops_wait, temporary_folder
+from eri_runtime.unfinished import (
+    on_stop,
+    remove_folder,
+    run_child,
+    stops_wait,
+    temporary_folder,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +63,22 @@ def test_a_temporary_folder_is_removed_at_the_end_and_by_a_stop():
     with temporary_folder() as folder:
         assert folder.is_dir()
     assert not folder.exists()
+
+
+def test_a_child_is_registered_until_it_has_ended():
+    kinds = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    done = run_child([sys.executable, "-c", "print('a'); raise SystemExit(3)"], **kinds)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "a\n", "")
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run_child(sleeping)))
+    thread.start()
+    while not unfinished._undo:
+        time.sleep(0.01)
+    (undo,) = unfinished._undo.values()
+    undo()
+    thread.join(10)
+    assert results[0].returncode == -signal.SIGKILL
 
 
 def test_a_folder_is_removed_in_which_files_still_appear(tmp_path):
@@ -104,3 +131,22 @@ def test_a_stop_waits_for_a_step_and_none_begins_after_it(tmp_path, monkeypatch)
     unfinished._step.release()
     second.join(5)
     assert (tmp_path / "after").read_bytes() == b"x"
+
+
+def test_all_that_replaces_files_registers_what_is_unfinished():
+    """A rename that completes something is in `stops_wait`, and no process runs unregistered."""
+    known = {  # a session's own server, whose workers end with their connection; tiny programs
+        "eri_runtime/serve/links.py",
+        "eri_runtime/bench/environment.py",
+        "eri_export/bench/optimum_worker.py",  # in a worker's process group
+    }
+    root = Path(unfinished.__file__).parents[1]
+    files = [*root.glob("eri_runtime/**/*.py"), *root.glob("eri_export/**/*.py")]
+    loose = {
+        str(file.relative_to(root))
+        for file in files
+        if "eri_export/embedded" not in str(file)  # what trained the checkpoints
+        and re.search(r"subprocess\.(run|Popen)|partial\.(replace|rename)\(", file.read_text())
+        and "stops_wait" not in file.read_text()
+    }
+    assert loose == known

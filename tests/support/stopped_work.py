@@ -14,6 +14,7 @@ import time
 import weakref
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Thread
 
 from eri_runtime import __main__ as command
 from eri_runtime.bench.worker_client import Worker
@@ -52,6 +53,14 @@ def in_callbacks(_folder: Path) -> None:
         del node, reference
 
 
+def starting_threads(_folder: Path) -> None:
+    """Threads that start all the time, which Python does with a lock of its own."""
+    while True:
+        thread = Thread(target=int)
+        thread.start()
+        thread.join()
+
+
 def unfinished(folder: Path) -> None:
     """A file, folders and a process that are to be gone."""
     with ExitStack() as stack:
@@ -76,7 +85,8 @@ def completing(folder: Path) -> None:
     write_whole(folder / "after", b"whole")
 
 
-KINDS = {each.__name__: each for each in (in_c, caught, in_callbacks, unfinished, completing)}
+WORK = (in_c, caught, in_callbacks, starting_threads, unfinished, completing)
+KINDS = {each.__name__: each for each in WORK}
 SAYS = (unfinished, completing)  # that they are ready
 
 

@@ -62,6 +62,7 @@ class Fields(BaseModel):
         cfg_scale: Another name of `guidance_scale`.
         true_cfg_scale: Scale of CFG for models that embed their guidance.
         seed: Seed of the first picture; picture i has seed + i. Default, or -1: a random one.
+        prompt_syntax: `plain`, or `a1111` for AUTOMATIC1111's weights, schedules and LoRA tags.
         sampler: Name of the sampler.
         sigmas: Noise levels: a name or a list.
         loras: LoRAs of the server: scales by name, or a list of `NAME` or `NAME:SCALE`.
@@ -91,6 +92,7 @@ class Fields(BaseModel):
     cfg_scale: float | None = None
     true_cfg_scale: float | None = None
     seed: Annotated[Whole, Field(ge=-1, le=MAX_SEED)] | None = None
+    prompt_syntax: Literal["plain", "a1111"] | None = None
     sampler: Name | None = None
     sigmas: Name | Annotated[list[float], Field(max_length=1000)] | None = None
     loras: dict[Name, float] | Annotated[list[Name], Field(max_length=64)] | None = None

@@ -11,6 +11,7 @@ from eri_runtime.errors import UnknownNameError, UsageError, short
 from eri_runtime.images import picture_of
 from eri_runtime.latents import nearest_size
 from eri_runtime.serve.engine import Engine
+from eri_runtime.serve.http.lora_tags import take_known_loras
 from eri_runtime.serve.http.openai_fields import EditFields, Fields
 from eri_runtime.serve.http.pictures import mask_of
 from eri_runtime.serve.messages import PictureRequest
@@ -38,12 +39,15 @@ def generation(engine: Engine, fields: Fields, timeout: float | None) -> Picture
     Raises:
         UsageError: If two fields contradict each other, or the engine lacks a model or LoRA.
     """
+    prompt, tagged = fields.prompt, dict[str, float]()
+    if fields.prompt_syntax == "a1111":
+        prompt, tagged = take_known_loras(prompt, engine.options.loras)
     return PictureRequest(
         model=find_model(engine, fields.model).name,
-        prompt=fields.prompt,
+        prompt=prompt,
         negative_prompt=fields.negative_prompt,
         words={name: value for name, value in _words(fields).items() if value is not None},
-        loras=scales_of(engine, fields.loras),
+        loras={**scales_of(engine, fields.loras), **tagged},
         previews=fields.previews,
         timeout=timeout if fields.timeout is None else fields.timeout,
     )
@@ -83,6 +87,7 @@ def _words(fields: Fields) -> dict[str, Any]:
         "guidance_scale": either(fields, "guidance_scale", "cfg_scale"),
         "true_cfg_scale": fields.true_cfg_scale,
         "seed": None if fields.seed == RANDOM_SEED else fields.seed,
+        "prompt_syntax": fields.prompt_syntax,
         "sampler": fields.sampler,
         "sigmas": fields.sigmas,
     }

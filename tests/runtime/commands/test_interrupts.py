@@ -112,7 +112,7 @@ def stop(running, number=signal.SIGINT):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("kind", ["in_c", "caught", "in_callbacks"])
+@pytest.mark.parametrize("kind", ["in_c", "caught", "in_callbacks", "starting_threads"])
 def test_work_that_would_lose_an_exception_is_ended(kind, number, tmp_path):
     running, _ = begin(kind, tmp_path)
     stop(running, number)

@@ -71,6 +71,7 @@ def run(*words):
         ["generate", ".", "a", "--textual-inversion", "nope.safetensors"],
         ["generate", ".", "--prompts", "nope.txt", "-o", "out"],
         ["inspect", "nope"],
+        ["samplers", "nope"],
         ["bench", "nope"],
         ["build", "nope", "--engine", "tensorrt-rtx"],
         ["upgrade", "nope"],

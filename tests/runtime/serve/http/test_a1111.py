@@ -88,6 +88,7 @@ def test_every_field_becomes_its_keyword(asked):
     assert request.timeout == 20
     assert request.previews > 0
     assert request.words == {
+        "prompt_syntax": "a1111",
         "seed": 7,
         "sampler": "euler_a",
         "sigmas": "karras",
@@ -102,7 +103,12 @@ def test_every_field_becomes_its_keyword(asked):
 
 def test_a_random_seed_and_an_old_label(asked):
     words = asked({"seed": -1, "sampler_index": "DPM++ 2M Karras", "scheduler": None}).words
-    assert words == {"sampler": "dpmpp_2m", "sigmas": "karras", "num_images_per_prompt": 1}
+    assert words == {
+        "prompt_syntax": "a1111",
+        "sampler": "dpmpp_2m",
+        "sigmas": "karras",
+        "num_images_per_prompt": 1,
+    }
 
 
 def test_a_request_may_name_its_model(client, asked):
