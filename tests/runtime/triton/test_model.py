@@ -59,7 +59,7 @@ def test_pictures_are_those_of_the_pipeline(model, pipe):
     prompts = text("a red heart", "a pïzza")
     request = Request(prompt=prompts, negative_prompt=text("blurry"), **SMALL, **SEED)
     (response,) = model.execute([request])
-    expected = pipe(["a red heart", "a pïzza"], "blurry", seed=7, **WORDS)
+    expected = pipe(["a red heart", "a pïzza"], negative_prompt="blurry", seed=7, **WORDS)
     assert response.error is None
     check_types(response, model.config)
     for image, found in zip(expected.images, response.tensors["image"], strict=True):
