@@ -22,11 +22,12 @@ from eri_runtime.commands.main import make_parser
 from eri_runtime.install_hint import install_hint
 from tests.docs.pages import ROOT
 
-OWN_OPTIONS = {  # programs of their own, and one that calls others
+OWN_OPTIONS = {  # programs of their own, and two that call others
     ("embedded", "train.py"),
     ("embedded", "style_lora.py"),
     ("embedded", "tiny_demo.py"),
     ("bench", "environment.py"),
+    ("bench", "optimum_worker.py"),
 }
 FILES = sorted(
     file
@@ -58,7 +59,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 
 COMMANDS = {name: options_of(parser) for name, parser in subcommands().items()}
-KNOWN = set().union(*COMMANDS.values()) | OTHERS
+KNOWN = set().union(options_of(make_parser()), *COMMANDS.values()) | OTHERS
 
 
 def texts(file: Path) -> Iterator[tuple[int, str]]:
