@@ -23,7 +23,7 @@ from pathlib import Path
 
 from eri_runtime.bundle import manifest
 from eri_runtime.commands.main import main as eri
-from eri_runtime.pipeline import eri_version
+from eri_runtime.version import eri_version
 from tests.support.killed_runs import kill_often, manifest_of
 
 RESULTS = Path(__file__).parent / "results"

@@ -39,7 +39,7 @@ from benchmarks import convergence_figures as figures
 from benchmarks.convergence_control import analytic, ripple
 from eri_export.embedded.emoji_data import captions, chosen_names
 from eri_export.embedded.retrieval import nearest_vectors, shrink
-from eri_runtime.pipeline import eri_version
+from eri_runtime.version import eri_version
 
 Array = NDArray[np.float32]
 RESULTS = Path(__file__).parent / "results"

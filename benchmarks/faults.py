@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from eri_export import export
-from eri_runtime.pipeline import eri_version
+from eri_runtime.version import eri_version
 from tests.support.checkpoints import tiny_flux
 from tests.support.faults import run
 from tests.support.zygote import no_mounts

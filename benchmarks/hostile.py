@@ -31,7 +31,7 @@ from typing import Any
 from benchmarks.hostile_cases import CAMPAIGNS, Cases
 from eri_runtime.bench.environment import processor
 from eri_runtime.bundle import read_bundle
-from eri_runtime.pipeline import eri_version
+from eri_runtime.version import eri_version
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path("build/hostile")

@@ -25,7 +25,7 @@ import eri_runtime as eri
 from eri_runtime.images import to_unit
 from eri_runtime.latents import block_means, fit_rgb, to_rgb, vae
 from eri_runtime.loop.numpy_loop import HostLatents
-from eri_runtime.pipeline import eri_version
+from eri_runtime.version import eri_version
 
 RESULTS = Path(__file__).parent / "results"
 PROMPTS = ("a red heart", "a pizza", "an octopus", "a rocket")

@@ -27,7 +27,7 @@ from eri_export.embedded.emoji_data import find_samples, load_pixels
 from eri_export.embedded.retrieval import nearest_images, nearest_vectors, shrink
 from eri_runtime.images import contact_sheet
 from eri_runtime.latents import vae
-from eri_runtime.pipeline import eri_version
+from eri_runtime.version import eri_version
 
 RESULTS = Path(__file__).parent / "results"
 COUNT = 50

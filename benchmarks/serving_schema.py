@@ -34,7 +34,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from eri_runtime.pipeline import eri_version
+from eri_runtime.version import eri_version
 from eri_runtime.serve import EngineOptions
 from eri_runtime.serve.http import make_app
 from eri_runtime.serve.http.errors import A1111_PATH

@@ -42,7 +42,7 @@ from eri_runtime.bundle import Bundle
 from eri_runtime.images import contact_sheet, to_pil, to_unit, write_png
 from eri_runtime.latents import VaeMode, tiling, vae
 from eri_runtime.latents.geometry import to_vae
-from eri_runtime.pipeline import eri_version
+from eri_runtime.version import eri_version
 
 Array = NDArray[np.float32]
 RESULTS = Path(__file__).parent / "results"

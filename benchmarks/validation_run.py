@@ -42,7 +42,7 @@ from eri_export.embedded.training_loop import Run
 from eri_export.embedded.training_pictures import GUIDANCE, SEED, STEPS, Watch
 from eri_export.publishing.export_bundle import export
 from eri_runtime.images import contact_sheet
-from eri_runtime.pipeline import eri_version
+from eri_runtime.version import eri_version
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("red heart", "red apple", "pizza", "rocket", "sunflower", "octopus")

@@ -20,7 +20,9 @@ def not_a_bundle(root: Path, error: OSError) -> NotABundleError:
     got, fix = f"{MANIFEST}: {error.strerror or error}", None
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         got, fix = _what(root)
-    target = _usual(root) if root.exists() else root
+        target = _usual(root) if root.exists() else root
+    else:
+        target = root
     fix = fix or f"make a bundle with `{_export('CHECKPOINT', target)}`"
     return NotABundleError(root, got=got, expected="the folder of a bundle", fix=fix)
 

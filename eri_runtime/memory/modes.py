@@ -72,7 +72,7 @@ class MemoryEfficientSamplingConfig:
                 got, expected = "a size and no slicing", "enable_attention_slicing=True with it"
                 raise UsageError("slice_size", got=got, expected=expected)
         if integer("tile_size", self.tile_size, 1) != TILE and not self.enable_vae_tiling:
-            got, expected = f"{self.tile_size} without enable_vae_tiling", "both, or neither"
+            got, expected = f"{short(self.tile_size)} without enable_vae_tiling", "both, or neither"
             raise UsageError("tile_size", got=got, expected=expected)
 
     @property

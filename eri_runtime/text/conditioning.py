@@ -110,7 +110,7 @@ class TextEncoders:
             name.replace("tokenizer", "text_encoder"): each
             for name, each in self._tokenizers.items()
         }
-        self._weighted = WeightedEncoding(by_component, self._run_encoder)
+        self._weighted = WeightedEncoding(by_component, partial(_run_encoder, bundle, run))
 
     def tokenizer(self, component: str) -> PromptTokenizer:
         """Returns the tokenizer of a text encoder."""
@@ -169,11 +169,6 @@ class TextEncoders:
             t5 = self._t5_or_zeros([""], length)
         return Condition(_clip_before_t5(clip, t5), pooled)
 
-    def _run_encoder(self, name: str, ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Runs a text encoder on token ids (B, T), of any B; returns its outputs (B, …) by name."""
-        ranges = self._bundle.components[name].ranges["batch"]
-        return run_in_chunks(partial(self._run, name), ranges, {"input_ids": ids})
-
     def _encode(
         self, suffix: str, prompts: Sequence[PlainText], length: int | None = None
     ) -> dict[str, NDArray[Any]]:
@@ -216,6 +211,14 @@ class TextEncoders:
         """Returns T5's embeddings; pooled is CLIP-L's."""
         t5 = self._encode("_2", prompts, length)["hidden_states"]
         return Condition(t5, self._encode("", prompts)["pooled"])
+
+
+def _run_encoder(
+    bundle: Bundle, run: Run, name: str, ids: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    """Runs a text encoder on token ids (B, T), of any B; returns its outputs (B, …) by name."""
+    ranges = bundle.components[name].ranges["batch"]
+    return run_in_chunks(partial(run, name), ranges, {"input_ids": ids})
 
 
 def _clip_before_t5(clip: Array, t5: Array) -> Array:

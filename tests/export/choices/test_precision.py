@@ -58,7 +58,8 @@ def exported(request, tmp_path_factory):
 def test_weights_have_the_precision_of_their_component(exported):
     bundle, family, precision = exported
     for name, spec in bundle.components.items():
-        upcast = (family, precision) == ("sdxl", "fp16") and name.startswith("vae")
+        t5 = {"sd35": "text_encoder_3", "flux": "text_encoder_2"}.get(family)
+        upcast = name == t5 if precision == "bf16" else family == "sdxl" and name.startswith("vae")
         assert spec.precision == ("fp32" if upcast else precision), name
         for key, value in load_file(bundle.path(spec.weights)).items():
             kept = not set(spec.kept_float32).isdisjoint(key.split("."))

@@ -122,7 +122,8 @@ def test_a_timing_cache_on_a_full_disk_is_a_disk_error(tmp_path, monkeypatch):
 def test_export_builds_when_it_has_published(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(export_cli, "run_export", lambda target, _, **__: done.append(target) or {})
-    monkeypatch.setattr(export_cli, "check_paths", lambda *_: None)
+    for name in ("check_paths", "read_bundle", "usable_line"):
+        monkeypatch.setattr(export_cli, name, lambda *_: None)
     monkeypatch.setattr(build_cli, "run_build", lambda *given, **_: done.append(given))
     words = ["export", "anything", "-o", str(tmp_path)]
     assert main(words) == 0

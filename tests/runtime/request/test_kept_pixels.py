@@ -218,7 +218,9 @@ def test_every_prompt_of_a_file_paints_the_picture(pipe, sd35_bundle, files, tmp
     assert main(command) == 0
     assert "0 done, 2 kept" in capsys.readouterr().out
     picture().transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(image)  # another picture, other ones
-    assert main(command) == 0
+    assert main(command) == 2
+    capsys.readouterr()
+    assert main([*command, "--force"]) == 0
     assert "2 done, 0 kept" in capsys.readouterr().out
 
 

@@ -291,7 +291,7 @@ def test_a_lora_that_fits_in_part_on_the_command_line(
     path = saved(tmp_path / "first.safetensors", {k: np.asarray(v) for k, v in lora.items()})
     words = ["--size", "64x48", "--steps", "2", "--guidance", "2", "--seed", "3", "-o", "out.png"]
     command = ["generate", str(sdxl_bundle), "a red heart", "--lora", str(path), *words]
-    assert main(command) == 1
+    assert main(command) == 2
     said = capsys.readouterr().err
     assert strange in said
     assert "--lora-partial" in said
