@@ -34,10 +34,10 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from eri_runtime.version import eri_version
 from eri_runtime.serve import EngineOptions
 from eri_runtime.serve.http import make_app
 from eri_runtime.serve.http.errors import A1111_PATH
+from eri_runtime.version import eri_version
 from tests.support.fake_engine import FakeEngine
 
 RESULTS = Path(__file__).parent / "results"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -80,11 +78,14 @@ class _Conditions:
         self, bundle: Bundle, encode: Encode, request: Request, stages: PromptStages
     ) -> None:
         self._bundle, self._request, self.stages = bundle, request, stages
-        self._encoded = cache(lambda texts: self._encode(encode, texts))
+        self._encode, self._known = encode, dict[Column, Condition]()
 
-    def _encode(self, encode: Encode, texts: Column) -> Condition:
-        condition = encode(texts, self._request.max_sequence_length)
-        return condition.repeat(self._request.images_per_prompt)
+    def _encoded(self, texts: Column) -> Condition:
+        """Returns the condition of texts, which are encoded once."""
+        if texts not in self._known:
+            condition = self._encode(texts, self._request.max_sequence_length)
+            self._known[texts] = condition.repeat(self._request.images_per_prompt)
+        return self._known[texts]
 
     def positive(self, phase: int, k: int) -> Condition:
         """Returns positive condition k, from 1, of a phase, (B, …)."""

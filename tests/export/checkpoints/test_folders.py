@@ -159,7 +159,8 @@ def test_two_variants_and_no_plain_weights(copied):
     root = copied("variant")
     file = root / "vae" / "diffusion_pytorch_model.fp16.safetensors"
     shutil.copyfile(file, file.with_name("diffusion_pytorch_model.bf16.safetensors"))
-    with pytest.raises(CheckpointError, match=r"vae: .*'bf16', 'fp16', expected plain ones; add `--variant bf16`"):
+    expected = r"vae: .*'bf16', 'fp16', expected plain ones; add `--variant bf16`"
+    with pytest.raises(CheckpointError, match=expected):
         _ = open_folder(root).components["vae"].tensors
     assert open_folder(root, variant="bf16").components["vae"].tensors
 

@@ -50,7 +50,8 @@ def calls(monkeypatch):
 def alone(pipe, job, **words):
     """The picture of a call for one job, made with the words it has."""
     own = {name: value for name, value in vars(job).items() if "prompt" not in name}
-    (image,) = pipe(job.prompt, job.negative_prompt, **{**words, **own}).images
+    negative = {"negative_prompt": job.negative_prompt}
+    (image,) = pipe(job.prompt, **negative, **{**words, **own}).images
     return np.asarray(image)
 
 
