@@ -120,15 +120,15 @@ def test_a_timing_cache_on_a_full_disk_is_a_disk_error(tmp_path, monkeypatch):
 
 
 def test_export_builds_when_it_has_published(tmp_path, monkeypatch):
-    done = []
+    done, target = [], tmp_path / "bundle"
     monkeypatch.setattr(export_cli, "run_export", lambda target, _, **__: done.append(target) or {})
     for name in ("check_paths", "read_bundle", "usable_line"):
         monkeypatch.setattr(export_cli, name, lambda *_: None)
     monkeypatch.setattr(build_cli, "run_build", lambda *given, **_: done.append(given))
-    words = ["export", "anything", "-o", str(tmp_path)]
+    words = ["export", "anything", "-o", str(target)]
     assert main(words) == 0
-    assert done == [tmp_path]
+    assert done == [target]
     words += ["--engine", "tensorrt-rtx", "--compute-capability", "8.6"]
     assert main([*words, "--compute-capability", "8.9"]) == 0
     options = BuildOptions(engine="tensorrt-rtx", capabilities=("8.6", "8.9"))
-    assert done[1:] == [tmp_path, (tmp_path, options)]
+    assert done[1:] == [target, (target, options)]

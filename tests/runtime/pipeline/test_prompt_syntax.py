@@ -96,7 +96,7 @@ def test_both_loops_and_joint_steps_take_turns(bundle, loop):
     prompt, negative = "a [red|(blue:1.3)] heart BREAK two cats", "[bad|]"
     with eri.load(bundle, "cpu", loop=loop) as pipe:
         words = {**guided(pipe), "prompt_syntax": "a1111"}
-        request = pipe.request(prompt, negative, **words)
+        request = pipe.request(prompt, negative_prompt=negative, **words)
         *_, last = pipe.denoise(request)
         other = pipe.request("two dogs BREAK [a|b] cat", negative_prompt="bad", **words)
         begun = [pipe.begin(request), pipe.begin(other)]
@@ -128,7 +128,7 @@ def test_too_many_windows_are_refused_before_a_step(pipe):
 def test_a_picture_says_what_was_written(pipe):
     prompt = "a (red:1.2) [heart|cat] AND two cats :0.5"
     words = {**guided(pipe), "prompt_syntax": "a1111"}
-    (text,) = pipe(prompt, "[bad]", **words).parameters
+    (text,) = pipe(prompt, negative_prompt="[bad]", **words).parameters
     assert text.startswith(f"{prompt}\nNegative prompt: [bad]\n")
     assert "Prompt syntax: a1111" in text
 
