@@ -13,6 +13,7 @@ from eri_runtime.errors import NotABundleError
 WEIGHTS = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
 PIPELINE = "model_index.json"  # of a checkpoint that diffusers saved
 SHOWN = 4  # bundles that a message lists
+LONGEST = 200  # characters of a path in a command
 
 
 def not_a_bundle(root: Path, error: OSError) -> NotABundleError:
@@ -50,8 +51,9 @@ def _usual(root: Path) -> Path:
 
 
 def _export(checkpoint: str | Path, target: Path) -> str:
-    """Returns the command that exports a checkpoint."""
-    return shlex.join(["eri", "export", str(checkpoint), "-o", str(target)])
+    """Returns the command that exports a checkpoint; a target that no line holds is left out."""
+    named = ["-o", str(target)] if len(str(target)) <= LONGEST else []
+    return shlex.join(["eri", "export", str(checkpoint), *named])
 
 
 def _bundles(folder: Path) -> list[Path]:

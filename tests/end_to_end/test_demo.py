@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from itertools import count
 from types import SimpleNamespace
@@ -67,6 +68,7 @@ def test_the_readmes_example_draws_what_it_says(demo, monkeypatch):
 def test_the_guides_examples_run_with_a_real_model(demo, monkeypatch):
     """Every page runs on tiny bundles in `tests/docs`; of these two the pictures are looked at."""
     monkeypatch.chdir(demo)
+    shutil.copyfile(lora(), "style.safetensors")
     names: dict[str, object] = {}
     run_python(ROOT / "docs/guides/generate.md", names)
     names["pipe"].close()
