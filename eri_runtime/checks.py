@@ -18,7 +18,7 @@ from typing import Any, SupportsIndex, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from eri_runtime.errors import NonFiniteError, UnknownNameError, UsageError, short
+from eri_runtime.errors import NonFiniteError, UnknownNameError, UsageError, nearest, short
 
 NOT_NEGATIVE = "a finite number, 0 or more"
 
@@ -106,10 +106,8 @@ def one_of(name: str, value: object, names: Collection[str]) -> str:
 
 def did_you_mean(name: object, names: Collection[str]) -> str | None:
     """Returns "did you mean …?" with the name that is most like `name`, or None if none is."""
-    from difflib import get_close_matches  # slow to import, and seldom needed
-
-    near = get_close_matches(str(name), names, 1) if isinstance(name, str) else []
-    return f"did you mean `{near[0]}`?" if near else None
+    near = nearest(name, names) if isinstance(name, str) else None
+    return None if near is None else f"did you mean `{near}`?"
 
 
 def instance(name: str, value: object, kind: type[Kind], expected: str | None = None) -> Kind:

@@ -39,7 +39,7 @@ the fix. The command line exits with status 2 for what it was given (`UsageError
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 SHOWN = 160  # characters of a value that a message repeats
@@ -71,6 +71,13 @@ def cut(text: str, longest: int = LONGEST) -> str:
     """Returns `text`, with the middle cut out if it is longer than `longest` characters."""
     half = longest // 2
     return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Returns the one of `names` that is most like `name`, or None if none is like it."""
+    from difflib import get_close_matches  # slow to import, and seldom needed
+
+    return next(iter(get_close_matches(name, [*names], 1)), None)
 
 
 class EriError(Exception):

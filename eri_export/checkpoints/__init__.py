@@ -1,10 +1,11 @@
 """Checkpoints in any layout, opened without reading a weight.
 
 `checkpoint` has the opened checkpoint's types, `sources` opens folders, single files and Hub ids
-into them, and `stored_tensors` are tensors as byte ranges of files. `config_from_shapes` derives
-the config of a file that has none; `shipped_configs` supplies configs and tokenizers that a file
-lacks; `tokenizers` converts them; `manifest_facts` reads schedule, latents and defaults from the
-configs. Start with `checkpoint`, then `sources`.
+into them, `stored_tensors` are tensors as byte ranges of files, and `safetensors_header` writes the
+header of such a file. `config_from_shapes` derives the config of a file that has none;
+`shipped_configs` supplies configs and tokenizers that a file lacks; `tokenizers` converts them;
+`manifest_facts` reads schedule, latents and defaults from the configs. Start with `checkpoint`,
+then `sources`.
 
 The names below need torch alone; `sources` and `manifest_facts`, which load diffusers, do not
 belong to them.
@@ -18,6 +19,7 @@ from eri_export.checkpoints.checkpoint import (
     Config,
     Tensors,
 )
+from eri_export.checkpoints.safetensors_header import safetensors_header
 from eri_export.checkpoints.stored_tensors import (
     SAFETENSORS_DTYPES,
     TORCH_DTYPES,
@@ -38,4 +40,5 @@ __all__ = [
     "StoredTensor",
     "Tensors",
     "read_headers",
+    "safetensors_header",
 ]

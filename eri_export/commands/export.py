@@ -16,7 +16,7 @@ from eri_export.progress import Progress, Stopwatch
 from eri_export.publishing.atomic_publish import replaces, terminated_as_interrupt
 from eri_runtime.bundle import read_bundle
 from eri_runtime.commands.output import Output, add_output_options
-from eri_runtime.commands.subcommand import Subparsers, add_command, parse_lora
+from eri_runtime.commands.subcommand import Subparsers, add_command, parse_lora, useless_option
 from eri_runtime.errors import BackendError, UsageError
 from eri_runtime.install_hint import install_hint
 
@@ -51,8 +51,7 @@ def export(options: argparse.Namespace) -> None:
     check_paths(options, target)
     check_target(options)
     if options.lora_partial and not options.lora:
-        expected, fix = "an option that changes something", "leave it out"
-        raise UsageError("--lora-partial", got="no --lora", expected=expected, fix=fix)
+        raise useless_option("--lora-partial", got="no --lora")
     if not options.dry_run:
         check_new(target, options.force)
     output.note(f"opening {options.checkpoint}")

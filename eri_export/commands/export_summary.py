@@ -11,6 +11,7 @@ from eri_export.machine import peak_memory
 from eri_export.progress import Stage, Stopwatch
 from eri_export.publishing.export_bundle import REPORT
 from eri_runtime.bundle import Bundle
+from eri_runtime.commands.describe_bundle import component_facts
 from eri_runtime.units import megabytes
 
 STAGES: tuple[Stage, ...] = ("trace", "write", "compare", "publish")
@@ -24,14 +25,7 @@ def summary_facts(bundle: Bundle) -> dict[str, Any]:
         "bytes": bundle.size,
         "peak_memory": peak_memory(),
         "files": [str(bundle.path(name)) for name in sorted(bundle.files)],
-        "components": {
-            name: {
-                "precision": each.precision,
-                "parameters": each.parameters,
-                "error": each.parity,
-            }
-            for name, each in bundle.components.items()
-        },
+        "components": {name: component_facts(each) for name, each in bundle.components.items()},
     }
 
 

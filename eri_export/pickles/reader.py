@@ -94,26 +94,13 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def _write(tensors: dict[str, torch.Tensor], output: BinaryIO) -> None:
-    """Writes a safetensors file: the header's length, the header, then each tensor's bytes.
-
-    https://huggingface.co/docs/safetensors/index#format
-    """
+    """Writes a safetensors file: the header, then each tensor's bytes."""
     import torch
 
-    from eri_export.checkpoints import SAFETENSORS_DTYPES
+    from eri_export.checkpoints import safetensors_header
 
-    header, position = {}, 0
-    for name, tensor in tensors.items():
-        end = position + tensor.nbytes
-        header[name] = {
-            "dtype": SAFETENSORS_DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    output.write(len(text).to_bytes(8, "little") + text)
+    entries = ((name, each.dtype, each.shape, each.nbytes) for name, each in tensors.items())
+    output.write(safetensors_header(entries))
     for tensor in tensors.values():
         flat = tensor.detach().contiguous().reshape(-1)
         if flat.numel():

@@ -7,7 +7,6 @@ bundle, and only a file written here has aligned tensors.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from eri_export.checkpoints import SAFETENSORS_DTYPES, StoredTensor, read_headers
+from eri_export.checkpoints import StoredTensor, read_headers, safetensors_header
 from eri_export.graphs.passes.hidden_weights import weights_of
 from eri_export.graphs.passes.values import dtype_of, name_of
 from eri_runtime.bundle import FileRecord, Listener, no_progress
@@ -111,25 +110,11 @@ def bind(model: ir.Model, tensors: Mapping[str, StoredTensor]) -> None:
 
 def _parts(ordered: Sequence[Conversion]) -> Iterator[bytes | memoryview]:
     """Yields the file in order: its header, then the converted bytes of each tensor in chunks."""
-    yield _header(ordered)
+    entries = ((each.source.name, each.dtype, each.source.shape, each.nbytes) for each in ordered)
+    yield safetensors_header(entries, ALIGNMENT)
     for item in ordered:
         for chunk in item.chunks():
             yield chunk.view(torch.uint8).numpy().data
-
-
-def _header(ordered: Sequence[Conversion]) -> bytes:
-    """Returns the header's length and JSON, padded with spaces so that the data is aligned."""
-    entries, position = {}, 0
-    for item in ordered:
-        entries[item.source.name] = {
-            "dtype": SAFETENSORS_DTYPES[item.dtype],
-            "shape": list(item.source.shape),
-            "data_offsets": [position, position + item.nbytes],
-        }
-        position += item.nbytes
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _alignment(nbytes: int) -> int:

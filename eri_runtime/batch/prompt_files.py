@@ -8,11 +8,10 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from eri_runtime.errors import UnknownNameError, UsageError, short
+from eri_runtime.errors import UnknownNameError, UsageError, nearest, short
 from eri_runtime.files import parse_json, read_regular_file
 from eri_runtime.request import Job, error_prefix, parse_size
 
@@ -168,8 +167,8 @@ def _job_fields(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     for name, value in pairs:
         if name not in NAMES:
-            near = get_close_matches(name, NAMES, 1)
-            fix = f"did you mean {near[0]}?" if near else None
+            near = nearest(name, NAMES)
+            fix = f"did you mean {near}?" if near else None
             raise UnknownNameError(
                 "name", got=short(name), expected=f"one of {', '.join(NAMES)}", fix=fix
             )

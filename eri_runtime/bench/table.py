@@ -67,7 +67,7 @@ def print_table(
     console.print(table)
 
 
-def _timed(figure: str, part: str = "median") -> Column:
+def timed(figure: str, part: str = "median") -> Column:
     """Returns a column of the median or another part of a figure's spread in milliseconds."""
 
     def text(_: Record, row: Row) -> str:
@@ -111,41 +111,44 @@ def precision(record: Record, row: Row) -> str:
     return record.subject(row.subject).precision
 
 
-def _parity(text: Callable[[Distance], str]) -> Column:
+def distance(text: Callable[[Distance], str]) -> Column:
     """Returns a column of a row's worst distance, formatted by `text`."""
     return lambda _, row: MISSING if row.parity is None else text(row.parity.worst)
 
 
+PSNR = distance(lambda worst: psnr_text(worst.psnr))
+MAX = distance(lambda worst: str(worst.max))
+FLIP = distance(lambda worst: MISSING if worst.flip is None else f"{worst.flip:.4f}")
 NAMED: Mapping[str, Column] = {"subject": lambda _, row: row.subject, "": precision}
 TABLES: Mapping[str, Mapping[str, Column]] = {
     "a step, ms": {
         **NAMED,
-        "median": _timed(STEP),
-        "p95": _timed(STEP, "p95"),
-        "p99": _timed(STEP, "p99"),
+        "median": timed(STEP),
+        "p95": timed(STEP, "p95"),
+        "p99": timed(STEP, "p99"),
         "ratio (p10–p90)": _ratio(STEP),
     },
     "a picture, end to end, ms": {
         **NAMED,
-        "median": _timed(WHOLE),
-        "p95": _timed(WHOLE, "p95"),
-        "p99": _timed(WHOLE, "p99"),
+        "median": timed(WHOLE),
+        "p95": timed(WHOLE, "p95"),
+        "p99": timed(WHOLE, "p99"),
         "per min": per_minute,
         "ratio (p10–p90)": _ratio(WHOLE),
     },
     "its parts, ms; a cold start, s; peak memory, MB": {
         **NAMED,
-        "encode": _timed("encode"),
-        "decode": _timed("decode"),
-        "PNG": _timed("png"),
+        "encode": timed("encode"),
+        "decode": timed("decode"),
+        "PNG": timed("png"),
         "cold": _cold,
         "peak": _peak,
     },
     "worst distance from the reference's pictures": {
         **NAMED,
-        "PSNR, dB": _parity(lambda worst: psnr_text(worst.psnr)),
-        "max of 255": _parity(lambda worst: str(worst.max)),
-        "FLIP": _parity(lambda worst: MISSING if worst.flip is None else f"{worst.flip:.4f}"),
+        "PSNR, dB": PSNR,
+        "max of 255": MAX,
+        "FLIP": FLIP,
     },
 }
 NOTE = (

@@ -7,10 +7,10 @@ import errno
 import shlex
 from pathlib import Path
 
+from eri_runtime.bundle.hub import WEIGHTS_SUFFIXES
 from eri_runtime.bundle.spec import MANIFEST
 from eri_runtime.errors import NotABundleError
 
-WEIGHTS = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
 PIPELINE = "model_index.json"  # of a checkpoint that diffusers saved
 SHOWN = 4  # bundles that a message lists
 LONGEST = 200  # characters of a path in a command
@@ -41,7 +41,7 @@ def _what(root: Path) -> tuple[str, str | None]:
 def _is_checkpoint(root: Path) -> bool:
     """Returns whether a path looks like a checkpoint, by its name or the names in it."""
     if root.is_file():
-        return root.suffix.lower() in WEIGHTS
+        return root.suffix.lower() in WEIGHTS_SUFFIXES
     return (root / PIPELINE).is_file() or any(root.glob("*.safetensors"))
 
 

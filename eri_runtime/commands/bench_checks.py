@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eri_runtime.commands.bench_options import OPTIONS, TORCH_PARTS
+from eri_runtime.commands.subcommand import useless_option
 from eri_runtime.errors import (
     BackendError,
     BenchmarkError,
@@ -40,8 +41,7 @@ def check_mode(options: argparse.Namespace) -> None:
         given = getattr(options, name.removeprefix("--").replace("-", "_")) != default
         read = name in READ[mode] if mode in READ else name != "--threshold"
         if given and not read:
-            expected, fix = "an option that changes something", "leave it out"
-            raise UsageError(name, got=mode, expected=expected, fix=fix)
+            raise useless_option(name, got=mode)
 
 
 def check_numbers(options: argparse.Namespace) -> None:

@@ -70,12 +70,19 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _facts(component: ComponentSpec) -> dict[str, Any]:
-    """Returns the facts about one component."""
+def component_facts(component: ComponentSpec) -> dict[str, Any]:
+    """Returns what every command's `--json` says about a component."""
     return {
         "precision": component.precision,
         "parameters": component.parameters,
         "error": component.parity,
+    }
+
+
+def _facts(component: ComponentSpec) -> dict[str, Any]:
+    """Returns the facts about one component."""
+    return {
+        **component_facts(component),
         "ranges": {
             name: {"min": sizes.min, "opt": sizes.opt, "max": sizes.max}
             for name, sizes in component.ranges.items()

@@ -19,10 +19,8 @@ EXIT_CODES = {
 PASSED = (UsageError, CheckpointError, BundleError, LoraError)  # faults in what was passed
 
 
-def code_of(error: BaseException) -> int:
+def code_of(error: Exception) -> int:
     """Returns the exit code of an error that ends a command."""
-    if isinstance(error, KeyboardInterrupt):
-        return STOPPED
     return WRONG if isinstance(error, PASSED) else FAILED
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eri_runtime.commands.subcommand import useless_option
 from eri_runtime.errors import UsageError
 
 if TYPE_CHECKING:  # they take NumPy, which a command that is refused early does without
@@ -19,7 +20,7 @@ Ignored = tuple[str, str, str | None]  # the option, what it was given with, and
 def check_combinations(options: argparse.Namespace) -> None:
     """Raises `UsageError` for an option that another one makes useless, before a bundle is read."""
     for option, got, fix in _useless(options):
-        raise UsageError(option, got=got, expected="an option that changes something", fix=fix)
+        raise useless_option(option, got=got, fix=fix)
 
 
 def _useless(options: argparse.Namespace) -> Iterator[Ignored]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from eri_runtime.commands.subcommand import write_line
-from eri_runtime.errors import cut, short
+from eri_runtime.errors import cut, nearest, short
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,9 +92,6 @@ def unexpected(left: Iterable[str], options: Iterable[str]) -> str:
 
 def meant(text: str, names: Iterable[str], otherwise: str = "") -> str:
     """Returns `; did you mean NAME?`, or what is there otherwise, or nothing."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(text, [*names], 1)
-    if near:
-        return f"; did you mean {near[0]}?"
+    if near := nearest(text, names):
+        return f"; did you mean {near}?"
     return f"; there are {otherwise}" if otherwise else ""

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eri_runtime.commands.subcommand import useless_option
 from eri_runtime.errors import UsageError
 from eri_runtime.serve.options import DEFAULT_OPTIONS, EngineOptions, Limits
 from eri_runtime.units import parse_bytes
@@ -178,8 +179,7 @@ def check_ray(options: argparse.Namespace) -> None:
     got, fix = ("--ray", "use --replicas") if options.ray else ("no --ray", "add --ray")
     for name in useless:
         if getattr(options, name) is not None:
-            expected = "an option that changes something"
-            raise UsageError(f"--{name}", got=got, expected=expected, fix=fix)
+            raise useless_option(f"--{name}", got=got, fix=fix)
 
 
 def server_options(options: argparse.Namespace) -> ServerOptions:

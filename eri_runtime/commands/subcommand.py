@@ -35,6 +35,11 @@ def add_command(
     return parser
 
 
+def useless_option(option: str, *, got: str, fix: str | None = "leave it out") -> UsageError:
+    """Returns the error for an option that would change nothing, as nobody sets one for that."""
+    return UsageError(option, got=got, expected="an option that changes something", fix=fix)
+
+
 def parsed_by(name: str) -> Callable[[str], Any]:
     """Returns a function for argparse's `type=`: `eri_runtime.request.NAME`, imported when called.
 

@@ -38,11 +38,15 @@ _CALL = Advice("settings of a call", "read them from pipe.request(…)")
 _OPEN = Advice("eri_runtime.load, which opens a bundle", "run `eri export` on the checkpoint first")
 _NO_HOOK = Advice("no such step", "remove this line")
 
+_PARTS = (
+    *("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"),
+    *("tokenizer", "tokenizer_2", "tokenizer_3"),
+    *("image_encoder", "feature_extractor", "image_processor"),
+)
+
 ADVICE: Mapping[str, Advice] = {
     "scheduler": _SAMPLER,
-    **dict.fromkeys(("unet", "transformer", "vae", "text_encoder", "text_encoder_2"), _MODULE),
-    **dict.fromkeys(("text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"), _MODULE),
-    **dict.fromkeys(("image_encoder", "feature_extractor", "image_processor"), _MODULE),
+    **dict.fromkeys(_PARTS, _MODULE),
     "safety_checker": Advice("pictures that nothing censors", "remove this line"),
     "watermark": Advice("pictures without watermark", "remove this line"),
     "components": Advice("pipe.bundle.components", "use that, or eri_runtime.load the bundle"),
@@ -95,8 +99,4 @@ ADVICE: Mapping[str, Advice] = {
 }
 
 # attributes of diffusers' pipelines that people set; here that would change nothing
-MODULES = (
-    *("scheduler", "unet", "transformer", "vae", "text_encoder", "text_encoder_2"),
-    *("text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "image_encoder"),
-    *("feature_extractor", "image_processor", "safety_checker", "watermark", "config"),
-)
+MODULES = ("scheduler", *_PARTS, "safety_checker", "watermark", "config")

@@ -148,10 +148,7 @@ class DiffusersMethods:
             UnknownNameError: If a name is not loaded.
             UsageError: If a scale is no finite number, or there are more of them than names.
         """
-        is_one = isinstance(adapter_names, str)
-        names = [adapter_names] if is_one else items("adapter_names", adapter_names, "names")
-        for name in names:
-            text("adapter_names", name)
+        names = _adapter_names(adapter_names)
         one = adapter_weights is None or not isinstance(adapter_weights, list | tuple)
         scale = 1.0 if adapter_weights is None else adapter_weights
         scales = [scale] * len(names) if one else list(adapter_weights)
@@ -173,10 +170,8 @@ class DiffusersMethods:
         Raises:
             UnknownNameError: If a LoRA is not loaded.
         """
-        is_one = isinstance(adapter_names, str)
-        names = [adapter_names] if is_one else items("adapter_names", adapter_names, "names")
-        if names:
-            self.unload_loras(*(text("adapter_names", name) for name in names))
+        if names := _adapter_names(adapter_names):
+            self.unload_loras(*names)
 
     def unload_lora_weights(self) -> None:
         """Takes all LoRAs out of the weights and forgets them, as `unload_loras` does."""
@@ -202,6 +197,12 @@ class DiffusersMethods:
             expected, fix = advice.expected, advice.fix
             raise UsageError(f"pipe.{name}", got="another value", expected=expected, fix=fix)
         object.__setattr__(self, name, value)
+
+
+def _adapter_names(names: str | Sequence[str]) -> list[str]:
+    """Returns one name or several as a list; raises `UsageError` for what is no text."""
+    listed = [names] if isinstance(names, str) else items("adapter_names", names, "names")
+    return [text("adapter_names", name) for name in listed]
 
 
 def unknown_attribute(kind: type, name: str) -> UnknownAttributeError:

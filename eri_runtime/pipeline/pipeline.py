@@ -568,8 +568,8 @@ class Pipeline(DiffusersMethods, Closeable):
         x = vae.check_latents(self.bundle, x, request.height, request.width)
         if request.output_type == "latent":
             if request.part.end is not None:
-                at = self.schedule(request)[len(self.schedule(request))]
-                x = x * np.float32(scheduler_scale(self.bundle, request, at))
+                levels = self.schedule(request)
+                x = x * np.float32(scheduler_scale(self.bundle, request, levels[len(levels)]))
             return Result(images=x, latents=x, seeds=request.known_seeds, parameters=parameters)
         attempt = self._memory.attempt(request_size(request))
 

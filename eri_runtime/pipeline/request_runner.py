@@ -33,6 +33,7 @@ from eri_runtime.request import (
     Edit,
     Request,
     add_noise,
+    first_noise,
     keep_outside_mask,
     noise_scale,
     request_schedule,
@@ -225,8 +226,7 @@ class RequestRunner:
         if request.noise == "brownian":
             span = (0.0, max(float(table.points.clock.training[-1]), table.level(0)))
             return BrownianNoise(request.seeds, noise_intervals(table), span, request.first_draw)
-        has_latents = request.latents is not None and request.edit is None
-        first = int(has_latents) if request.edit is None else request.edit.undrawn
+        first = first_noise(request.edit, has_latents=request.latents is not None)
         return TorchNoise(request.seeds, first=first)
 
     def _initial_latents(

@@ -13,6 +13,7 @@ from eri_runtime.request.configs import AncestralSamplerConfig, GuidanceConfig, 
 from eri_runtime.request.image_to_image import (
     Edit,
     add_noise,
+    first_noise,
     keep_outside_mask,
     slice_schedule,
 )
@@ -27,6 +28,7 @@ from eri_runtime.request.jobs import (
 )
 from eri_runtime.request.keywords import Words
 from eri_runtime.request.latent_scale import scheduler_scale
+from eri_runtime.request.lora_tags import takes_lora_inputs
 from eri_runtime.request.micro_conditions import MicroConditions
 from eri_runtime.request.option_text import (
     parse_also,
@@ -58,6 +60,7 @@ __all__ = [
     "add_noise",
     "assign_seeds",
     "error_prefix",
+    "first_noise",
     "first_seed",
     "group_into_batches",
     "keep_outside_mask",
@@ -76,5 +79,6 @@ __all__ = [
     "request_table",
     "scheduler_scale",
     "slice_schedule",
+    "takes_lora_inputs",
     "tensor_inputs",
 ]

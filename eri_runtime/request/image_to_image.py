@@ -73,6 +73,14 @@ class Edit:
         return 1 + draws_start + behind_mask
 
 
+def first_noise(edit: Edit | None, *, has_latents: bool) -> int:
+    """Returns the number of the first draw that a call makes, for the streams of its noise.
+
+    With `latents` that is 1, as in diffusers; an edit has its own.
+    """
+    return int(has_latents) if edit is None else edit.undrawn
+
+
 def make_edit(
     image: Any,
     mask: Any,

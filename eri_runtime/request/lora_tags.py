@@ -11,7 +11,7 @@ from eri_runtime.text import Prompt
 Scales = Mapping[str, float]
 
 
-def takes_inputs(bundle: Bundle) -> bool:
+def takes_lora_inputs(bundle: Bundle) -> bool:
     """Returns whether LoRAs are inputs of the bundle's denoiser, so that images differ in them."""
     return bundle.components[DENOISER].lora is not None
 
@@ -23,7 +23,7 @@ def tagged_loras(
 
     They are as in `loras` if the bundle's denoiser takes none as inputs.
     """
-    if not takes_inputs(bundle):
+    if not takes_lora_inputs(bundle):
         return tuple(loras)
     each = len(loras) // len(prompts)
     return tuple({**own, **dict(prompts[i // each].loras)} for i, own in enumerate(loras))
@@ -34,7 +34,7 @@ def merged_loras(bundle: Bundle, prompts: Sequence[Prompt]) -> Scales:
 
     Raises `UsageError` if the prompts differ in them.
     """
-    if takes_inputs(bundle):
+    if takes_lora_inputs(bundle):
         return {}
     first = dict(prompts[0].loras)
     if any(dict(prompt.loras) != first for prompt in prompts):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from eri_runtime.errors import UsageError
 from eri_runtime.request.arguments import check_noise_source
-from eri_runtime.request.image_to_image import Edit
+from eri_runtime.request.image_to_image import Edit, first_noise
 from eri_runtime.sampling import GeneratorNoise, NoiseName, NoiseSource, image_seeds, make_streams
 
 
@@ -37,8 +37,7 @@ def check_call_noise(words: Mapping[str, Any], count: int, edit: Edit | None) ->
     for other in ("seed", "noise"):
         if other in words:
             raise UsageError("generator", got=f"generator and {other}", expected="one of them")
-    has_latents = words.get("latents") is not None
-    first = int(has_latents) if edit is None else edit.undrawn
+    first = first_noise(edit, has_latents=words.get("latents") is not None)
     streams = make_streams(words["generator"], count)
     source = GeneratorNoise(streams, count, first)
     if edit is not None and source.shared:

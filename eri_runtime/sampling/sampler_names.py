@@ -6,12 +6,13 @@ AUTOMATIC1111 names the noise levels behind the sampler (`DPM++ 2M Karras`), or 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
+from functools import cache
+from itertools import chain
 
 from eri_runtime.bundle import ScheduleKind
-from eri_runtime.errors import UnknownNameError, short
+from eri_runtime.errors import UnknownNameError, nearest, short
 from eri_runtime.sampling.samplers import SAMPLERS, Sampler
 
 # k-diffusion's names, which AUTOMATIC1111 and ComfyUI list, by sampler
@@ -136,12 +137,14 @@ def choose_sampler(
     Takes what `find_sampler` takes, and the same followed by one of `SCHEDULERS`, such as
     `DPM++ 2M Karras`. Without it the second is None. Raises as `find_sampler` does.
     """
-    if isinstance(name, str) and not _found(name, kind):
+    if isinstance(name, str):
+        if found := _found(name, kind):
+            return found, None
         for scheduler in sorted(SCHEDULERS, key=lambda each: -len(each.name)):
             front = _key(name).removesuffix(_key(scheduler.name))
             if front != _key(name) and (found := _found(front, kind)):
                 return found, scheduler
-    return find_sampler(name, kind, what), None
+    raise _unknown(name, kind, what)
 
 
 def full_name(name: object, kind: ScheduleKind) -> str:
@@ -165,11 +168,11 @@ def choose_scheduler(name: str, what: str = "scheduler") -> Scheduler:
 
 def _found(name: str, kind: ScheduleKind) -> Sampler | None:
     """Returns the sampler of a name on a kind of schedule, or the other kind's twin, or None."""
-    named = [sampler for sampler in SAMPLERS.values() if _key(name) in _keys(sampler)]
+    named = _by_key().get(_key(name), ())
     labels = [sampler.label for sampler in named]
-    fitting = [*samplers_for(kind)]
-    twins = (sampler for sampler in fitting if sampler.label in labels)
-    return next((sampler for sampler in named if sampler in fitting), next(twins, None))
+    fitting = (sampler for sampler in named if _fits(sampler, kind))
+    twins = (sampler for sampler in samplers_for(kind) if sampler.label in labels)
+    return next(chain(fitting, twins), None)
 
 
 def _unknown(name: object, kind: ScheduleKind, what: str) -> UnknownNameError:
@@ -192,8 +195,8 @@ def _unknown(name: object, kind: ScheduleKind, what: str) -> UnknownNameError:
 def _nearest(name: str, names: Mapping[str, str]) -> str | None:
     """Returns a question for the nearest of the names, by its value, or None if none is near."""
     keys = {_key(each): value for each, value in names.items()}
-    near = get_close_matches(_key(name[:LONGEST]), keys, 1)
-    return f"did you mean {keys[near[0]]!r}?" if near else None
+    near = nearest(_key(name[:LONGEST]), keys)
+    return None if near is None else f"did you mean {keys[near]!r}?"
 
 
 def _fits(sampler: Sampler, kind: ScheduleKind) -> bool:
@@ -206,9 +209,14 @@ def _fits(sampler: Sampler, kind: ScheduleKind) -> bool:
     return kind in sampler.kinds
 
 
-def _keys(sampler: Sampler) -> set[str]:
-    """Returns what a name of a sampler is compared with."""
-    return {_key(name) for name in (sampler.name, *names_of(sampler))}
+@cache
+def _by_key() -> Mapping[str, Sequence[Sampler]]:
+    """Returns the samplers of each name, by what names are compared by."""
+    found: dict[str, list[Sampler]] = {}
+    for sampler in SAMPLERS.values():
+        for key in {_key(name) for name in (sampler.name, *names_of(sampler))}:
+            found.setdefault(key, []).append(sampler)
+    return found
 
 
 def _key(name: str) -> str:

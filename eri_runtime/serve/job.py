@@ -12,7 +12,8 @@ from PIL import Image
 from eri_runtime.bundle import DENOISER
 from eri_runtime.latents import ENCODER
 from eri_runtime.loop import Step
-from eri_runtime.pipeline import Generation, Pipeline
+from eri_runtime.pipeline import Generation
+from eri_runtime.request import takes_lora_inputs
 from eri_runtime.serve.messages import Pictures
 from eri_runtime.serve.open_bundles import Merged, OpenBundle
 from eri_runtime.serve.protocol import Run
@@ -78,7 +79,7 @@ class Job:
         """Encodes the prompts and draws the first latents."""
         request, pipe = self.run.request, self.opened.pipe
         words = {**request.words, "output_type": "pil"}
-        if request.loras and takes_loras(pipe):
+        if request.loras and takes_lora_inputs(pipe.bundle):
             self.opened.read(request.loras)
             words["loras"] = dict(request.loras)
         negative = request.negative_prompt
@@ -105,8 +106,3 @@ class Job:
         count, last = self.run.request.previews, step.total - 1
         due = {round(step.total * (i + 1) / (count + 1)) - 1 for i in range(count)}
         return step.index in due and step.index < last
-
-
-def takes_loras(pipe: Pipeline) -> bool:
-    """Returns whether the denoiser takes LoRAs as inputs."""
-    return pipe.bundle.components[DENOISER].lora is not None

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from eri_runtime.errors import EriError, ServingError
 from eri_runtime.loop import Step
-from eri_runtime.serve.job import Job, takes_loras
+from eri_runtime.request import takes_lora_inputs
+from eri_runtime.serve.job import Job
 from eri_runtime.serve.messages import Progress
 from eri_runtime.serve.observer import StepTime
 from eri_runtime.serve.open_bundles import OpenBundles
@@ -122,7 +123,7 @@ class Scheduler:
             except Exception as error:
                 self._fail(run.id, error)
                 continue
-            inputs = takes_loras(opened.pipe)
+            inputs = takes_lora_inputs(opened.pipe.bundle)
             merged = () if inputs else tuple(sorted(run.request.loras.items()))
             self._jobs[run.id] = Job(run, opened, merged)
             self._send(Began(run.id))

@@ -9,14 +9,16 @@ from eri_runtime.bench.record import Record, Row
 from eri_runtime.bench.statistics import STEP, WHOLE, spread, values
 from eri_runtime.bench.summary import ratio_to_reference
 from eri_runtime.bench.table import (
+    FLIP,
+    MAX,
     MISSING,
+    PSNR,
     mark,
-    number,
     per_minute,
     precision,
-    psnr_text,
     ratio_text,
     spread_text,
+    timed,
 )
 
 MEGABYTE = 1e6
@@ -62,16 +64,6 @@ def unbroken(text: str) -> str:
     return text.replace("–", f"{JOINER}–{JOINER}").replace("≥ ", "≥\xa0").replace("≤ ", "≤\xa0")
 
 
-def _part(figure: str, part: str) -> Cell:
-    """Returns a column of one percentile of a figure."""
-
-    def cell(_: Record, row: Row) -> str:
-        found = spread(values(row, figure))
-        return MISSING if found is None else number(getattr(found, part))
-
-    return cell
-
-
 def _spread(figure: str) -> Cell:
     """Returns a column of a figure's median with its spread."""
     return lambda _, row: spread_text(spread(values(row, figure)))
@@ -88,17 +80,6 @@ def _peak(record: Record, row: Row) -> str:
     return MISSING if memory is None or memory.peak is None else f"{memory.peak / MEGABYTE:,.0f}"
 
 
-def _psnr(_: Record, row: Row) -> str:
-    """Returns the worst PSNR."""
-    return MISSING if row.parity is None else psnr_text(row.parity.worst.psnr)
-
-
-def _flip(_: Record, row: Row) -> str:
-    """Returns the worst FLIP."""
-    flip = None if row.parity is None else row.parity.worst.flip
-    return MISSING if flip is None else f"{flip:.4f}"
-
-
 def _limit(_: Record, row: Row) -> str:
     """Returns the limit of a row's pictures."""
     limit = row.parity.limit if row.parity else None
@@ -109,13 +90,13 @@ NAMED: Mapping[str, Cell] = {"Subject": lambda _, row: row.subject, "Precision":
 TABLES: Mapping[str, Mapping[str, Cell]] = {
     "Times": {
         **NAMED,
-        "Step, ms": _part(STEP, "median"),
-        "Step p95": _part(STEP, "p95"),
-        "Step p99": _part(STEP, "p99"),
+        "Step, ms": timed(STEP, "median"),
+        "Step p95": timed(STEP, "p95"),
+        "Step p99": timed(STEP, "p99"),
         "Step ratio": _ratio(STEP),
-        "Picture, ms": _part(WHOLE, "median"),
-        "Picture p95": _part(WHOLE, "p95"),
-        "Picture p99": _part(WHOLE, "p99"),
+        "Picture, ms": timed(WHOLE, "median"),
+        "Picture p95": timed(WHOLE, "p95"),
+        "Picture p99": timed(WHOLE, "p99"),
         "Picture ratio": _ratio(WHOLE),
         "Pictures per minute": per_minute,
         REMARK: mark,
@@ -129,9 +110,9 @@ TABLES: Mapping[str, Mapping[str, Cell]] = {
             spread(record.subject(row.subject).cold_s)
         ),
         "Peak, MB": _peak,
-        "Max of 255": lambda _, row: MISSING if row.parity is None else str(row.parity.worst.max),
-        "PSNR, dB": _psnr,
-        "FLIP": _flip,
+        "Max of 255": MAX,
+        "PSNR, dB": PSNR,
+        "FLIP": FLIP,
         "Limit": _limit,
     },
 }

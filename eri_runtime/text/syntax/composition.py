@@ -7,9 +7,10 @@ from contextlib import suppress
 from math import isfinite
 
 from eri_runtime.errors import UsageError, short
+from eri_runtime.text.syntax.number import NUMBER
 
 AND = re.compile(r"\bAND\b")
-WEIGHT = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*", re.ASCII)
+WEIGHT = re.compile(rf"\s*({NUMBER})\s*", re.ASCII)
 TAG = re.compile(r"<lora:([^<>]*)>")
 EXPECTED = "<lora:name> or <lora:name:weight> with a finite number"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
+from eri_runtime.text.syntax.number import NUMBER
+
 PLAIN_SIGNS = re.compile(
     rf"\([^()]*:\s*{NUMBER}\s*\)"  # (word:1.3)
     r"|\(\([^()]+\)\)"  # ((word))

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import NamedTuple
 
+from eri_runtime.text.syntax.number import NUMBER
+
 ROUND = 1.1  # a pair of round brackets multiplies by it, a pair of square ones divides
 # an escape; a closing bracket with a weight; a bracket; text, which a lone colon may be
-TOKEN = re.compile(
-    r"\\[()\[\]\\]?|:\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)|[()\[\]]|[^\\()\[\]:]+|:", re.ASCII
-)
+TOKEN = re.compile(rf"\\[()\[\]\\]?|:\s*({NUMBER})\s*\)|[()\[\]]|[^\\()\[\]:]+|:", re.ASCII)
 BREAK = re.compile(r"\bBREAK\b")
 
 

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-WHEN = re.compile(r"\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*", re.ASCII)
+from eri_runtime.text.syntax.number import NUMBER
+
+WHEN = re.compile(rf"\s*({NUMBER}(?:[eE][+-]?\d+)?)\s*", re.ASCII)
 DEEPEST = 32  # brackets within brackets; deeper ones are text
 
 
