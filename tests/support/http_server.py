@@ -13,8 +13,13 @@ from fastapi import FastAPI
 
 @contextmanager
 def listening(app: FastAPI) -> Iterator[str]:
-    """Serves an app on a free port; gives its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ws="none"))
+    """Serves an app on a free port; gives its address.
+
+    uvicorn must not set up logging: that closes every handler of the process, and absl's, which
+    OpenVINO brings, then closes the stream in which pytest keeps standard error.
+    """
+    config = uvicorn.Config(app, port=0, log_config=None, log_level="warning", ws="none")
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
