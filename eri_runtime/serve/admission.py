@@ -23,6 +23,8 @@ from eri_runtime.serve.messages import PictureRequest
 from eri_runtime.serve.options import EngineOptions, Limits
 from eri_runtime.serve.parts import COUNT, parts_of
 
+Admitted = tuple[PictureRequest, Request]
+
 MOST_PREVIEWS = 100
 # words that act on objects of the caller's process
 IN_PROCESS = frozenset(("generator", "callback_on_step_end"))
@@ -30,7 +32,7 @@ IN_PROCESS = frozenset(("generator", "callback_on_step_end"))
 
 def admit(
     bundles: Mapping[str, Bundle], options: EngineOptions, request: PictureRequest
-) -> list[tuple[PictureRequest, Request]]:
+) -> list[Admitted]:
     """Checks a request.
 
     Returns:
@@ -71,9 +73,7 @@ def _check_served(words: Mapping[str, object]) -> None:
             raise UsageError(name, got=got, expected=expected, fix=fix)
 
 
-def _admit_part(
-    bundle: Bundle, options: EngineOptions, request: PictureRequest
-) -> tuple[PictureRequest, Request]:
+def _admit_part(bundle: Bundle, options: EngineOptions, request: PictureRequest) -> Admitted:
     """Checks a request that the bundle can make at once."""
     words: Words = {**request.words, "output_type": "pil"}  # type: ignore[typeddict-item]
     checked = make_request(bundle, request.prompt, request.negative_prompt, words)

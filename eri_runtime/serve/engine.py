@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Self
@@ -24,7 +25,7 @@ from eri_runtime.errors import (
     WorkerLostError,
 )
 from eri_runtime.request import Request
-from eri_runtime.serve.admission import admit
+from eri_runtime.serve.admission import Admitted, admit
 from eri_runtime.serve.messages import PictureRequest, Pictures
 from eri_runtime.serve.observer import UNOBSERVED, Observer, Outcome
 from eri_runtime.serve.options import DEFAULT_OPTIONS, EngineOptions
@@ -123,22 +124,48 @@ class Engine:
             OutOfMemoryError: If the request cannot fit into memory.
             StoppingError: If the engine is being shut down.
         """
+        with self._counting_refusals():
+            self._check_room()
+            return self._accept_all(request, self._admit(request))
+
+    async def submit_async(self, request: PictureRequest) -> Submission:
+        """Accepts a request as `submit` does, while the event loop goes on.
+
+        A picture to start from may take a second to resize: that is done in a thread.
+        """
+        if request.words.get("image") is None:
+            return self.submit(request)
+        with self._counting_refusals():
+            self._check_room()
+            admitted = await asyncio.to_thread(self._admit, request)
+            return self._accept_all(request, admitted)
+
+    @contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
+        """Tells the observer of a request that is refused within the block."""
         try:
-            if self._stopping:
-                raise _stopping_error()
-            bundles = {name: model.bundle for name, model in self.models.items()}
-            admitted = admit(bundles, self.options, request)
-            self._check_room(len(admitted))
+            yield
         except EriError as error:
             self._observer.refused(type(error).__name__)
             raise
-        parts = [self._accept(*each) for each in admitted]
-        return parts[0] if len(parts) == 1 else JointSubmission(request, parts)
 
-    def _check_room(self, more: int) -> None:
-        """Raises `OverloadedError` if the queue has no room for so many requests."""
+    def _check_room(self, more: int = 1) -> None:
+        """Raises unless the engine runs, and its queue has room for so many requests."""
+        if self._stopping:
+            raise _stopping_error()
         if len(self._submissions) + more > self.options.queue:
             raise self._overloaded()
+
+    def _admit(self, request: PictureRequest) -> list[Admitted]:
+        """Checks a request; the engine's state does not matter to it, so any thread may."""
+        bundles = {name: model.bundle for name, model in self.models.items()}
+        return admit(bundles, self.options, request)
+
+    def _accept_all(self, request: PictureRequest, admitted: Sequence[Admitted]) -> Submission:
+        """Queues the parts of a request, if there is room for all."""
+        self._check_room(len(admitted))
+        parts = [self._accept(*each) for each in admitted]
+        return parts[0] if len(parts) == 1 else JointSubmission(request, parts)
 
     def _overloaded(self) -> OverloadedError:
         """Returns the error of a full queue, with the time to try again."""
@@ -268,12 +295,8 @@ class Engine:
             self._waiting.remove(submission)
             seat = min(free, key=lambda each: len(each.jobs))
             seat.jobs[submission.id] = submission
-            run = Run(submission.id, submission.request)
             assert seat.link is not None  # noqa: S101 it is ready
-            try:
-                seat.link.send(run)
-            except UsageError as error:
-                self._loop.call_soon(self._end, submission, "failed", error)
+            seat.link.send(Run(submission.id, submission.request))
 
     def _late(self, submission: HeldSubmission, timeout: float) -> None:
         got, expected = f"no pictures after {timeout:g} s", "pictures in that time"

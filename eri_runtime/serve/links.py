@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from eri_runtime.errors import UsageError, short
 from eri_runtime.serve.open_bundles import OpenPipeline
 from eri_runtime.serve.options import EngineOptions
-from eri_runtime.serve.protocol import FromWorker, Stop, ToWorker
+from eri_runtime.serve.protocol import Failed, FromWorker, Run, Stop, ToWorker
 from eri_runtime.serve.worker import Worker
 
 Hear = Callable[[FromWorker], None]
@@ -37,7 +37,7 @@ class Link(ABC):
     def send(self, message: ToWorker) -> None:
         """Sends a message and returns at once; one to a worker that has gone is lost.
 
-        Raises `UsageError` if it cannot be pickled for another process.
+        A request that cannot be pickled for another process is answered with `Failed`.
         """
 
     @abstractmethod
@@ -101,7 +101,7 @@ class ProcessLink(Link):
         self._hear, self._gone, self._patience = hear, gone, patience
         ours, theirs = socket.socketpair()
         self._connection = Connection(ours.detach())
-        self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
+        self._outbox: SimpleQueue[object] = SimpleQueue()
         with theirs:
             self._process = _start_process(theirs.fileno())
         self.pid = self._process.pid
@@ -114,35 +114,41 @@ class ProcessLink(Link):
             self._process.kill()
             self._outbox.put(None)
             raise
-        self._put((dict(paths), options))
+        self._outbox.put((dict(paths), options))
 
     def send(self, message: ToWorker) -> None:
-        self._put(message)
+        self._outbox.put(message)
 
     def kill(self) -> None:
         self._process.kill()
 
     def close(self) -> None:
-        self._put(Stop())
+        self._outbox.put(Stop())
         try:
             self._process.wait(self._patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
         self._thread.join()
 
-    def _put(self, message: object) -> None:
-        """Pickles a message for the writer: the pipe may be full, and its worker hang."""
-        try:
-            self._outbox.put(bytes(ForkingPickler.dumps(message)))
-        except Exception as error:  # pickling runs the code of whatever is in it
-            got, expected = short(error), "only what can be pickled, for a worker process"
-            raise UsageError("request", got=got, expected=expected) from error
-
     def _write(self) -> None:
-        """Writes messages until there are no more."""
-        while (content := self._outbox.get()) is not None:
+        """Writes messages until there are no more.
+
+        In a thread: a large picture takes long to pickle, the pipe may be full, its worker hang.
+        """
+        while (message := self._outbox.get()) is not None:
+            try:
+                content = ForkingPickler.dumps(message)
+            except Exception as error:  # pickling runs the code of whatever is in it
+                self._cannot_send(message, error)
+                continue
             with contextlib.suppress(OSError):  # its end is noticed by `_listen`
                 self._connection.send_bytes(content)
+
+    def _cannot_send(self, message: object, error: Exception) -> None:
+        """Answers a request that cannot be pickled; nothing else has parts of a caller's."""
+        assert isinstance(message, Run)  # noqa: S101
+        got, expected = short(error), "only what can be pickled, for a worker process"
+        self._hear(Failed(message.id, UsageError("request", got=got, expected=expected)))
 
     def _listen(self) -> None:
         """Hears messages until the process has gone; one that cannot be read ends it."""

@@ -141,6 +141,9 @@ class FakeEngine(Engine):
         self.seen.append(checked)
         return submission
 
+    async def submit_async(self, request: PictureRequest) -> FakeSubmission:
+        return self.submit(request)
+
     def _checked(self, request: PictureRequest) -> PictureRequest:
         if self.stopping:
             raise StoppingError("engine", got="a request", expected="none, as it is stopping")

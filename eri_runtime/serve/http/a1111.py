@@ -6,6 +6,7 @@ clients list, `a1111_jobs` the progress of what runs.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,7 +59,7 @@ class _Drawing:
         model = self.options.checked(body.override_settings or {})
         asked = _asked(request, body, model, self.engine)
         asked = replace(asked, words={**asked.words, **extra})
-        submission = self.engine.submit(asked)
+        submission = await self.engine.submit_async(asked)
         if not body.override_settings_restore_afterwards:
             self.options.model = model
         with self.jobs.tracked(submission) as job:
@@ -80,7 +81,8 @@ def _add_generation(routes: APIRouter, drawing: _Drawing) -> None:
         """Makes pictures from a prompt and a picture, of all of it or where a mask is white."""
         check_possible(body)
         most = request.app.state.options.upload_pixels
-        extra = await image_words(body, most, drawing.engine.options.limits.pictures)
+        pictures = drawing.engine.options.limits.pictures
+        extra = await asyncio.to_thread(image_words, body, most, pictures)
         return await drawing.reply(request, body, extra)
 
 
@@ -90,7 +92,8 @@ def _add_png_info(routes: APIRouter) -> None:
     @routes.post("/png-info")
     async def png_info(request: Request, body: PngInfo) -> dict[str, Any]:
         """Reads the parameters of a picture."""
-        image = await read_base64("image", body.image, request.app.state.options.upload_pixels)
+        most = request.app.state.options.upload_pixels
+        image = await asyncio.to_thread(read_base64, "image", body.image, most)
         items = {name: text for name, text in image.info.items() if isinstance(text, str)}
         info = parameters_of(image)
         return {"info": info, "items": items, "parameters": parse_parameters(info) if info else {}}

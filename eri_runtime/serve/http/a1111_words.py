@@ -97,8 +97,8 @@ def _sampler_options(body: TextToImage, sampler: Sampler) -> dict[str, float]:
     return options
 
 
-async def image_words(body: ImageToImage, most_pixels: int, most_pictures: int) -> dict[str, Any]:
-    """Returns the keywords for image to image, with the pictures read.
+def image_words(body: ImageToImage, most_pixels: int, most_pictures: int) -> dict[str, Any]:
+    """Returns the keywords for image to image, with the pictures read: slow for an event loop.
 
     Args:
         body: The client's body.
@@ -109,14 +109,14 @@ async def image_words(body: ImageToImage, most_pixels: int, most_pictures: int) 
         UsageError: For something that is no picture, or too large, for too many, and for a bad blur
             or padding.
     """
-    images = await _init_images(body, most_pixels, most_pictures)
+    images = _init_images(body, most_pixels, most_pictures)
     words: dict[str, Any] = {
         "image": images if len(images) > 1 else images[0],
         "strength": body.denoising_strength,
     }
     if not body.mask:
         return words
-    mask = await read_base64("mask", body.mask, most_pixels)
+    mask = read_base64("mask", body.mask, most_pixels)
     words |= {"mask": _fitted(_repainted(mask, body), body), "overlay": True}
     if body.inpaint_full_res:
         padding = integer("inpaint_full_res_padding", body.inpaint_full_res_padding, 0)
@@ -124,14 +124,14 @@ async def image_words(body: ImageToImage, most_pixels: int, most_pictures: int) 
     return words
 
 
-async def _init_images(body: ImageToImage, most_pixels: int, most_pictures: int) -> list[Image]:
+def _init_images(body: ImageToImage, most_pixels: int, most_pictures: int) -> list[Image]:
     """Returns the pictures to start from, read one after the other."""
     if len(body.init_images) > most_pictures:
         got = f"{len(body.init_images)} pictures"
         raise UsageError("init_images", got=got, expected=f"at most {most_pictures}")
     images = []
     for i, text in enumerate(body.init_images):
-        image = await read_base64(f"init_images[{i}]", text, most_pixels)
+        image = read_base64(f"init_images[{i}]", text, most_pixels)
         images.append(_fitted(image.convert("RGB"), body))
     return images
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -38,7 +39,8 @@ async def edit_picture(request: Request) -> Response:
     options: ServerOptions = request.app.state.options
     timeout = timeout_of(request)
     form = await read_edit(request, options.upload_pixels)
-    task = edit(_engine(request), form.fields, timeout, form.image, form.mask)
+    engine = _engine(request)
+    task = await asyncio.to_thread(edit, engine, form.fields, timeout, form.image, form.mask)
     return await _answer(request, "image_edit", form.fields, task)
 
 
@@ -48,7 +50,7 @@ async def _answer(request: Request, kind: str, fields: Fields, task: PictureRequ
     kept: KeptPictures = state.kept
     if fields.response_format == "url" and not fields.stream:
         kept.check()
-    submission = _engine(request).submit(task)
+    submission = await _engine(request).submit_async(task)
     replies = Replies(
         kind=kind,
         fields=fields,

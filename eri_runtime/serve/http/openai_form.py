@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,8 @@ from starlette.datastructures import UploadFile
 
 from eri_runtime.errors import UsageError, short
 from eri_runtime.files import parse_json
+from eri_runtime.images import read_picture_bytes
 from eri_runtime.serve.http.openai_fields import EditFields
-from eri_runtime.serve.http.pictures import read_upload
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,9 +58,14 @@ async def read_edit(request: Request, most_pixels: int) -> EditForm:
         image, mask = _pictures(files)
         return EditForm(
             fields,
-            await read_upload("image", await image.read(), most_pixels),
-            None if mask is None else await read_upload(MASK, await mask.read(), most_pixels),
+            await _read("image", image, most_pixels),
+            None if mask is None else await _read(MASK, mask, most_pixels),
         )
+
+
+async def _read(name: str, file: UploadFile, most_pixels: int) -> Image:
+    """Returns the picture in an upload; raises `UsageError`."""
+    return await asyncio.to_thread(read_picture_bytes, name, await file.read(), most_pixels)
 
 
 def _pictures(files: list[tuple[str, UploadFile]]) -> tuple[UploadFile, UploadFile | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any, get_args
 
@@ -103,7 +104,8 @@ def router(engine: Engine) -> APIRouter:
         disconnects cancels.
         """
         asked = await _asked(request, drawing)
-        return await event_stream(_frames(request, engine.submit(asked)))
+        submission = await engine.submit_async(asked)
+        return await event_stream(_frames(request, submission))
 
     return routes
 
@@ -147,12 +149,7 @@ async def _asked(request: Request, drawing: Drawing) -> PictureRequest:
         "strength": drawing.strength,
         "padding_mask_crop": PADDING if drawing.only_masked else None,
     }
-    most = request.app.state.options.upload_pixels
-    if drawing.image is not None:
-        words["image"] = (await read_base64("image", drawing.image, most)).convert("RGB")
-    if drawing.mask is not None:
-        words["mask"] = (await read_base64("mask", drawing.mask, most)).convert("L")
-        words["overlay"] = True
+    words |= await asyncio.to_thread(_pictures, drawing, request.app.state.options.upload_pixels)
     return PictureRequest(
         model=drawing.model,
         prompt=drawing.prompt,
@@ -162,6 +159,17 @@ async def _asked(request: Request, drawing: Drawing) -> PictureRequest:
         previews=PREVIEWS,
         timeout=timeout_of(request),
     )
+
+
+def _pictures(drawing: Drawing, most: int) -> dict[str, Any]:
+    """Reads the picture and the mask; returns the words for them."""
+    words: dict[str, Any] = {}
+    if drawing.image is not None:
+        words["image"] = read_base64("image", drawing.image, most).convert("RGB")
+    if drawing.mask is not None:
+        words["mask"] = read_base64("mask", drawing.mask, most).convert("L")
+        words["overlay"] = True
+    return words
 
 
 def _seed(seed: int | str) -> int:

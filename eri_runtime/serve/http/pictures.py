@@ -1,6 +1,6 @@
-"""Pictures on the wire: reads uploads and base64, and encodes results with their parameters.
+"""Pictures on the wire: reads base64, and encodes results with their parameters.
 
-Decoding and encoding take long for the event loop: call the `async` functions there.
+All of it takes long for an event loop: encoding goes to a thread by itself, reading must be sent.
 """
 
 from __future__ import annotations
@@ -24,27 +24,17 @@ USER_COMMENT, EXIF_POINTER = 0x9286, 0x8769
 MOST_JPEG_TEXT = 60_000  # bytes: JPEG has room for 65,533 of EXIF data
 
 
-async def read_upload(name: str, content: bytes, most_pixels: int) -> Image:
-    """Returns a picture that a client sent as a file.
+def read_base64(name: str, text: str, most_pixels: int) -> Image:
+    """Returns a picture that a client sent as base64, or as a `data:` URL.
 
     Args:
         name: The field, for messages.
-        content: The file's content.
+        text: The picture's file.
         most_pixels: Most pixels it may have, `ServerOptions.upload_pixels`.
 
     Raises:
         UsageError: If it is no picture, damaged, or too large.
     """
-    return await asyncio.to_thread(read_picture_bytes, name, content, most_pixels)
-
-
-async def read_base64(name: str, text: str, most_pixels: int) -> Image:
-    """Returns a picture that a client sent as base64, or as a `data:` URL; as `read_upload`."""
-    return await asyncio.to_thread(_read_base64, name, text, most_pixels)
-
-
-def _read_base64(name: str, text: str, most_pixels: int) -> Image:
-    """Decodes base64 and reads the picture."""
     payload = text.partition(",")[2] if text[:5].lower() == "data:" else text
     try:
         content = base64.b64decode("".join(payload.split()), validate=True)
