@@ -27,6 +27,7 @@ from unittest.mock import patch
 from benchmarks.gpu.checkpoints import ENCODER, hollow_checkpoint
 from benchmarks.gpu.weights import WORD, weight_files
 from eri_export import export
+from eri_export.checkpoints import read_headers
 from eri_export.checkpoints.checkpoint import DENOISERS, PARTS
 from eri_export.checkpoints.shipped_configs import Model as Published
 from eri_export.choices.ranges import make_ranges
@@ -34,7 +35,16 @@ from eri_export.gate.parity import Compared
 from eri_export.gate.report import Report
 from eri_export.publishing import export_bundle
 from eri_export.weights import weights_file
-from eri_runtime.bundle import Bundle, Family, FileRecord, Precision, read_bundle
+from eri_export.weights.weights_file import Conversion
+from eri_runtime.bundle import (
+    Bundle,
+    Family,
+    FileRecord,
+    Listener,
+    Precision,
+    no_progress,
+    read_bundle,
+)
 from tests.support import checkpoints as tiny
 
 LIMIT = 64 << 20  # bytes that can be taken to the machine
@@ -164,17 +174,15 @@ def hollow_export() -> Iterator[None]:
     """Lets `export` write headers for weights, and compare nothing."""
 
     def write(
-        file: Path,
-        items: Sequence[weights_file.Conversion],
-        on_bytes: weights_file.Listener = weights_file.no_progress,
+        file: Path, items: Sequence[Conversion], on_bytes: Listener = no_progress
     ) -> weights_file.Written:
         size = sum(item.nbytes for item in items)
         with file.open("xb") as stream:
-            stream.write(weights_file._header(_in_file_order(items)))
+            stream.write(next(weights_file._parts(_in_file_order(items))))  # the header
             stream.truncate(stream.tell() + size)
         on_bytes(size)
         record = FileRecord(size=file.stat().st_size, sha256=UNKNOWN)
-        return weights_file.Written(weights_file.read_headers([file]), record)
+        return weights_file.Written(read_headers([file]), record)
 
     with patch.multiple(
         export_bundle,
@@ -186,7 +194,7 @@ def hollow_export() -> Iterator[None]:
         yield
 
 
-def _in_file_order(items: Sequence[weights_file.Conversion]) -> list[weights_file.Conversion]:
+def _in_file_order(items: Sequence[Conversion]) -> list[Conversion]:
     """Returns the weights as `write_weights` orders them."""
     return sorted(items, key=lambda item: (-weights_file._alignment(item.nbytes), item.source.name))
 

@@ -15,6 +15,7 @@ from benchmarks.gpu import parity
 from benchmarks.gpu.settings import Settings
 from eri_runtime.bundle import ComponentSpec, TensorSpec
 from eri_runtime.executors import BACKENDS
+from eri_runtime.executors import Settings as EngineSettings
 
 CHANNELS, SIDE, HEADS, WIDTH = 64, 16, 4, 16
 SHAPE = (1, CHANNELS, SIDE, SIDE)
@@ -29,7 +30,7 @@ def smoke(settings: Settings, _name: str, _subjects: tuple[str, ...]) -> Iterato
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
         onnx.save(model(kernel), graph)
-        with BACKENDS[settings.backend].executor(graph, SPEC) as executor:
+        with BACKENDS[settings.backend].executor(graph, SPEC, EngineSettings()) as executor:
             found = [executor.run({"image": image})["output"] for _ in range(2)][-1]
     error = parity.error(found, expected(image, kernel))
     yield {

@@ -92,7 +92,7 @@ async def kills(bundle: Path) -> dict[str, Any]:
                 tasks.append(asyncio.create_task(one(words_of(seed))))
                 seed += 1
             await asyncio.sleep(0.2 + RANDOM.random() * 1.5)
-            link: Any = engine._seats[0].link
+            link: Any = engine._workers.seats[0].link
             if link is not None and engine.status.running:
                 os.kill(link.pid, signal.SIGKILL)
                 killed += 1
@@ -115,7 +115,7 @@ async def hang(bundle: Path) -> dict[str, Any]:
         drawn = [words_of(seed, most=40) for seed in range(8)]
         submissions = [engine.submit(request_of(each)) for each in drawn]
         await anext(aiter(submissions[0]))
-        link: Any = engine._seats[0].link
+        link: Any = engine._workers.seats[0].link
         started = time.monotonic()
         os.kill(link.pid, signal.SIGSTOP)
         while not engine.status.restarts:
