@@ -1,12 +1,13 @@
 """Measures three ways to serve on the same bundles, in turns, under the same random load.
 
     eri demo
-    python -m benchmarks.serving engines/demo [--large build/vs]
+    python -m benchmarks.serving engines/demo [--large build/vs] [--only "more than 100 M"]
 
 For the embedded checkpoint, and one of more than 100 million random weights, on ONNX Runtime and
 OpenVINO: a burst of small pictures gives throughput, and an open-loop Poisson load at 80 % of what
 one request at a time can do gives latencies. The three servers take turns, in `ROUNDS` rounds whose
-medians are kept. Writes `benchmarks/results/serving.json`, with the goals beside the ratios.
+medians are kept. Writes `benchmarks/results/serving.json`, with the goals beside the ratios; rows
+that are not measured anew stay. Ratios are of one row, which is of one run.
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ class Load:
     requests: int
 
 
+LARGE = "more than 100 M"
 LOADS: Mapping[str, Load] = {
     "embedded": Load(48, (64, 96), (4, 8, 20, 50), 60),
-    "more than 100 M": Load(128, (128, 256), (4, 8, 20), 16),
+    LARGE: Load(128, (128, 256), (4, 8, 20), 16),
 }
 
 
@@ -69,30 +71,49 @@ def main() -> int:
     parser.add_argument("bundle", type=Path, help="a bundle of the embedded SD3.5")
     parser.add_argument("--large", type=Path, metavar="FOLDER", help="where the large one is made")
     parser.add_argument("--backends", nargs="+", default=["cpu", "openvino"])
+    parser.add_argument("--only", choices=[*LOADS, "overhead"])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
     bundles = {"embedded": options.bundle}
-    overhead = overheads(options.bundle)
-    say(json.dumps(overhead))
     if options.large:
-        bundles["more than 100 M"] = make("sd35", options.large)[1]
-    rows = []
+        bundles[LARGE] = make("sd35", options.large)[1]
     about = {"machine": machine(), "versions": versions(("onnxruntime", "openvino", "numpy"))}
+    record = Record.read()
+    if options.only in (None, "overhead"):
+        record.overhead = {**about, **overheads(options.bundle)}
+        say(json.dumps(record.overhead))
+        record.write()
     for name, bundle in bundles.items():
-        for backend in options.backends:
+        for backend in options.backends if options.only in (None, name) else ():
             settle(60)
-            row = {"bundle": name, "backend": backend}
+            row = {"bundle": name, "backend": backend, **about, "rounds": options.rounds}
             row |= measured(bundle, backend, LOADS[name], options.rounds)
-            rows.append(row)
-            say(json.dumps({**row, "rounds": None}))
-            write(about, rows, overhead)
+            say(json.dumps(row))
+            record.rows[name, backend] = row
+            record.write()
     return 0
 
 
-def write(about: Mapping[str, Any], rows: Sequence[Any], overhead: Mapping[str, Any]) -> None:
-    """Writes the results."""
-    record = {**about, "goals": GOALS, "rows": rows, "overhead": overhead}
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+@dataclass
+class Record:
+    """The results: a row for each bundle and backend, and what serving adds."""
+
+    rows: dict[tuple[str, str], dict[str, Any]]
+    overhead: dict[str, Any]
+
+    @classmethod
+    def read(cls) -> Record:
+        """Reads the results of earlier runs."""
+        if not RESULTS.exists():
+            return cls({}, {})
+        found = json.loads(RESULTS.read_text(encoding="utf-8"))
+        rows = {(row["bundle"], row["backend"]): row for row in found["rows"]}
+        return cls(rows, found["overhead"])
+
+    def write(self) -> None:
+        """Writes all results."""
+        found = {"goals": GOALS, "rows": [*self.rows.values()], "overhead": self.overhead}
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def measured(bundle: Path, backend: str, load: Load, rounds: int) -> dict[str, Any]:
