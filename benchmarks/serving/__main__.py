@@ -49,19 +49,21 @@ class Load:
         small: The side of small pictures.
         sizes: The sides of the open-loop load.
         steps: The numbers of steps to draw from.
-        requests: Number of requests.
+        requests: Number of requests of the open-loop load.
+        burst: Number of requests of the burst.
     """
 
     small: int
     sizes: Sequence[int]
     steps: Sequence[int]
     requests: int
+    burst: int
 
 
 LARGE = "more than 100 M"
 LOADS: Mapping[str, Load] = {
-    "embedded": Load(48, (64, 96), (4, 8, 20, 50), 60),
-    LARGE: Load(128, (128, 256), (4, 8, 20), 16),
+    "embedded": Load(48, (64, 96), (4, 8, 20, 50), 60, 120),
+    LARGE: Load(128, (128, 256), (4, 8, 20), 16, 8),
 }
 
 
@@ -118,7 +120,7 @@ class Record:
 
 def measured(bundle: Path, backend: str, load: Load, rounds: int) -> dict[str, Any]:
     """Measures a bundle on a backend: bursts of small pictures, then the open-loop load."""
-    burst = draw(load.requests // 2, math.inf, (load.small,), load.steps)
+    burst = draw(load.burst, math.inf, (load.small,), load.steps)
     bursts = in_turns(bundle, backend, burst, rounds)
     probe = draw(load.requests // 4, math.inf, load.sizes, load.steps, seed=1)
     alone = summary(SERVERS[ONE](bundle, backend, probe))["pictures_per_minute"]

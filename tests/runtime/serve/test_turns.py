@@ -144,6 +144,32 @@ def test_a_hiccup_is_soon_forgotten():
     assert costs.cost("a").of(1) == pytest.approx(1.5, rel=0.05)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+def test_a_time_that_others_show_to_be_too_long_counts_for_less(rows):
+    """A step of 8 rows takes no longer than four of 2, and one row no longer than two."""
+    costs = StepCosts()
+    for each in (1, 2, 4, 8):
+        for _ in range(2):
+            costs.made("a", each, 1.5 + each + (30.0 if each == rows else 0.0))
+    fixed, row = costs.cost("a")
+    assert 0.5 < fixed < 2.5
+    assert row == pytest.approx(1.0, abs=0.35)
+
+
+def test_times_that_were_too_long_do_not_keep_requests_apart_for_ever():
+    """All steps of more rows took long once; the cost of a row is 0.5 and the fixed one 1."""
+    costs = learned(a=(0.0, 5.0))
+    waiting = [Waiting(1000) for _ in range(8)]
+    sizes = []
+    for now in range(300):
+        batch = next_step(waiting, costs, float(now))
+        sizes.append(len(batch))
+        rows = sum(each.rows for each in batch)
+        costs.made("a", rows, 1.0 + 0.5 * rows)
+    assert sizes[0] == 1
+    assert min(sizes[200:]) >= 4
+
+
 def test_no_part_of_a_cost_is_negative():
     costs = StepCosts()
     for rows, seconds in ((1, 5.0), (1, 5.0), (8, 1.0), (8, 1.0), (9, 90.0), (9, 90.0)):
