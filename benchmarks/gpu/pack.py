@@ -34,8 +34,7 @@ from eri_export.choices.ranges import make_ranges
 from eri_export.gate.parity import Compared
 from eri_export.gate.report import Report
 from eri_export.publishing import export_bundle
-from eri_export.weights import weights_file
-from eri_export.weights.weights_file import Conversion
+from eri_export.weights.weights_file import Conversion, Written, header_of, in_file_order
 from eri_runtime.bundle import (
     Bundle,
     Family,
@@ -173,16 +172,14 @@ class Uncompared(Report):
 def hollow_export() -> Iterator[None]:
     """Lets `export` write headers for weights, and compare nothing."""
 
-    def write(
-        file: Path, items: Sequence[Conversion], on_bytes: Listener = no_progress
-    ) -> weights_file.Written:
+    def write(file: Path, items: Sequence[Conversion], on_bytes: Listener = no_progress) -> Written:
         size = sum(item.nbytes for item in items)
         with file.open("xb") as stream:
-            stream.write(next(weights_file._parts(_in_file_order(items))))  # the header
+            stream.write(header_of(in_file_order(items)))
             stream.truncate(stream.tell() + size)
         on_bytes(size)
         record = FileRecord(size=file.stat().st_size, sha256=UNKNOWN)
-        return weights_file.Written(read_headers([file]), record)
+        return Written(read_headers([file]), record)
 
     with patch.multiple(
         export_bundle,
@@ -192,11 +189,6 @@ def hollow_export() -> Iterator[None]:
         require_space=lambda *_: None,
     ):
         yield
-
-
-def _in_file_order(items: Sequence[Conversion]) -> list[Conversion]:
-    """Returns the weights as `write_weights` orders them."""
-    return sorted(items, key=lambda item: (-weights_file._alignment(item.nbytes), item.source.name))
 
 
 def skeleton(bundle: Bundle) -> None:

@@ -18,6 +18,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -85,14 +86,14 @@ def main() -> int:
         record.overhead = {**about, **overheads(options.bundle)}
         say(json.dumps(record.overhead))
         record.write()
-    for name, bundle in bundles.items():
-        for backend in options.backends if options.only in (None, name) else ():
-            settle(60)
-            row = {"bundle": name, "backend": backend, **about, "rounds": options.rounds}
-            row |= measured(bundle, backend, LOADS[name], options.rounds)
-            say(json.dumps(row))
-            record.rows[name, backend] = row
-            record.write()
+    chosen = [name for name in bundles if options.only in (None, name)]
+    for name, backend in product(chosen, options.backends):
+        settle(60)
+        row = {"bundle": name, "backend": backend, **about, "rounds": options.rounds}
+        row |= measured(bundles[name], backend, LOADS[name], options.rounds)
+        say(json.dumps(row))
+        record.rows[name, backend] = row
+        record.write()
     return 0
 
 

@@ -197,7 +197,7 @@ async def memory(bundle: Path) -> dict[str, Any]:
             raise OutOfMemoryError("denoiser", got="no memory", expected="some")
         return step(self, generations)
 
-    Pipeline.step = scarce  # type: ignore[method-assign]
+    Pipeline.step = scarce
     try:
         async with engine_on(bundle, workers=0) as engine:
             drawn = [words_of(seed) for seed in range(12)]
@@ -206,7 +206,7 @@ async def memory(bundle: Path) -> dict[str, Any]:
             failed = await outcome(large)
             results = await asyncio.gather(*map(outcome, submissions))
     finally:
-        Pipeline.step = step  # type: ignore[method-assign]
+        Pipeline.step = step
     counts = tally(bundle, list(zip(drawn, results, strict=True)))
     return {
         "the large one": type(failed).__name__,

@@ -82,7 +82,7 @@ def write_weights(
     divides their size, the largest first: each starts at a multiple of its own. Raises
     `DamagedWeightsError` for a tensor that is not finite or overflows its type.
     """
-    ordered = sorted(items, key=lambda item: (-_alignment(item.nbytes), item.source.name))
+    ordered = in_file_order(items)
     digest, size = sha256(), 0
     with file.open("xb") as stream, ThreadPoolExecutor(1) as hasher:
         hashed = hasher.submit(digest.update, b"")
@@ -92,6 +92,17 @@ def write_weights(
             size += stream.write(part)
             on_bytes(len(part))
     return Written(read_headers([file]), FileRecord(size=size, sha256=digest.hexdigest()))
+
+
+def in_file_order(items: Sequence[Conversion]) -> list[Conversion]:
+    """Returns tensors in the order in which `write_weights` writes them."""
+    return sorted(items, key=lambda item: (-_alignment(item.nbytes), item.source.name))
+
+
+def header_of(ordered: Sequence[Conversion]) -> bytes:
+    """Returns the header of the file with these tensors, in the order in which they are given."""
+    entries = ((each.source.name, each.dtype, each.source.shape, each.nbytes) for each in ordered)
+    return safetensors_header(entries, ALIGNMENT)
 
 
 def bind(model: ir.Model, tensors: Mapping[str, StoredTensor]) -> None:
@@ -110,8 +121,7 @@ def bind(model: ir.Model, tensors: Mapping[str, StoredTensor]) -> None:
 
 def _parts(ordered: Sequence[Conversion]) -> Iterator[bytes | memoryview]:
     """Yields the file in order: its header, then the converted bytes of each tensor in chunks."""
-    entries = ((each.source.name, each.dtype, each.source.shape, each.nbytes) for each in ordered)
-    yield safetensors_header(entries, ALIGNMENT)
+    yield header_of(ordered)
     for item in ordered:
         for chunk in item.chunks():
             yield chunk.view(torch.uint8).numpy().data

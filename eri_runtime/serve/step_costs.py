@@ -57,7 +57,7 @@ class _Times:
         row, _ = linear_regression(list(seconds), list(seconds.values()))
         mean, mean_rows = fmean(seconds.values()), fmean(seconds)
         row = min(max(row, 0.0), mean / mean_rows)  # no part is negative
-        return Cost(mean - row * mean_rows, row)
+        return Cost(max(0.0, mean - row * mean_rows), row)
 
     def _recent(self) -> dict[int, float]:
         """Returns the times by their rows, fewest first, but for larger steps of long ago.
