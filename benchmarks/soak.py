@@ -37,7 +37,7 @@ from eri_runtime.bench.process_memory import rss_of
 from eri_runtime.bundle import DENOISER, read_tensors
 from eri_runtime.commands.subcommand import say
 from eri_runtime.errors import BenchmarkError
-from eri_runtime.memory.manager import trim_heap
+from eri_runtime.executors import trim_heap
 
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 WORDS = {"num_inference_steps": 2, "seed": 0, "output_type": "np"}

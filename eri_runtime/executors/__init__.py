@@ -5,7 +5,7 @@ step graphs take, and `backend` what opens all of them.
 `choice` picks a backend. Each engine has its own folder, and only that folder imports its library.
 `pinned` opens everything, and sees to it that nothing of damaged or changed files is given out.
 `sequential_offload` runs a component one segment at a time, `onnx_weights` hands an engine weights
-that lie elsewhere. Uses `bundle`, `sampling`, `checks` and `partial_files`. Start with `base`, then
+that lie elsewhere, and `heap` gives freed memory back. Uses `bundle`, `sampling`, `checks` and `partial_files`. Start with `base`, then
 `ort`.
 """
 
@@ -30,6 +30,7 @@ from eri_runtime.executors.choice import (
     hashes_of,
     refusals,
 )
+from eri_runtime.executors.heap import trim_heap
 from eri_runtime.executors.nvidia_driver import compute_capability
 from eri_runtime.executors.openvino.backend import OPENVINO
 from eri_runtime.executors.ort.backend import CPU
@@ -72,4 +73,5 @@ __all__ = [
     "hashes_of",
     "load_library",
     "refusals",
+    "trim_heap",
 ]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from eri_runtime.bundle import Bundle, WeightHashes
 from eri_runtime.executors.base import Arrays, Closeable, Executor, changed_tensors
+from eri_runtime.executors.heap import trim_heap
 from eri_runtime.executors.step_form import Layout
 from eri_runtime.executors.step_graph import Array, HeldLatents, Row, StepLoop, Stepper
 
@@ -66,6 +67,7 @@ class UsedFiles:
                 if opened is not None:
                     undo.callback(opened.close)
             undo.pop_all()
+        trim_heap()
         return opened, partial(self.hashes.check, self.names[0], state)
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
 from eri_runtime.bundle import DENOISER, Bundle
 from eri_runtime.checks import instance
 from eri_runtime.errors import UsageError
-from eri_runtime.executors import Engine, Settings
+from eri_runtime.executors import Engine, Settings, trim_heap
 from eri_runtime.latents import DECODER, ENCODER
 from eri_runtime.loop import Loop
 from eri_runtime.memory.estimate import stage_need
@@ -196,11 +194,3 @@ def streaming_refusal(engine: Engine | None, loop: Loop) -> str | None:
     if reason is None and loop == "step" and engine.backend.streams_in_segments:
         reason = "loop='step', whose graph is one"
     return reason
-
-
-def trim_heap() -> None:
-    """Makes glibc return free memory to the system; otherwise glibc keeps it."""
-    if sys.platform == "linux":
-        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if malloc_trim is not None:
-            malloc_trim(0)

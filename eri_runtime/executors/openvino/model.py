@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from eri_runtime.bundle import TensorFile
 from eri_runtime.executors.base import Arrays, Settings
+from eri_runtime.executors.heap import trim_heap
 from eri_runtime.executors.onnx_weights import weights_as_inputs
 from eri_runtime.executors.openvino.library import import_openvino
 
@@ -83,7 +84,9 @@ def create_request(
         _keep_angles_in_float32(model)
     if shapes is not None:
         model.reshape(dict(shapes))
-    return core.compile_model(model, "CPU", dict(options)).create_infer_request()
+    request = core.compile_model(model, "CPU", dict(options)).create_infer_request()
+    trim_heap()
+    return request
 
 
 def _keep_angles_in_float32(model: Any) -> None:
