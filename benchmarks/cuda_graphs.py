@@ -22,7 +22,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from eri_export.publishing.export_bundle import CUDA_FORMS
+from eri_export.publishing.export_bundle import WITH_FORMS
 from eri_runtime.commands.subcommand import say
 from eri_runtime.errors import BackendError
 from tests.support.cuda_stand_in.cases import COMPONENT_CASES, STEP_CASES, Case, Exports, Opened
@@ -66,7 +66,7 @@ def measured(folder: Path) -> Iterator[Row]:
 def _both(cases: Iterable[Case]) -> Iterator[Case]:
     """Yields every case, after it without its CUDA form, if it has one."""
     for case in cases:
-        if case.component in CUDA_FORMS:
+        if case.component in WITH_FORMS:
             yield replace(case, plain=True)
         yield case
 

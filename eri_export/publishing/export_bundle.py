@@ -21,6 +21,7 @@ from eri_export.gate.real_inputs import real_inputs
 from eri_export.gate.report import Report
 from eri_export.gate.step_graph import STEP
 from eri_export.graphs.memory.activations import envelope
+from eri_export.graphs.passes.cpu import cpu_form
 from eri_export.graphs.passes.cuda import cuda_form
 from eri_export.graphs.passes.lora_inputs import with_loras
 from eri_export.graphs.passes.slice_attention import with_slices
@@ -34,12 +35,12 @@ from eri_export.publishing.atomic_publish import records, staging, write_manifes
 from eri_export.weights.merged_loras import Lora
 from eri_export.weights.weights_file import bind, conversions, write_weights
 from eri_runtime.bundle import Bundle, ComponentSpec, FileRecord
-from eri_runtime.executors.ort.provider import cuda_form_of
+from eri_runtime.executors.ort.provider import form_of
 
 log = logging.getLogger(__name__)
 
 REPORT = "parity.json"
-CUDA_FORMS = ("denoiser", "vae_decoder", "vae_encoder")
+WITH_FORMS = ("denoiser", "vae_decoder", "vae_encoder")
 ORDER = (
     "text_encoder",
     "text_encoder_2",
@@ -187,13 +188,13 @@ def _component(
         written = write_weights(weights, items, advance)
         bind(model, written.tensors)
         ir.save(model, graph)
-        form = cuda_form(model) if recipe.name in CUDA_FORMS else None
+        forms = device_forms(model, spec) if recipe.name in WITH_FORMS else {}
         if spec.step is not None:
             spec = write_segments(model, graph, spec)
             compose(model)
             ir.save(model, graph.with_name(STEP))
-        if form is not None:
-            save_cuda_form(form, graph, with_step=spec.step is not None)
+        for device, form in forms.items():
+            save_form(form, graph, device, with_step=spec.step is not None)
     with stage(listener, recipe.name, "compare"):
         compared = compare(gate, graph, spec, real, anew=gate is not recipe)
     worst = compared.report.worst(recipe.name)
@@ -210,9 +211,21 @@ def _component(
     return Exported(spec, written.record, compared)
 
 
-def save_cuda_form(form: ir.Model, graph: Path, *, with_step: bool) -> None:
-    """Saves the CUDA form of `graph` next to it, and of its step graph; changes `form`."""
-    ir.save(form, cuda_form_of(graph))
+def device_forms(model: ir.Model, spec: ComponentSpec) -> dict[str, ir.Model]:
+    """Returns the forms of `model` by device.
+
+    Attention in slices has none for the CPU: its form computes the heads of a layer together. Nor
+    has bfloat16, which ONNX Runtime's CPU does not run.
+    """
+    forms = {"cuda": cuda_form(model)}
+    if spec.attention_slice is None and spec.precision != "bf16":
+        forms["cpu"] = cpu_form(model)
+    return forms
+
+
+def save_form(form: ir.Model, graph: Path, device: str, *, with_step: bool) -> None:
+    """Saves a form of `graph` next to it, and that of its step graph; changes `form`."""
+    ir.save(form, form_of(graph, device))
     if with_step:
         compose(form)
-        ir.save(form, cuda_form_of(graph.with_name(STEP)))
+        ir.save(form, form_of(graph.with_name(STEP), device))

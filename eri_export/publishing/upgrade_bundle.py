@@ -23,7 +23,7 @@ from eri_export.publishing.atomic_publish import records, staging, write_manifes
 from eri_export.publishing.linked_files import current_bundle, link_files, locked
 from eri_runtime.bundle import DENOISER, Bundle, manifest, verify_hashes, verify_sizes
 from eri_runtime.errors import ExportError
-from eri_runtime.executors.ort.provider import cuda_form_of
+from eri_runtime.executors.ort.provider import DEVICES, form_of
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,10 @@ def _step_graphs(bundle: Bundle) -> Iterator[tuple[str, str]]:
     """Yields each step graph to compose, and the graph to compose it from."""
     graph = bundle.components[DENOISER].graph
     yield _step(graph), graph
-    form, step = (cuda_form_of(Path(each)).as_posix() for each in (graph, _step(graph)))
-    if form in bundle.files:
-        yield step, form
+    for device in DEVICES:
+        form, step = (form_of(Path(each), device).as_posix() for each in (graph, _step(graph)))
+        if form in bundle.files:
+            yield step, form
 
 
 def _compose(graph: Path, step: Path) -> None:
@@ -133,7 +134,8 @@ def _changed(current: Bundle, folder: Path, made: Set[str]) -> tuple[Bundle, tup
     step = _step(spec.graph)
     dropped = tuple(file for file, plan in current.plans.items() if plan.graph == spec.step)
     reports = {PurePosixPath(file).with_suffix(".json").as_posix() for file in dropped}
-    older = {spec.step, cuda_form_of(Path(spec.step or step)).as_posix()}
+    forms = {form_of(Path(spec.step or step), device).as_posix() for device in DEVICES}
+    older = {spec.step, *forms}
     stays = current.files.keys() - {*dropped, *reports, *older, *made}
     link_files(current, stays, folder)
     changed = replace(

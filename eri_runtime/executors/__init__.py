@@ -5,8 +5,8 @@ step graphs take, and `backend` what opens all of them.
 `choice` picks a backend. Each engine has its own folder, and only that folder imports its library.
 `pinned` opens everything, and sees to it that nothing of damaged or changed files is given out.
 `sequential_offload` runs a component one segment at a time, `onnx_weights` hands an engine weights
-that lie elsewhere, and `heap` gives freed memory back. Uses `bundle`, `sampling`, `checks` and `partial_files`. Start with `base`, then
-`ort`.
+that lie elsewhere, and `heap` gives freed memory back. Uses `bundle`, `sampling`, `checks` and
+`partial_files`. Start with `base`, then `ort`.
 """
 
 from eri_runtime.executors.backend import Backend

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from eri_runtime.bundle import COPIES, DENOISER, SCORES, Bundle, ComponentSpec, read_header
-from eri_runtime.executors import Settings
+from eri_runtime.executors import BACKENDS, Settings
 from eri_runtime.memory.modes import Mode
 from eri_runtime.memory.stages import Stage, stages
 
@@ -126,19 +126,25 @@ def _evaluate(polynomial: Mapping[str, float], variables: Mapping[str, float]) -
     )
 
 
-def costs_of(backend: str, settings: Settings, component: str = DENOISER) -> Costs:
-    """Returns the constants of an engine opened with these settings."""
+def costs_of(bundle: Bundle, backend: str, settings: Settings, component: str = DENOISER) -> Costs:
+    """Returns the constants of a component that an engine opens with these settings.
+
+    The form of a graph for ONNX Runtime's CPU stores no scores; segments have no such form.
+    """
     if backend != "cpu":
         return COSTS[backend]
     streamed = settings.streamed and component == DENOISER
-    return CPU_MAPPED if streamed or settings.low_memory else CPU
+    costs = CPU_MAPPED if streamed or settings.low_memory else CPU
+    graph = bundle.components[component].graph
+    has_form = BACKENDS[backend].graph_file(graph, bundle.files) != graph
+    return replace(costs, scores=0.0) if has_form and not streamed else costs
 
 
 def resident_bytes(
     bundle: Bundle, name: str, backend: str, settings: Settings, overrides_bytes: int = 0
 ) -> int:
     """Returns the bytes an open component keeps: copies of weights, file pages and overrides."""
-    costs = costs_of(backend, settings, name)
+    costs = costs_of(bundle, backend, settings, name)
     weights = _weights(bundle, name, settings)
     private = _private(bundle.components[name], weights, costs)
     return private + int(costs.pages * weights) + costs.each + overrides_bytes
@@ -158,7 +164,7 @@ def stage_need(
     Includes opening the component unless it `is_open`. Leaves out file pages, which the system can
     reclaim.
     """
-    costs, spec = costs_of(backend, settings, component), bundle.components[component]
+    costs, spec = costs_of(bundle, backend, settings, component), bundle.components[component]
     run = activations(spec, sizes, costs)
     if run is None:
         return None
@@ -200,7 +206,7 @@ def estimate_peak(
         SizeError: If latents cannot have this size.
 
     Example:
-        >>> from eri_runtime.executors import Settings
+        >>> from eri_runtime.executors import BACKENDS, Settings
         >>> from eri_runtime.memory import Mode, estimate_peak
         >>> settings = Settings()
         >>> whole = estimate_peak(pipe.bundle, "cpu", settings, Mode(), 64, 64, 2)
@@ -216,7 +222,7 @@ def estimate_peak(
     planned = stages(bundle, mode, height, width, images, conditions, tokens, edited)
     needs = tuple(_need(bundle, backend, settings, stage) for stage in planned)
     totals = _cumulated([need.total for need in needs], one_at_a_time=mode.offloaded)
-    costs = costs_of(backend, settings)
+    costs = costs_of(bundle, backend, settings)
     if totals is None:
         return Estimate(needs=needs, peak=None, at=None, measured=costs.measured)
     most = max(totals)
@@ -225,7 +231,7 @@ def estimate_peak(
 
 
 def _need(bundle: Bundle, backend: str, settings: Settings, stage: Stage) -> Need:
-    costs = costs_of(backend, settings, stage.component)
+    costs = costs_of(bundle, backend, settings, stage.component)
     run = activations(bundle.components[stage.component], stage.sizes, costs)
     return Need(
         component=stage.component,

@@ -15,7 +15,7 @@ from eri_export.graphs.recipes.base import Recipe
 from eri_export.graphs.step_graph import compose
 from eri_export.plan import plan as planner
 from eri_export.plan.plan import spec_of
-from eri_export.publishing.export_bundle import CUDA_FORMS, save_cuda_form
+from eri_export.publishing.export_bundle import WITH_FORMS, save_form
 from eri_export.weights.weights_file import bind, conversions, write_weights
 from eri_runtime.bundle.spec import ShapeRange
 
@@ -47,8 +47,8 @@ def write_component(
     bind(model, write_weights(home / "weights.safetensors", items).tensors)
     ir.save(model, home / "model.onnx")
     with_step = spec_of(recipe).step is not None
-    if with_cuda_form and recipe.name in CUDA_FORMS:
-        save_cuda_form(cuda_form(model), home / "model.onnx", with_step=with_step)
+    if with_cuda_form and recipe.name in WITH_FORMS:
+        save_form(cuda_form(model), home / "model.onnx", "cuda", with_step=with_step)
     if with_step:
         compose(model)
         ir.save(model, home / "step.onnx")

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from eri_export.graphs.step_graph import _Builder, _free_names, _input, _named, _names
 from eri_export.publishing.atomic_publish import records, write_manifest
 from eri_runtime.bundle import Bundle, manifest
-from eri_runtime.executors.ort.provider import cuda_form_of
+from eri_runtime.executors.ort.provider import form_of
 from eri_runtime.sampling import MAX_V, MAX_W
 
 
@@ -25,7 +25,7 @@ def old_bundle(root: Path, target: Path) -> Bundle:
     bundle = manifest.read(target)
     spec = bundle.components["denoiser"]
     graph, step = bundle.path(spec.graph), bundle.path(spec.step)
-    for bare, composed in ((graph, step), (cuda_form_of(graph), cuda_form_of(step))):
+    for bare, composed in ((graph, step), (form_of(graph, "cuda"), form_of(step, "cuda"))):
         model = ir.load(bare)
         compose_shared_row(model)
         ir.save(model, composed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -150,8 +151,9 @@ def install(monkeypatch):
     def session(path, options, *, providers, disabled_optimizers):
         if providers[0][0] != provider.CUDA_PROVIDER.name:
             return REAL(path, options, providers=providers, disabled_optimizers=disabled_optimizers)
-        plain = path.replace(".cuda.onnx", ".onnx")  # of the same results, with kernels here
-        return Session(made, plain, options, providers, disabled_optimizers)
+        plain = Path(path.replace(".cuda.onnx", ".onnx"))  # of the same results, with kernels here
+        here = provider.graph_for(plain, provider.CPU_PROVIDER)
+        return Session(made, str(here), options, providers, disabled_optimizers)
 
     monkeypatch.setattr(ort, "InferenceSession", session)
     monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", from_numpy)

@@ -149,7 +149,7 @@ class Workshop:
 
         bundle.trace = lambda recipe: ir.load(self.graphs / recipe.name / "model.onnx")
         bundle.compare, bundle.real_inputs = _agree, lambda *_: None
-        bundle.envelope, bundle.CUDA_FORMS = lambda *_: (), ()
+        bundle.envelope, bundle.WITH_FORMS = lambda *_: (), ()
         if "no exchange" in quirks:
             publish._exchange = lambda _one, _other: False
         if "no check" in quirks:

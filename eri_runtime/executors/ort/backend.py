@@ -14,7 +14,7 @@ from eri_runtime.executors.ort.provider import (
     CUDA_PROVIDER,
     CUDA_TF32_PROVIDER,
     Provider,
-    cuda_form_of,
+    form_of,
     graph_for,
 )
 from eri_runtime.executors.ort.session import OrtExecutor, OrtSegmentRunner
@@ -43,9 +43,9 @@ class OrtBackend(Backend):
         return replace(self, root=bundle.root) if self.provider.device == "cuda" else self
 
     def graph_file(self, graph: str, files: Collection[str]) -> str:
-        """Returns the graph's CUDA form on CUDA, if the bundle has one, else the graph."""
-        form = cuda_form_of(Path(graph)).as_posix()
-        return form if self.provider.device == "cuda" and form in files else graph
+        """Returns the graph's form for the provider's device, if the bundle has one, else it."""
+        form = form_of(Path(graph), self.provider.device).as_posix()
+        return form if form in files else graph
 
     def refusal(self, spec: ComponentSpec) -> str | None:
         """Returns why this component cannot run on this machine, in a few words, or None."""

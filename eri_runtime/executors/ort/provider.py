@@ -18,6 +18,9 @@ from eri_runtime.install_hint import install_hint
 OLDEST_GPU = (1, 31)
 
 
+DEVICES = ("cpu", "cuda")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Provider:
     """An execution provider of ONNX Runtime.
@@ -95,19 +98,19 @@ CUDA_PROVIDER = Provider(
 CUDA_TF32_PROVIDER = replace(CUDA_PROVIDER, options={**CUDA_PROVIDER.options, "use_tf32": "1"})
 
 
-def cuda_form_of(graph: Path) -> Path:
-    """Returns where the exporter writes the CUDA form of a graph: `step.cuda.onnx`."""
-    return graph.with_suffix(".cuda.onnx")
+def form_of(graph: Path, device: str) -> Path:
+    """Returns where the exporter writes a graph's form for a device: `step.cuda.onnx`."""
+    return graph.with_suffix(f".{device}.onnx")
 
 
 def graph_for(graph: Path, provider: Provider) -> Path:
     """Returns the form of a graph that a provider opens.
 
-    That is the CUDA form if the bundle has one, as bundles have since version 0.1.0; else, and on
-    the CPU, the graph itself. Both read the same weights file.
+    That is the form for its device if the bundle has one, as bundles of denoisers and VAEs have;
+    else the graph itself. All read the same weights file.
     """
-    form = cuda_form_of(graph)
-    return form if provider.device == "cuda" and form.exists() else graph
+    form = form_of(graph, provider.device)
+    return form if form.exists() else graph
 
 
 def session_entries(provider: Provider, settings: Settings) -> dict[str, str]:

@@ -76,7 +76,7 @@ class OrtStepper(Stepper):
     ) -> None:
         """Opens `graph`; on CUDA its steps are captured. Raises `BackendError`."""
         self._device, self._form = provider.device, form_of(spec)
-        self._has_cuda_form = graph_for(graph, provider) != graph
+        self._may_capture = provider.device == "cuda" and graph_for(graph, provider) != graph
         self._open_session = partial(open_session, graph, spec, provider, settings)
         self._current: Any = CurrentSession(self._open(overrides))
         self._overrides = overrides
@@ -100,7 +100,7 @@ class OrtStepper(Stepper):
         Only the CUDA form can be captured: other graphs may read host memory, which replays of a
         captured graph would read again. And ONNX Runtime may refuse to capture.
         """
-        if self._has_cuda_form:
+        if self._may_capture:
             try:
                 session = self._open_session({"enable_cuda_graph": "1"}, overrides)
                 return OpenSession(session, CapturingSession(session))

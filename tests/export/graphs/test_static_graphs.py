@@ -13,7 +13,7 @@ from eri_export.gate.report import STEP_TOLERANCES
 from eri_export.plan.plan import make_plan
 from eri_export.progress import silent
 from eri_export.publishing import export_bundle as exporter
-from eri_runtime.executors.ort.provider import cuda_form_of
+from eri_runtime.executors.ort.provider import form_of
 from tests.support.components import STATIC
 
 FUSED = {
@@ -81,7 +81,7 @@ def test_a_static_denoiser_in_float16_passes_the_gate(sdxl_checkpoint, tmp_path)
         assert metric.tolerance == STEP_TOLERANCES["fp16", subject]
     assert steps["float32 twin"].tolerance < 1e-4 < steps["graph"].tolerance
     for graph in (exported.spec.graph, exported.spec.step):
-        form = ir.load(cuda_form_of(tmp_path / graph))
+        form = ir.load(form_of(tmp_path / graph, "cuda"))
         assert {node.domain for node in form.graph} >= {"com.microsoft"}
         assert [value.name for value in form.graph.inputs] == [
             value.name for value in ir.load(tmp_path / graph).graph.inputs

@@ -5,11 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from eri_export.graphs.passes.cuda.attention import merge_heads
 from eri_export.graphs.passes.cuda.bias import fuse_biases
 from eri_export.graphs.passes.cuda.convolution import put_channels_last
 from eri_export.graphs.passes.cuda.group_norm import fuse_group_norms
 from eri_export.graphs.passes.cuda.parts import slice_unequal_parts
+from eri_export.graphs.passes.merge_heads import merge_heads
 from eri_export.graphs.passes.nearest_upsample import expand_upsampling
 
 

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from eri_export.graphs.passes.cuda.attention import merge_heads
+from eri_export.graphs.passes.merge_heads import merge_heads
 
 BEFORE = """
     qh = Reshape(q, heads)

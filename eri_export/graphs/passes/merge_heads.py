@@ -2,8 +2,8 @@
 
     (B, heads, tokens, size) -> (B, tokens, heads·size)
 
-ONNX Runtime's flash kernel reads the second form. For the first, the provider transposes queries,
-keys, values and output in every layer, beside the graph's own four Transposes.
+ONNX Runtime's flash kernels read the second form. For the first, its CUDA provider transposes
+queries, keys, values and output in every layer, beside the graph's own four Transposes.
 """
 
 from __future__ import annotations
