@@ -13,6 +13,7 @@ from eri_runtime.bundle import Bundle, Precision, read_bundle
 BackendName = Literal["cuda", "cpu"]
 GUIDANCE = 4.0
 WARM_STEPS = 2
+CUDA_FORM = ".cuda.onnx"  # how the names of graphs in the form for CUDA end
 
 # Limits on the largest difference over the largest value. `component` is one evaluation,
 # `trajectory` a few steps with CFG, which multiplies a rounding error by 2·GUIDANCE − 1, `picture`
@@ -118,9 +119,10 @@ class Model:
         Its files are hard links, because ONNX Runtime refuses weights behind a symbolic one.
         """
         target = self.folder / "plain" / self.name
+        files = {n: file for n, file in self.bundle.files.items() if not n.endswith(CUDA_FORM)}
         for file in self.root.rglob("*"):
             copy = target / file.relative_to(self.root)
-            if file.is_file() and not file.name.endswith(".cuda.onnx") and not copy.exists():
+            if file.is_file() and not file.name.endswith(CUDA_FORM) and not copy.exists():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.hardlink_to(file)
-        return replace(self.bundle, root=target, pins=None)
+        return replace(self.bundle, root=target, pins=None, files=files)

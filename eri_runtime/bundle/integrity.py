@@ -23,23 +23,6 @@ def verify_sizes(bundle: Bundle) -> None:
             raise IntegrityError(path, got=got, expected=f"{expected.size} bytes", fix=FIX)
 
 
-def verify_graphs_are_named(bundle: Bundle) -> None:
-    """Raises `IntegrityError` for a graph in a component's folder that the manifest does not name.
-
-    An engine opens the form of a graph for its device wherever there is one.
-    """
-    for folder in sorted({bundle.path(spec.graph).parent for spec in bundle.components.values()}):
-        for path in sorted(folder.glob("*.onnx")):
-            name = path.relative_to(bundle.root).as_posix()
-            if name not in bundle.files:
-                raise IntegrityError(
-                    path,
-                    got="a graph that the manifest does not name",
-                    expected="the exported graphs alone",
-                    fix="delete it, if you know where it came from; or export the checkpoint again",
-                )
-
-
 def verify_hashes(bundle: Bundle, names: Iterable[str], on_bytes: Listener = no_progress) -> None:
     """Raises `IntegrityError` if the sha256 of a named file differs from the manifest."""
     for name in names:
@@ -65,10 +48,9 @@ def check_hash(bundle: Bundle, name: str, hashed: Callable[[], str]) -> None:
 def verify_all(bundle: Bundle, on_bytes: Listener = no_progress) -> None:
     """Checks the size and sha256 of every file, weights included.
 
-    Raises `IntegrityError` if one differs from the manifest, or if it does not name a graph.
+    Raises `IntegrityError` if one differs from the manifest.
     """
     verify_sizes(bundle)
-    verify_graphs_are_named(bundle)
     verify_hashes(bundle, bundle.files, on_bytes)
 
 
@@ -78,9 +60,8 @@ def verify_on_load(bundle: Bundle) -> None:
     Weights are hashed while an engine opens them, see `weight_hashes`; their size catches a
     truncated file already now. The TensorRT executor checks the hash of a plan, which is native
     code, when it reads the plan.
-    Raises `IntegrityError` if a file differs from the manifest, or if it does not name a graph.
+    Raises `IntegrityError` if a file differs from the manifest.
     """
     verify_sizes(bundle)
-    verify_graphs_are_named(bundle)
     large = {component.weights for component in bundle.components.values()} | bundle.plans.keys()
     verify_hashes(bundle, [name for name in bundle.files if name not in large])

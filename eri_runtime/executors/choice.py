@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from eri_runtime.bundle import Bundle, ComponentSpec, Verify, WeightHashes
 from eri_runtime.checks import boolean, integer
@@ -126,7 +127,7 @@ class Engine:
             opener: Opener = partial(open_segmented, self.bundle, spec, self.backend)
         else:
             graphs = [spec.graph]
-            opener = partial(self.backend.executor, self.bundle.path(spec.graph), spec)
+            opener = partial(self.backend.executor, self._path(spec.graph), spec)
         files = self._used_files(spec, graphs)
         return PinnedExecutor(files, partial(opener, self.settings), overrides)
 
@@ -148,9 +149,13 @@ class Engine:
         in_segments = self.settings.streamed and self.backend.streams_in_segments
         if spec.step is None or in_segments or not self.backend.runs_step_graph(spec):
             return None
-        files, graph = self._used_files(spec, [spec.step]), self.bundle.path(spec.step)
+        files, graph = self._used_files(spec, [spec.step]), self._path(spec.step)
         opener = partial(self.backend.stepper, graph, spec, self.settings)
         return open_pinned_stepper(files, opener, overrides)
+
+    def _path(self, graph: str) -> Path:
+        """Returns the file that is opened for a graph; the graph, if the backend opens none."""
+        return self.bundle.path(self.backend.graph_file(graph, self.bundle.files) or graph)
 
     def _used_files(self, spec: ComponentSpec, graphs: Iterable[str]) -> UsedFiles:
         """Returns the files that are opened for these graphs: theirs, and the weights."""

@@ -152,8 +152,9 @@ def install(monkeypatch):
         if providers[0][0] != provider.CUDA_PROVIDER.name:
             return REAL(path, options, providers=providers, disabled_optimizers=disabled_optimizers)
         plain = Path(path.replace(".cuda.onnx", ".onnx"))  # of the same results, with kernels here
-        here = provider.graph_for(plain, provider.CPU_PROVIDER)
-        return Session(made, str(here), options, providers, disabled_optimizers)
+        form = provider.form_of(plain, "cpu")
+        here = str(form if form.exists() else plain)
+        return Session(made, here, options, providers, disabled_optimizers)
 
     monkeypatch.setattr(ort, "InferenceSession", session)
     monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", from_numpy)

@@ -15,7 +15,6 @@ from eri_runtime.executors.ort.provider import (
     CUDA_TF32_PROVIDER,
     Provider,
     form_of,
-    graph_for,
 )
 from eri_runtime.executors.ort.session import OrtExecutor, OrtSegmentRunner
 from eri_runtime.executors.ort.step_graph import OrtStepper
@@ -53,8 +52,9 @@ class OrtBackend(Backend):
             return reason
         if self.root is None or spec.precision != "bf16":
             return None
-        graph = graph_for(self.root / spec.graph, self.provider)
-        return _resize_refusal(graph)
+        graph = self.root / spec.graph
+        form = form_of(graph, self.provider.device)
+        return _resize_refusal(form if form.exists() else graph)
 
     def words(self, settings: Settings = DEFAULT_SETTINGS) -> str:
         """Describes the provider and every option of a session, in one line."""

@@ -103,14 +103,9 @@ def form_of(graph: Path, device: str) -> Path:
     return graph.with_suffix(f".{device}.onnx")
 
 
-def graph_for(graph: Path, provider: Provider) -> Path:
-    """Returns the form of a graph that a provider opens.
-
-    That is the form for its device if the bundle has one, as bundles of denoisers and VAEs have;
-    else the graph itself. All read the same weights file.
-    """
-    form = form_of(graph, provider.device)
-    return form if form.exists() else graph
+def is_form(graph: Path, device: str) -> bool:
+    """Returns whether a graph is the form of another for a device."""
+    return graph.name.endswith(f".{device}.onnx")
 
 
 def session_entries(provider: Provider, settings: Settings) -> dict[str, str]:

@@ -30,7 +30,6 @@ from eri_runtime.executors.ort.engine_errors import ort_errors
 from eri_runtime.executors.ort.provider import (
     CPU_PROVIDER,
     Provider,
-    graph_for,
     session_entries,
 )
 
@@ -58,7 +57,6 @@ def open_session(
         raise BackendError(graph, got=reason, expected=f"a component for {provider.name}")
     import onnxruntime as ort
 
-    graph = graph_for(graph, provider)
     linked = linked_weights(graph, spec, follows_graph=True)
     if linked is not None:
         _, names = weights_as_inputs(graph.read_bytes())

@@ -36,7 +36,7 @@ from eri_runtime.executors.ort.captured_step import (
     run_options,
 )
 from eri_runtime.executors.ort.engine_errors import ort_errors
-from eri_runtime.executors.ort.provider import Provider, graph_for
+from eri_runtime.executors.ort.provider import Provider, is_form
 from eri_runtime.executors.ort.session import open_session
 from eri_runtime.executors.step_form import Layout, StepForm, form_of
 from eri_runtime.executors.step_graph import Array, HeldLatents, Row, StepLoop, Stepper
@@ -76,7 +76,7 @@ class OrtStepper(Stepper):
     ) -> None:
         """Opens `graph`; on CUDA its steps are captured. Raises `BackendError`."""
         self._device, self._form = provider.device, form_of(spec)
-        self._may_capture = provider.device == "cuda" and graph_for(graph, provider) != graph
+        self._is_cuda_form = is_form(graph, "cuda")
         self._open_session = partial(open_session, graph, spec, provider, settings)
         self._current: Any = CurrentSession(self._open(overrides))
         self._overrides = overrides
@@ -100,7 +100,7 @@ class OrtStepper(Stepper):
         Only the CUDA form can be captured: other graphs may read host memory, which replays of a
         captured graph would read again. And ONNX Runtime may refuse to capture.
         """
-        if self._may_capture:
+        if self._is_cuda_form:
             try:
                 session = self._open_session({"enable_cuda_graph": "1"}, overrides)
                 return OpenSession(session, CapturingSession(session))

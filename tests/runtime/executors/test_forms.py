@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import pytest
+
 from eri_runtime.executors.base import Settings
+from eri_runtime.executors.ort.backend import CPU, CUDA
 from eri_runtime.executors.ort.provider import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
-    graph_for,
+    DEVICES,
     session_entries,
 )
 
-
-def test_cuda_opens_the_cuda_form_and_the_cpu_the_plain_graph(tmp_path):
-    graph = tmp_path / "step.onnx"
-    form = tmp_path / "step.cuda.onnx"
-    graph.touch()
-    form.touch()
-    assert graph_for(graph, CUDA_PROVIDER) == form
-    assert graph_for(graph, CPU_PROVIDER) == graph
+FORMS = {"cpu": "step.cpu.onnx", "cuda": "step.cuda.onnx"}
 
 
-def test_bundles_without_a_cuda_form_open_the_plain_graph(tmp_path):
-    graph = tmp_path / "segment-00.onnx"
-    graph.touch()
-    assert graph_for(graph, CUDA_PROVIDER) == graph
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_provider_opens_the_form_for_its_device_or_the_plain_graph(device):
+    backend = {"cpu": CPU, "cuda": CUDA}[device]
+    others = [form for other, form in FORMS.items() if other != device]
+    assert backend.graph_file("step.onnx", ["step.onnx", *FORMS.values()]) == FORMS[device]
+    assert backend.graph_file("step.onnx", ["step.onnx", *others]) == "step.onnx"
 
 
 def test_cuda_packs_weights_even_if_memory_is_low():
