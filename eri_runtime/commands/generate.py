@@ -88,6 +88,7 @@ def _generate_one(options: argparse.Namespace, output: Output) -> None:
 
     keywords = memory_keywords(options)
     words = {"threads": options.threads, "verify": options.verify, **keywords}
+    words["cache"] = options.keep_compiled
     with load(options.bundle, options.backend, **words) as pipe, output.progress() as advance:
         request, existing = _prepared(pipe, options)
         output.lap("open")

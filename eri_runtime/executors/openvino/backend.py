@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from eri_runtime.bundle import ComponentSpec
+from eri_runtime.bundle import Bundle, ComponentSpec
 from eri_runtime.errors import BackendError
 from eri_runtime.executors.backend import Backend
 from eri_runtime.executors.base import DEFAULT_SETTINGS, FROM_FILE, Arrays, Executor, Settings
+from eri_runtime.executors.openvino.compiled_models import CompiledModels
 from eri_runtime.executors.openvino.executor import OpenVinoExecutor, OpenVinoSegmentRunner
 from eri_runtime.executors.openvino.library import cpu_capabilities
 from eri_runtime.executors.openvino.model import Compute
@@ -24,9 +26,18 @@ class OpenVinoBackend(Backend):
     With `compute="bf16"` the denoiser and the VAE of a float32 bundle are rounded to 8 bits. Text
     encoders stay float32, as they run once per prompt: in bfloat16 T5's residual stream lost a
     tenth of its size.
+
+    Attributes:
+        compute: The number format of denoiser and VAE.
+        bundle: The bundle whose compiled models are kept; set by `of`. None: none are kept.
     """
 
     compute: Compute = "f32"
+    bundle: Bundle | None = None
+
+    def of(self, bundle: Bundle) -> OpenVinoBackend:
+        """Returns this backend with the files of a bundle, by which compiled models are known."""
+        return replace(self, bundle=bundle)
 
     def refusal(self, spec: ComponentSpec) -> str | None:
         """Returns why OpenVINO cannot run on this machine, in a few words, or None."""
@@ -55,7 +66,17 @@ class OpenVinoBackend(Backend):
             raise BackendError(graph, got=reason, expected="a component for OpenVINO")
         encodes_text = graph.parent.name.startswith("text_encoder")
         compute: Compute = "f32" if encodes_text else self.compute
-        return OpenVinoExecutor(graph, spec, compute, settings, overrides)
+        kept = self._compiled_models(graph, spec) if settings.cache else None
+        return OpenVinoExecutor(graph, spec, compute, settings, overrides, kept)
+
+    def _compiled_models(self, graph: Path, spec: ComponentSpec) -> CompiledModels | None:
+        """Returns the compiled models of a graph of the bundle; None if it is of none."""
+        if self.bundle is None or not graph.is_relative_to(self.bundle.root):
+            return None
+        name = graph.relative_to(self.bundle.root).as_posix()
+        with suppress(OSError, KeyError):  # weights that cannot be opened, a file of no bundle
+            return CompiledModels(self.bundle, name, spec)
+        return None
 
     def runs_step_graph(self, spec: ComponentSpec) -> bool:
         """Returns False: the NumPy loop drives the denoiser."""

@@ -18,11 +18,12 @@ from eri_runtime.executors.base import (
     check_inputs,
 )
 from eri_runtime.executors.onnx_weights import linked_weights
+from eri_runtime.executors.openvino.compiled_models import WITHOUT_WEIGHTS, CompiledModels
 from eri_runtime.executors.openvino.library import import_openvino, openvino_errors
 from eri_runtime.executors.openvino.model import (
     Compute,
+    compile_model,
     compile_options,
-    create_request,
     read_model,
 )
 
@@ -37,8 +38,11 @@ class OpenVinoExecutor(Executor):
 
     A model compiled for fixed shapes is up to 1.5 times faster than one for dynamic shapes. So the
     first call compiles for its own shapes, and the first call with other shapes compiles once more,
-    for any shape. Only one compiled model is kept. New weights are new constants of the graph, so
+    for any shape. Only one compiled model is open. New weights are new constants of the graph, so
     `replace` compiles again.
+
+    With `kept`, a model that another process compiled is opened from its file. `keep` writes
+    what was compiled here. Both are for fixed shapes and the file's own weights.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class OpenVinoExecutor(Executor):
         compute: Compute = "f32",
         settings: Settings = DEFAULT_SETTINGS,
         overrides: Arrays = FROM_FILE,
+        kept: CompiledModels | None = None,
     ) -> None:
         """Reads `graph`. Raises `BackendError` if OpenVINO refuses it."""
         self.spec = spec
@@ -63,6 +68,8 @@ class OpenVinoExecutor(Executor):
         with openvino_errors(graph):
             self._model = self._read_model(overrides)
         self._overrides = overrides  # the model may use their memory
+        self._kept = kept if self._linked is None else None  # constants of memory have no offset
+        self._unkept: Any = None  # what was compiled and is in no file, and its shapes
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         check_inputs(self.name, self.spec, inputs)
@@ -92,12 +99,20 @@ class OpenVinoExecutor(Executor):
         with self._lock, openvino_errors(self._graph):
             model = self._read_model(overrides)
             if self._request is not None:
-                self._request = self._create_request(model, self._shapes)
+                self._request = self._create_request(model, self._shapes, overrides)
             self._model, self._overrides = model, overrides
 
+    def keep(self) -> None:
+        with self._lock:
+            if self._kept is not None and self._unkept is not None:
+                self._kept.keep(self._core, *self._unkept, self._options)
+            self._unkept = None
+
     def close(self) -> None:
-        self._request = self._model = None
+        self._request = self._model = self._unkept = None
         self._linked = None
+        if self._kept is not None:
+            self._kept.close()
         self._has_run = False
         self._overrides = FROM_FILE
 
@@ -111,13 +126,25 @@ class OpenVinoExecutor(Executor):
             return
         self._request = None  # frees its memory before the next one is compiled
         self._shapes = None if self._has_run else shapes
-        self._request = self._create_request(self._model, self._shapes)
+        self._request = self._create_request(self._model, self._shapes, self._overrides)
 
-    def _create_request(self, model: Any, shapes: Shapes | None) -> Any:
-        """Compiles a model for one set of shapes, or for any if None."""
+    def _create_request(self, model: Any, shapes: Shapes | None, overrides: Arrays) -> Any:
+        """Returns a request for one set of shapes, or for any if None."""
+        self._unkept = None
+        return self._compiled_model(model, shapes, overrides).create_infer_request()
+
+    def _compiled_model(self, model: Any, shapes: Shapes | None, overrides: Arrays) -> Any:
+        """Opens a compiled model from its file, or compiles it."""
         names = [tensor.name for tensor in self.spec.inputs]
         by_name = None if shapes is None else dict(zip(names, shapes, strict=True))
-        return create_request(self._core, model, by_name, self._options)
+        if self._kept is None or by_name is None or overrides:
+            return compile_model(self._core, model, by_name, self._options)
+        found = self._kept.load(self._core, by_name, self._options)
+        if found is None:
+            options = {**self._options, **WITHOUT_WEIGHTS}
+            found = compile_model(self._core, model, by_name, options)
+            self._unkept = found, by_name
+        return found
 
 
 class OpenVinoSegmentRunner:
@@ -138,7 +165,8 @@ class OpenVinoSegmentRunner:
         linked = linked_weights(graph, self._spec)
         with openvino_errors(graph):
             model = read_model(self._core, graph, overrides, linked)
-            request = create_request(self._core, model, shapes, self._options)
+            compiled = compile_model(self._core, model, shapes, self._options)
+            request = compiled.create_infer_request()
             request.infer(dict(inputs), share_inputs=True)
             copies = {}
             for name in outputs:  # copied: the request's own tensors keep its memory alive
