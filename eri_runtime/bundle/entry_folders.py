@@ -54,6 +54,12 @@ class EntryFolders:
             _remove(path)
         return None
 
+    @property
+    def any(self) -> bool:
+        """Whether there is an entry of any key."""
+        folders = [folder for folder in (self.beside, self.fallback) if folder is not None]
+        return any(True for folder in folders for _ in folder.glob(f"*{self.suffix}"))
+
     def write(self, key: str, data: bytes) -> None:
         """Writes the entry of a key, and removes the least recently used if there are too many."""
         if len(data) + DIGEST > MOST_BYTES:

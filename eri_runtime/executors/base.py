@@ -110,11 +110,16 @@ class Executor(Refittable):
         """
         del sizes
 
-    def keep(self) -> None:
+    def keep(self, inputs: Arrays, outputs: Arrays) -> None:
         """Writes what was compiled to a file for later processes. Most engines do nothing.
 
         For after a run, once the files that the component was opened from are verified.
+
+        Args:
+            inputs: The inputs of the run.
+            outputs: What it gave.
         """
+        del inputs, outputs
 
 
 def changed_tensors(before: Arrays, after: Arrays) -> set[str]:

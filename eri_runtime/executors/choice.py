@@ -215,7 +215,10 @@ def choose(
     low_memory, cache = boolean("low_memory", low_memory), boolean("cache", cache)
     if threads is not None:
         threads = integer("threads", threads, 1, MOST_THREADS)
-    chosen = _first_usable(bundle) if backend == "auto" else backend
+    chosen = backend
+    if backend == "auto":
+        chosen = first_usable(bundle)
+        log.info("backend %s is used", chosen)
     if reasons := refusals(bundle, chosen):
         raise _backend_error(bundle, f"backend {chosen}", reasons)
     settings = Settings(threads=threads, low_memory=low_memory, cache=cache)
@@ -223,13 +226,15 @@ def choose(
     return Engine(bundle, BACKENDS[chosen].of(bundle), settings, hashes)
 
 
-def _first_usable(bundle: Bundle) -> str:
-    """Returns the first backend of `AUTO` that can be used. Raises `BackendError` if none can."""
+def first_usable(bundle: Bundle) -> str:
+    """Returns the first backend of `AUTO` that can be used; logs why those before it cannot.
+
+    Raises `BackendError` if none can.
+    """
     skipped = []
     for name in AUTO:
         reasons = refusals(bundle, name) or reasons_against_auto(bundle, name)
         if not reasons:
-            log.info("backend %s is used", name)
             return name
         skipped.append(f"{name}: {'; '.join(reasons)}")
         log.info("backend %s", skipped[-1])

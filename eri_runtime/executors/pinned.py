@@ -91,7 +91,7 @@ class PinnedExecutor(Executor):
             outputs = self.executor.run(inputs)
         self._verify()
         if self._files.hashes.compares:
-            self.executor.keep()
+            self.executor.keep(inputs, outputs)
         return outputs
 
     def prepare(self, sizes: Mapping[str, int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -13,9 +14,13 @@ from eri_runtime.errors import BackendError
 from eri_runtime.executors.backend import Backend
 from eri_runtime.executors.base import DEFAULT_SETTINGS, FROM_FILE, Arrays, Executor, Settings
 from eri_runtime.executors.openvino.compiled_models import CompiledModels
-from eri_runtime.executors.openvino.executor import OpenVinoExecutor, OpenVinoSegmentRunner
-from eri_runtime.executors.openvino.library import cpu_capabilities
-from eri_runtime.executors.openvino.model import Compute
+from eri_runtime.executors.openvino.executor import (
+    OpenVinoExecutor,
+    OpenVinoSegmentRunner,
+    shape_of,
+)
+from eri_runtime.executors.openvino.library import cpu_capabilities, import_openvino
+from eri_runtime.executors.openvino.model import Compute, compile_options
 from eri_runtime.install_hint import install_hint
 
 
@@ -64,10 +69,24 @@ class OpenVinoBackend(Backend):
         """Opens a component. Raises `BackendError` if OpenVINO is missing or refuses it."""
         if reason := self.refusal(spec):
             raise BackendError(graph, got=reason, expected="a component for OpenVINO")
-        encodes_text = graph.parent.name.startswith("text_encoder")
-        compute: Compute = "f32" if encodes_text else self.compute
         kept = self._compiled_models(graph, spec) if settings.cache else None
+        compute = self._compute_of(graph)
         return OpenVinoExecutor(graph, spec, compute, settings, overrides, kept)
+
+    def is_kept(
+        self, graph: Path, spec: ComponentSpec, settings: Settings, sizes: Mapping[str, int]
+    ) -> bool:
+        """Returns whether an earlier process kept what it compiled of a graph for these sizes."""
+        kept = self._compiled_models(graph, spec) if settings.cache else None
+        if kept is None or not kept.any:
+            return False
+        core = import_openvino().Core()
+        shapes = {tensor.name: shape_of(tensor, sizes) for tensor in spec.inputs}
+        return kept.holds(core, shapes, compile_options(self._compute_of(graph), settings))
+
+    def _compute_of(self, graph: Path) -> Compute:
+        """Returns the number format for a component: float32 for a text encoder."""
+        return "f32" if graph.parent.name.startswith("text_encoder") else self.compute
 
     def _compiled_models(self, graph: Path, spec: ComponentSpec) -> CompiledModels | None:
         """Returns the compiled models of a graph of the bundle; None if it is of none."""

@@ -29,6 +29,7 @@ FOLDER = "compiled"
 SUFFIX = ".openvino"
 WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
 FORM = 1  # another one whenever `model.py` makes something else of a graph
+REFUSED = b""  # in place of a model
 CPU_FACTS = Path("/proc/cpuinfo")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -59,33 +60,52 @@ class CompiledModels:
         """Returns the model that was compiled for these shapes and options, or None."""
         key = self._key(core, shapes, options)
         data = self._entries.read(key)
-        if data is None:
+        if not data:
             return None
+        model = self.opened(core, data, options)
+        if model is None:
+            self._entries.remove(key)
+            return None
+        log.info("%s is not compiled: an earlier process kept it", self._graph)
+        return model
+
+    def opened(self, core: Any, data: bytes, options: Mapping[str, Any]) -> Any:
+        """Returns the model of a file's content, or None if OpenVINO refuses it."""
         import numpy as np
 
         tensor = import_openvino().Tensor(np.frombuffer(data, np.uint8))
         words = {**options, **WITHOUT_WEIGHTS, "WEIGHTS_PATH": self._weights}
         try:
-            model = core.import_model(tensor, "CPU", words)
-            log.info("%s is not compiled: an earlier process kept it", self._graph)
-            return model
+            return core.import_model(tensor, "CPU", words)
         except RuntimeError as error:
             log.warning("a compiled model is made again: %s", " ".join(str(error).split()))
-            self._entries.remove(key)
             return None
 
-    def keep(self, core: Any, model: Any, shapes: Shapes, options: Mapping[str, Any]) -> None:
-        """Writes a model that was compiled `WITHOUT_WEIGHTS` for these shapes and options.
+    def is_refused(self, core: Any, shapes: Shapes, options: Mapping[str, Any]) -> bool:
+        """Returns whether `refuse` was called for these shapes and options."""
+        return self._entries.read(self._key(core, shapes, options)) == REFUSED
+
+    def keep(self, core: Any, data: bytes, shapes: Shapes, options: Mapping[str, Any]) -> None:
+        """Writes what `exported` returned for a model of these shapes and options.
 
         The weights that it was compiled from must have been compared with the manifest.
         """
-        try:
-            data = model.export_model().getvalue()
-        except RuntimeError as error:
-            log.info("a compiled model is not kept: %s", " ".join(str(error).split()))
-            return
         self._entries.write(self._key(core, shapes, options), data)
         log.info("%s is compiled, and kept in %d bytes", self._graph, len(data))
+
+    def refuse(self, core: Any, shapes: Shapes, options: Mapping[str, Any]) -> None:
+        """Notes that a model of these shapes and options is another one once it is in a file."""
+        self._entries.write(self._key(core, shapes, options), REFUSED)
+        log.info("%s is compiled by every process: from a file, it computes otherwise", self._graph)
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any compiled model, of whichever graph."""
+        return self._entries.any
+
+    def holds(self, core: Any, shapes: Shapes, options: Mapping[str, Any]) -> bool:
+        """Returns whether `load` would find a model."""
+        return bool(self._entries.read(self._key(core, shapes, options)))
 
     def close(self) -> None:
         """Closes the weights file."""
@@ -101,6 +121,19 @@ class CompiledModels:
             "options": dict(options),
         }
         return json.dumps(facts, sort_keys=True)
+
+
+def exported(model: Any) -> bytes:
+    """Returns a model, which was compiled `WITHOUT_WEIGHTS`, as the content of a file.
+
+    Returns no bytes if OpenVINO cannot.
+    """
+    try:
+        data: bytes = model.export_model().getvalue()
+    except RuntimeError as error:
+        log.info("a compiled model is not kept: %s", " ".join(str(error).split()))
+        return b""
+    return data
 
 
 def entries_of(bundle: Bundle) -> EntryFolders:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eri_runtime.bundle import ComponentSpec
+from eri_runtime.bundle import ComponentSpec, TensorSpec
 from eri_runtime.executors.base import (
     DEFAULT_SETTINGS,
     FROM_FILE,
@@ -18,9 +18,14 @@ from eri_runtime.executors.base import (
     check_inputs,
 )
 from eri_runtime.executors.onnx_weights import linked_weights
-from eri_runtime.executors.openvino.compiled_models import WITHOUT_WEIGHTS, CompiledModels
+from eri_runtime.executors.openvino.compiled_models import (
+    WITHOUT_WEIGHTS,
+    CompiledModels,
+    exported,
+)
 from eri_runtime.executors.openvino.library import import_openvino, openvino_errors
 from eri_runtime.executors.openvino.model import (
+    PRECISION,
     Compute,
     compile_model,
     compile_options,
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Shapes = tuple[tuple[int, ...], ...]
+# of the largest output: a model that is opened from a file may sum in another order
+TOLERANCES = {"f32": 1e-4, "bf16": 1e-2}
 
 
 class OpenVinoExecutor(Executor):
@@ -69,7 +76,8 @@ class OpenVinoExecutor(Executor):
             self._model = self._read_model(overrides)
         self._overrides = overrides  # the model may use their memory
         self._kept = kept if self._linked is None else None  # constants of memory have no offset
-        self._unkept: Any = None  # what was compiled and is in no file, and its shapes
+        # what was compiled and is in no file, and its shapes
+        self._unkept: tuple[Any, Mapping[str, tuple[int, ...]]] | None = None
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         check_inputs(self.name, self.spec, inputs)
@@ -85,10 +93,7 @@ class OpenVinoExecutor(Executor):
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
         """Compiles for the shapes that `sizes` give, unless a model is compiled already."""
-        shapes = tuple(
-            tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
-            for tensor in self.spec.inputs
-        )
+        shapes = tuple(shape_of(tensor, sizes) for tensor in self.spec.inputs)
         with self._lock, openvino_errors(self._graph):
             if self._request is None:
                 self._compile(shapes)
@@ -102,14 +107,42 @@ class OpenVinoExecutor(Executor):
                 self._request = self._create_request(model, self._shapes, overrides)
             self._model, self._overrides = model, overrides
 
-    def keep(self) -> None:
-        with self._lock:
-            if self._kept is not None and self._unkept is not None:
-                self._kept.keep(self._core, *self._unkept, self._options)
-            self._unkept = None
+    def keep(self, inputs: Arrays, outputs: Arrays) -> None:
+        with self._lock, openvino_errors(self._graph):
+            if self._kept is None or self._unkept is None:
+                return
+            (model, shapes), self._unkept = self._unkept, None
+            if not (data := exported(model)):
+                return
+            del model
+            self._request = None  # frees its memory before the file is opened
+            if self._computes(data, inputs, outputs):
+                self._kept.keep(self._core, data, shapes, self._options)
+                return
+            self._kept.refuse(self._core, shapes, self._options)
+            found = compile_model(self._core, self._model, shapes, self._options)
+            self._request = found.create_infer_request()
+
+    def _computes(self, data: bytes, inputs: Arrays, outputs: Arrays) -> bool:
+        """Opens a compiled model from a file's content; returns whether it gives these outputs."""
+        model = None if self._kept is None else self._kept.opened(self._core, data, self._options)
+        if model is None:
+            return False
+        self._request = model.create_infer_request()
+        try:
+            self._request.infer(dict(inputs), share_inputs=True)
+        except RuntimeError:
+            return False
+        tolerance = TOLERANCES[self._options[PRECISION]]
+        return all(
+            abs(self._request.get_tensor(name).data - expected).max()
+            <= tolerance * abs(expected).max()
+            for name, expected in outputs.items()
+        )
 
     def close(self) -> None:
-        self._request = self._model = self._unkept = None
+        self._request = self._model = None
+        self._unkept = None
         self._linked = None
         if self._kept is not None:
             self._kept.close()
@@ -140,11 +173,19 @@ class OpenVinoExecutor(Executor):
         if self._kept is None or by_name is None or overrides:
             return compile_model(self._core, model, by_name, self._options)
         found = self._kept.load(self._core, by_name, self._options)
-        if found is None:
-            options = {**self._options, **WITHOUT_WEIGHTS}
-            found = compile_model(self._core, model, by_name, options)
-            self._unkept = found, by_name
+        if found is not None:
+            return found
+        if self._kept.is_refused(self._core, by_name, self._options):
+            return compile_model(self._core, model, by_name, self._options)
+        options = {**self._options, **WITHOUT_WEIGHTS}
+        found = compile_model(self._core, model, by_name, options)
+        self._unkept = found, by_name
         return found
+
+
+def shape_of(tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Returns the shape of an input whose dynamic dimensions have these sizes."""
+    return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
 
 
 class OpenVinoSegmentRunner:

@@ -1,4 +1,4 @@
-"""Entries of a cache: whole or absent, those of their key, few enough, in a folder that is there."""
+"""Entries of a cache: whole or absent, of their key alone, and few enough."""
 
 from __future__ import annotations
 
