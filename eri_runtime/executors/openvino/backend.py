@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class OpenVinoBackend(Backend):
     """
 
     compute: Compute = "f32"
-    bundle: Bundle | None = None
+    bundle: Bundle | None = field(default=None, compare=False, repr=False)
 
     def of(self, bundle: Bundle) -> OpenVinoBackend:
         """Returns this backend with the files of a bundle, by which compiled models are known."""

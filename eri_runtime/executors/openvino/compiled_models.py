@@ -1,8 +1,13 @@
 """Compiled models of OpenVINO in files, so that a process need not compile what another has.
 
 A file holds the graph as OpenVINO's passes left it, and offsets into the bundle's weights file in
-place of the weights: https://docs.openvino.ai/2026/openvino-workflow/running-inference
-(CACHE_MODE, WEIGHTS_PATH). Opening one takes a third of compiling, and gives the same bits.
+place of the weights (its properties CACHE_MODE and WEIGHTS_PATH). Opening one takes less than half
+of compiling.
+https://docs.openvino.ai/2026/openvino-workflow/running-inference.html
+
+OpenVINO 2026.4 does not read every model as it wrote it: Flux's transformer, which has rotary
+embeddings, then computes something else. So the process that compiles a model also opens its file,
+and keeps it only if both give the same outputs for the first inputs.
 """
 
 from __future__ import annotations
