@@ -51,6 +51,11 @@ class WeightHashes:
         self._hashes: dict[tuple[str, FileState | None], Future[str]] = {}
         self._matching: set[tuple[str, FileState | None]] = set()
 
+    @property
+    def compares(self) -> bool:
+        """Whether `check` compares at all: False for "never"."""
+        return self._verify != "never"
+
     def begin(self, name: str) -> FileState | None:
         """Starts to hash a file in the background, unless that was begun before.
 

@@ -21,6 +21,7 @@ from eri_runtime.commands.ignored_options import (
     check_without_cfg,
 )
 from eri_runtime.commands.memory_options import memory_keywords
+from eri_runtime.commands.one_picture import backend_of
 from eri_runtime.commands.output import Output
 from eri_runtime.commands.subcommand import (
     Subparsers,
@@ -88,7 +89,8 @@ def _generate_one(options: argparse.Namespace, output: Output) -> None:
 
     keywords = memory_keywords(options)
     words = {"threads": options.threads, "verify": options.verify, **keywords}
-    with load(options.bundle, options.backend, **words) as pipe, output.progress() as advance:
+    words["cache"] = options.keep_compiled
+    with load(options.bundle, backend_of(options), **words) as pipe, output.progress() as advance:
         request, existing = _prepared(pipe, options)
         output.lap("open")
         for step in pipe.denoise(request):

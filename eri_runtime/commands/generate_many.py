@@ -37,6 +37,7 @@ def generate_many(options: argparse.Namespace, output: Output) -> None:
     failures = _Failures(lines, options.prompts)
     memory = memory_keywords(options)
     words = {"threads": options.threads, "verify": options.verify, **memory}
+    words["cache"] = options.keep_compiled
     seeds: dict[Path, int] = {}
     with load(options.bundle, options.backend, **words) as pipe, output.progress() as advance:
         check_for_bundle(options, pipe.bundle)

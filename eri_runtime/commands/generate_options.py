@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from eri_runtime.commands.cache_option import add_cache_option
 from eri_runtime.commands.memory_options import add_memory_options
 from eri_runtime.commands.output import add_output_options
 from eri_runtime.commands.subcommand import parsed_by
@@ -102,6 +103,7 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         help="compare weights with their sha256 when a file is first used, always or never "
         "(default: %(default)s)",
     )
+    add_cache_option(parser)
     add_memory_options(parser.add_argument_group("memory"))
     add_output_options(parser)
     parser.add_argument(

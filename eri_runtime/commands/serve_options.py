@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eri_runtime.commands.cache_option import add_cache_option
 from eri_runtime.commands.subcommand import useless_option
 from eri_runtime.errors import UsageError
 from eri_runtime.serve.options import DEFAULT_OPTIONS, EngineOptions, Limits
@@ -92,6 +93,7 @@ def _add_engine(group: Any) -> None:
     ):
         shown = f"{text} (default: {seconds:g})"
         group.add_argument(f"--{name}", type=float, default=seconds, metavar="SECONDS", help=shown)
+    add_cache_option(group)
 
 
 def _add_integer(group: Any, name: str, default: int | None, text: str) -> None:
@@ -162,6 +164,7 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
         backend=options.backend,
         threads=options.threads,
         low_memory=options.low_memory,
+        cache=options.keep_compiled,
         workers=0 if options.ray else _D.workers if options.workers is None else options.workers,
         queue=options.queue,
         running=options.running,

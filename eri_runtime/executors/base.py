@@ -26,11 +26,13 @@ class Settings:
         threads: Number of threads. Default: all cores.
         low_memory: Leave weights as pages of their file, which processes share. Somewhat slower.
         streamed: Keep only a part of the denoiser's weights in memory at a time.
+        cache: Keep what the engine compiles in files for later processes, and use such files.
     """
 
     threads: int | None = None
     low_memory: bool = False
     streamed: bool = False
+    cache: bool = True
 
 
 DEFAULT_SETTINGS = Settings()
@@ -107,6 +109,17 @@ class Executor(Refittable):
             sizes: Size of each dynamic dimension, by name.
         """
         del sizes
+
+    def keep(self, inputs: Arrays, outputs: Arrays) -> None:
+        """Writes what was compiled to a file for later processes. Most engines do nothing.
+
+        For after a run, once the files that the component was opened from are verified.
+
+        Args:
+            inputs: The inputs of the run.
+            outputs: What it gave.
+        """
+        del inputs, outputs
 
 
 def changed_tensors(before: Arrays, after: Arrays) -> set[str]:

@@ -185,6 +185,7 @@ def choose(
     threads: int | None = None,
     low_memory: bool = False,
     verify: Verify = "first",
+    cache: bool = True,
 ) -> Engine:
     """Chooses the backend that runs a bundle.
 
@@ -198,6 +199,7 @@ def choose(
         threads: Number of threads, 1 to 1024. Default: all cores.
         low_memory: Leave the weights as pages of their file. Somewhat slower.
         verify: When to hash the weights: as `WeightHashes` takes it.
+        cache: Keep what the engine compiles in files, and use what other processes kept.
 
     Returns:
         An `Engine`, which opens the bundle's components by name.
@@ -215,24 +217,29 @@ def choose(
     if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
         expected = f"auto or one of {', '.join(BACKENDS)}"
         raise UnknownNameError("backend", got=short(backend), expected=expected)
-    low_memory = boolean("low_memory", low_memory)
+    low_memory, cache = boolean("low_memory", low_memory), boolean("cache", cache)
     if threads is not None:
         threads = integer("threads", threads, 1, MOST_THREADS)
-    chosen = _first_usable(bundle) if backend == "auto" else backend
+    chosen = backend
+    if backend == "auto":
+        chosen = first_usable(bundle)
+        log.info("backend %s is used", chosen)
     if reasons := refusals(bundle, chosen):
         raise _backend_error(bundle, f"backend {chosen}", reasons)
-    settings = Settings(threads=threads, low_memory=low_memory)
+    settings = Settings(threads=threads, low_memory=low_memory, cache=cache)
     hashes = WeightHashes(bundle, verify)
     return Engine(bundle, BACKENDS[chosen].of(bundle), settings, hashes)
 
 
-def _first_usable(bundle: Bundle) -> str:
-    """Returns the first backend of `AUTO` that can be used. Raises `BackendError` if none can."""
+def first_usable(bundle: Bundle) -> str:
+    """Returns the first backend of `AUTO` that can be used; logs why those before it cannot.
+
+    Raises `BackendError` if none can.
+    """
     skipped = []
     for name in AUTO:
         reasons = refusals(bundle, name) or reasons_against_auto(bundle, name)
         if not reasons:
-            log.info("backend %s is used", name)
             return name
         skipped.append(f"{name}: {'; '.join(reasons)}")
         log.info("backend %s", skipped[-1])

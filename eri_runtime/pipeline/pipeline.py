@@ -92,6 +92,7 @@ def load(
     loop: Loop = "auto",
     memory: MemoryEfficientSamplingConfig = DEFAULT_MEMORY,
     embeddings: str | Path | bool | None = None,
+    cache: bool = True,
 ) -> Pipeline:
     """Opens a bundle for generating images.
 
@@ -125,6 +126,10 @@ def load(
             pipeline tries smaller batches, tiling and offloading by itself.
         embeddings: Folder that keeps the embeddings of prompts, or True for the user's cache
             folder. For prompts found there no text encoder is opened. Default: memory only.
+        cache: Keep what OpenVINO compiles in the bundle's folder `compiled`, without the weights,
+            and open what an earlier process kept there. Where that folder cannot be written, the
+            user's cache folder takes its place. Off with `verify="never"`, but for reading. It
+            also stands for the kernels of TensorRT for RTX.
 
     Returns:
         An open pipeline.
@@ -143,7 +148,7 @@ def load(
     contents = manifest.read(bundle)
     verify_on_load(contents)
     words: dict[str, Any] = {"threads": threads, "low_memory": low_memory, "verify": verify}
-    engine = executors.choose(contents, backend, **words)
+    engine = executors.choose(contents, backend, **words, cache=cache)
     return Pipeline(contents, engine, engine.stepper, loop, memory, folder)
 
 

@@ -98,6 +98,7 @@ class OpenBundles:
             self._options.backend,
             threads=self._options.worker_threads,
             low_memory=self._options.low_memory,
+            cache=self._options.cache,
             loop="numpy",  # in which requests make their steps together
         )
 

@@ -46,6 +46,7 @@ class EngineOptions:
         low_memory: As in `eri_runtime.load`: workers share the pages of the weights' files. A call
             for a single row then rounds differently, so a picture's last bits may depend on its
             company.
+        cache: As in `eri_runtime.load`: keep what the engine compiles for later processes.
         workers: Number of worker processes; 0 runs everything in a thread of this process.
         queue: Most requests that wait or run at once; more are refused.
         running: Most requests that a worker runs at once; the others wait.
@@ -61,6 +62,7 @@ class EngineOptions:
     backend: str = "auto"
     threads: int | None = None
     low_memory: bool = False
+    cache: bool = True
     workers: int = 1
     queue: int = 64
     running: int = 64
@@ -74,6 +76,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         integer("workers", self.workers, 0)
         boolean("low_memory", self.low_memory)
+        boolean("cache", self.cache)
         for name in ("queue", "running", "attempts"):
             integer(name, getattr(self, name), 1)
         for name in ("timeout", "heartbeat"):

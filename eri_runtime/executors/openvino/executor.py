@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eri_runtime.bundle import ComponentSpec
+from eri_runtime.bundle import ComponentSpec, TensorSpec
 from eri_runtime.executors.base import (
     DEFAULT_SETTINGS,
     FROM_FILE,
@@ -18,11 +18,17 @@ from eri_runtime.executors.base import (
     check_inputs,
 )
 from eri_runtime.executors.onnx_weights import linked_weights
+from eri_runtime.executors.openvino.compiled_models import (
+    WITHOUT_WEIGHTS,
+    CompiledModels,
+    exported,
+)
 from eri_runtime.executors.openvino.library import import_openvino, openvino_errors
 from eri_runtime.executors.openvino.model import (
+    PRECISION,
     Compute,
+    compile_model,
     compile_options,
-    create_request,
     read_model,
 )
 
@@ -30,6 +36,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Shapes = tuple[tuple[int, ...], ...]
+# of the largest output: a model that is opened from a file may sum in another order
+TOLERANCES = {"f32": 1e-4, "bf16": 1e-2}
 
 
 class OpenVinoExecutor(Executor):
@@ -37,8 +45,11 @@ class OpenVinoExecutor(Executor):
 
     A model compiled for fixed shapes is up to 1.5 times faster than one for dynamic shapes. So the
     first call compiles for its own shapes, and the first call with other shapes compiles once more,
-    for any shape. Only one compiled model is kept. New weights are new constants of the graph, so
+    for any shape. Only one compiled model is open. New weights are new constants of the graph, so
     `replace` compiles again.
+
+    With `kept`, a model that another process compiled is opened from its file. `keep` writes
+    what was compiled here. Both are for fixed shapes and the file's own weights.
     """
 
     def __init__(
@@ -48,6 +59,7 @@ class OpenVinoExecutor(Executor):
         compute: Compute = "f32",
         settings: Settings = DEFAULT_SETTINGS,
         overrides: Arrays = FROM_FILE,
+        kept: CompiledModels | None = None,
     ) -> None:
         """Reads `graph`. Raises `BackendError` if OpenVINO refuses it."""
         self.spec = spec
@@ -63,6 +75,9 @@ class OpenVinoExecutor(Executor):
         with openvino_errors(graph):
             self._model = self._read_model(overrides)
         self._overrides = overrides  # the model may use their memory
+        self._kept = kept if self._linked is None else None  # constants of memory have no offset
+        # what was compiled and is in no file, and its shapes
+        self._unkept: tuple[Any, Mapping[str, tuple[int, ...]]] | None = None
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         check_inputs(self.name, self.spec, inputs)
@@ -78,10 +93,7 @@ class OpenVinoExecutor(Executor):
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
         """Compiles for the shapes that `sizes` give, unless a model is compiled already."""
-        shapes = tuple(
-            tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
-            for tensor in self.spec.inputs
-        )
+        shapes = tuple(shape_of(tensor, sizes) for tensor in self.spec.inputs)
         with self._lock, openvino_errors(self._graph):
             if self._request is None:
                 self._compile(shapes)
@@ -92,12 +104,48 @@ class OpenVinoExecutor(Executor):
         with self._lock, openvino_errors(self._graph):
             model = self._read_model(overrides)
             if self._request is not None:
-                self._request = self._create_request(model, self._shapes)
+                self._request = self._create_request(model, self._shapes, overrides)
             self._model, self._overrides = model, overrides
+
+    def keep(self, inputs: Arrays, outputs: Arrays) -> None:
+        with self._lock, openvino_errors(self._graph):
+            if self._kept is None or self._unkept is None:
+                return
+            (model, shapes), self._unkept = self._unkept, None
+            if not (data := exported(model)):
+                return
+            del model
+            self._request = None  # frees its memory before the file is opened
+            if self._computes(data, inputs, outputs):
+                self._kept.keep(self._core, data, shapes, self._options)
+                return
+            self._kept.refuse(self._core, shapes, self._options)
+            found = compile_model(self._core, self._model, shapes, self._options)
+            self._request = found.create_infer_request()
+
+    def _computes(self, data: bytes, inputs: Arrays, outputs: Arrays) -> bool:
+        """Opens a compiled model from a file's content; returns whether it gives these outputs."""
+        model = None if self._kept is None else self._kept.opened(self._core, data, self._options)
+        if model is None:
+            return False
+        self._request = model.create_infer_request()
+        try:
+            self._request.infer(dict(inputs), share_inputs=True)
+        except RuntimeError:
+            return False
+        tolerance = TOLERANCES[self._options[PRECISION]]
+        return all(
+            abs(self._request.get_tensor(name).data - expected).max()
+            <= tolerance * abs(expected).max()
+            for name, expected in outputs.items()
+        )
 
     def close(self) -> None:
         self._request = self._model = None
+        self._unkept = None
         self._linked = None
+        if self._kept is not None:
+            self._kept.close()
         self._has_run = False
         self._overrides = FROM_FILE
 
@@ -111,13 +159,33 @@ class OpenVinoExecutor(Executor):
             return
         self._request = None  # frees its memory before the next one is compiled
         self._shapes = None if self._has_run else shapes
-        self._request = self._create_request(self._model, self._shapes)
+        self._request = self._create_request(self._model, self._shapes, self._overrides)
 
-    def _create_request(self, model: Any, shapes: Shapes | None) -> Any:
-        """Compiles a model for one set of shapes, or for any if None."""
+    def _create_request(self, model: Any, shapes: Shapes | None, overrides: Arrays) -> Any:
+        """Returns a request for one set of shapes, or for any if None."""
+        self._unkept = None
+        return self._compiled_model(model, shapes, overrides).create_infer_request()
+
+    def _compiled_model(self, model: Any, shapes: Shapes | None, overrides: Arrays) -> Any:
+        """Opens a compiled model from its file, or compiles it."""
         names = [tensor.name for tensor in self.spec.inputs]
         by_name = None if shapes is None else dict(zip(names, shapes, strict=True))
-        return create_request(self._core, model, by_name, self._options)
+        if self._kept is None or by_name is None or overrides:
+            return compile_model(self._core, model, by_name, self._options)
+        found = self._kept.load(self._core, by_name, self._options)
+        if found is not None:
+            return found
+        if self._kept.is_refused(self._core, by_name, self._options):
+            return compile_model(self._core, model, by_name, self._options)
+        options = {**self._options, **WITHOUT_WEIGHTS}
+        found = compile_model(self._core, model, by_name, options)
+        self._unkept = found, by_name
+        return found
+
+
+def shape_of(tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Returns the shape of an input whose dynamic dimensions have these sizes."""
+    return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
 
 
 class OpenVinoSegmentRunner:
@@ -138,7 +206,8 @@ class OpenVinoSegmentRunner:
         linked = linked_weights(graph, self._spec)
         with openvino_errors(graph):
             model = read_model(self._core, graph, overrides, linked)
-            request = create_request(self._core, model, shapes, self._options)
+            compiled = compile_model(self._core, model, shapes, self._options)
+            request = compiled.create_infer_request()
             request.infer(dict(inputs), share_inputs=True)
             copies = {}
             for name in outputs:  # copied: the request's own tensors keep its memory alive

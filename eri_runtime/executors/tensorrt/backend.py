@@ -120,7 +120,9 @@ class TensorRtBackend(Backend):
             library=load_library(machine.engine),
             budget=self._budget(settings) if streams else None,
             weights=self._bundle.path(spec.weights),
-            kernels=kernel_file(file, self._bundle.files[file].sha256, machine),
+            kernels=kernel_file(file, self._bundle.files[file].sha256, machine)
+            if settings.cache
+            else None,
         )
 
     def _missing_plan(self, graph: str) -> str | None:
