@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.export_cost import MEGABYTE, RESULTS, about
 from tests.support import single_files as made
 from tests.support.published_models import PUBLISHED, shapes
+from tests.support.single_file_keys import bfl_flux
 
 ROOT = Path(__file__).parent.parent
 BEFORE = "before"  # the gate of a checkout that has no `--gate`
@@ -40,7 +41,7 @@ def sdxl(folder: Path) -> list[str]:
 def flux(folder: Path) -> list[str]:
     """Makes Flux-dev as a transformer and its parts; returns the arguments of its export."""
     parts = {
-        "flux": made.bfl_flux(made.full_size("flux-dev", "transformer")),
+        "flux": bfl_flux(made.full_size("flux-dev", "transformer")),
         "ae": made.full_size("flux-dev", "vae"),
         "clip_l": made.full_size("flux-dev", "text_encoder"),
         "t5xxl": made.full_size("flux-dev", "text_encoder_2"),

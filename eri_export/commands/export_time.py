@@ -26,6 +26,7 @@ RUN = 1e11  # operations a second
 
 # runs of each case: PyTorch, and the engine on the graph, on its float32 twin, or on both
 RUNS: Mapping[Precision, int] = {"fp32": 2, "fp16": 3, "bf16": 2}
+QUICK_RUNS = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _compare(recipe: Recipe, costly: bool, gate: GateKind) -> float:
         subject = dataclasses.replace(subject, source=copy.source)
     retrace = _trace(subject) if subject is not recipe else 0.0
     nbytes = 4 * subject.source.parameters
-    runs = RUNS[recipe.precision]
+    runs = QUICK_RUNS if gate == "quick" else RUNS[recipe.precision]
     return COMPARE + retrace + runs * (nbytes / LOAD + work(subject, gate) / RUN)
 
 

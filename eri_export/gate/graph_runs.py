@@ -51,6 +51,7 @@ class GraphRuns:
         cases: The inputs.
         expected: PyTorch's outputs for them.
         parts: In how many parts to run the graphs. None: in one piece.
+        quick: Whether to check the step graph without running it.
     """
 
     recipe: Recipe
@@ -61,15 +62,17 @@ class GraphRuns:
     cases: Sequence[Case]
     expected: Sequence[Arrays]
     parts: int | None
+    quick: bool
 
 
 def measure_graph(runs: GraphRuns, subject: Subject, path: Path) -> Iterator[Metric]:
     """Yields the errors of the graph `path`, of its segments and of its step graph."""
-    probe = None if runs.spec.step is None else draw_probe(runs.recipe, runs.served.lora)
+    with_step = runs.spec.step is not None and not runs.quick
+    probe = draw_probe(runs.recipe, runs.served.lora) if with_step else None
     outputs, bare = (_whole if runs.parts is None else _in_parts)(runs, path, probe)
     for case, ours, expected in zip(runs.cases, outputs, runs.expected, strict=True):
         yield from _measured(runs, subject, case, ours, expected)
-    if runs.parts is None and runs.spec.segments and path == runs.graph:
+    if runs.parts is None and runs.spec.segments and path == runs.graph and not runs.quick:
         yield from _segments(runs, runs.cases[0])
     if probe is not None:
         by_formula = {"x_next": expected_x(probe, bare["output"])}

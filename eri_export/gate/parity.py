@@ -25,7 +25,8 @@ from eri_export.gate.lora_inputs import filled_with_zeros, lora_cases, run_with_
 from eri_export.gate.other_engines import engine_errors
 from eri_export.gate.pytorch_reference import reference
 from eri_export.gate.report import Report
-from eri_export.gate.segments import check_segments
+from eri_export.gate.segments import check_segments, check_step_graph
+from eri_export.gate.step_graph import STEP
 from eri_export.gate.streamed_reference import run_streamed
 from eri_export.gate.subjects import subjects, temporary
 from eri_export.gate.window import window_of
@@ -68,9 +69,13 @@ def compare(
     `anew` says that `recipe` is not the one of `graph` and must be traced for the comparison. A
     network that does not fit in the memory of `gate` is run a part at a time, by PyTorch and by the
     engines. Segments are proved equal to the whole graph, and run too if the graph itself is run
-    in one piece. Raises `ParityError` if the results do not agree.
+    in one piece. A quick gate runs one case on the graph, or on its twin if it is bf16, and proves
+    the step graph equal too. Raises `ParityError` if the results do not agree.
     """
     check_segments(graph, spec)
+    quick = gate.kind == "quick"
+    if quick and spec.step is not None:
+        check_step_graph(graph, graph.with_name(STEP))
     with _runnable(recipe, graph, spec, anew) as (smaller, own, network, served):
         cases, not_run = _cases(smaller, served.lora, real, gate)
         gc.collect()  # graphs are full of circles
@@ -79,8 +84,8 @@ def compare(
         expected = _reference(smaller, cases, parts)
         cases = [filled_with_zeros(case, served.lora) for case in cases]
         served = dataclasses.replace(served, precision="fp32")
-        runs = GraphRuns(smaller, graph, spec, served, network, cases, expected, parts)
-        with subjects(own, spec) as chosen:
+        runs = GraphRuns(smaller, graph, spec, served, network, cases, expected, parts, quick)
+        with subjects(own, spec, one=quick) as chosen:
             metrics = [metric for each in chosen for metric in measure_graph(runs, *each)]
         report = Report(tuple(metrics), not_run, gate.kind)
         report.check()
