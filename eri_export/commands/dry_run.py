@@ -46,7 +46,7 @@ MODELS: Mapping[Family, Callable[[Plan], str]] = {
 }
 
 
-def dry_run_lines(plan: Plan, target: Path, gate: GateKind) -> Iterator[str]:
+def dry_run_lines(plan: Plan, target: Path, gate: GateKind = "full") -> Iterator[str]:
     """Yields the lines; raises `UsageError` and `DiskError` as an export to `target` would."""
     replaced = replaces(target)
     require_space(target.absolute().parent, plan.nbytes)
@@ -79,7 +79,7 @@ def dry_run_lines(plan: Plan, target: Path, gate: GateKind) -> Iterator[str]:
         yield unusable
 
 
-def dry_run_facts(plan: Plan, target: Path, gate: GateKind) -> dict[str, Any]:
+def dry_run_facts(plan: Plan, target: Path, gate: GateKind = "full") -> dict[str, Any]:
     """Returns what `eri export --dry-run --json` says, as values of JSON."""
     return {
         "bundle": str(target),
