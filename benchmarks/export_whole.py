@@ -2,11 +2,9 @@
 
     python -m benchmarks.export_whole --gates full quick
 
-The checkpoints are files with the published names and shapes over sparse data, so every weight is
-zero and no byte is read from a disk. Each figure is of one process: `cpu_seconds` is what all its
-threads took, which other work on the machine changes less than `seconds`; `peak_mb` is the peak of
-its resident memory, with Python, torch and the file pages that engines map. `--source` runs the
-packages of another checkout, for a figure from before a change.
+The checkpoints are sparse files of the published names and shapes: every weight is zero. Each
+figure is of one process: `cpu_seconds` of all its threads, `peak_mb` of resident memory, mapped
+pages included. `--source` runs the packages of another checkout.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ def sdxl(folder: Path) -> list[str]:
 
 
 def flux(folder: Path) -> list[str]:
-    """Makes Flux-dev as a transformer and its parts; returns the arguments of its export."""
+    """Makes Flux-dev as four files; returns the arguments of its export."""
     parts = {
         "flux": bfl_flux(made.full_size("flux-dev", "transformer")),
         "ae": made.full_size("flux-dev", "vae"),
@@ -80,7 +78,8 @@ def main() -> None:
                 output = Path(folder) / "bundle"
                 figures = measured(options.source, [*arguments, "-o", str(output)], gate)
                 results.setdefault(name, {})[gate] = figures
-                options.output.write_text(_text(results))
+                text = json.dumps({"about": about(), "results": results}, indent=1)
+                options.output.write_text(text + "\n")
                 print(name, gate, figures, file=sys.stderr)  # noqa: T201
 
 
@@ -108,10 +107,6 @@ def measured(source: Path, arguments: list[str], gate: str) -> dict[str, Any]:
         "peak_mb": round(used.ru_maxrss * 1024 / MEGABYTE),
         "stages": json.loads(said)["seconds"],
     }
-
-
-def _text(results: dict[str, Any]) -> str:
-    return json.dumps({"about": about(), "results": results}, indent=1) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Runs PyTorch on several cases with the weights of one layer in memory.
 
 Every case is a forward pass of its own network on a thread of its own. A pass stops before each
-module that has weights of its own. Once all have stopped, the weights of one such module are read,
-and the passes that wait for it run on, one after the other, to their next stop. So each weight is
-read and converted once for all cases, and only one thread runs at a time.
+module with weights of its own. Once all have stopped, the weights of one module are read, and the
+passes that wait for it run on in turn. So each weight is read once, and one thread runs at a time.
 """
 
 from __future__ import annotations
