@@ -1,10 +1,9 @@
 """Compares an exported graph with PyTorch in float32, on the same rounded weights.
 
 The reference reads the checkpoint and the graph reads the bundle, so a weight that was written
-wrong shows. A network that does not fit in the gate's memory is run a part at a time; the errors
-are those of the outputs, as for one that fits. A network too large to read and to run in a few
-minutes is compared as a copy of few blocks, traced like the whole and bound to the bundle's own
-weights; the report says so.
+wrong shows. A network that does not fit in the gate's memory is run a part at a time, to the same
+outputs. A network too large to run in a few minutes is compared as a copy of few blocks, traced
+like the whole and bound to the bundle's own weights; the report says so.
 """
 
 from __future__ import annotations
