@@ -1,8 +1,7 @@
 """Runs a graph on ONNX Runtime a part at a time, so that one part's weights are in memory.
 
 Each part is opened once and run on every case before the next one is opened. The graph's own values
-pass from part to part, so the outputs have the error of the whole graph: where an error grows or
-shrinks on its way through the network, it does so here too.
+pass from part to part, so the outputs have the error of the whole graph.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ COMPONENTS = [
     ("sd35", "denoiser"),
     ("flux", "denoiser"),
     ("flux", "text_encoder_2"),
-    ("sd35", "text_encoder_2"),
     ("sdxl", "vae_encoder"),
 ]
 
