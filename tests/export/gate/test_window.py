@@ -60,7 +60,7 @@ def within(monkeypatch, recipe, parts):
 
 @pytest.fixture
 def one_case(monkeypatch):
-    """A full gate of one case, so that it is quick and yet runs step graphs."""
+    """A full gate of one case: quick, and yet it runs step graphs."""
     every = parity.cases_of
     monkeypatch.setattr(
         parity, "cases_of", lambda recipe, real, _kind: every(recipe, real, "quick")
