@@ -156,9 +156,9 @@ def test_an_error_of_one_pass_ends_all_of_them(request):
     assert threading.active_count() <= before
 
 
-def test_a_quick_gate_compares_one_case_and_is_recorded(flux_checkpoint, tmp_path):
+def test_a_quick_gate_compares_one_case_and_is_recorded(sdxl_checkpoint, tmp_path):
     with only({"text_encoder", "denoiser"}):
-        bundle = export(flux_checkpoint, tmp_path / "quick", ranges=STATIC, gate="quick")
+        bundle = export(sdxl_checkpoint, tmp_path / "quick", ranges=STATIC, gate="quick")
     facts = bundle_facts(read_bundle(bundle.root))
     assert (bundle.gate, facts["gate"]) == ("quick", "quick")
     assert any("--gate quick" in line for line in describe_bundle(bundle))
