@@ -311,7 +311,17 @@ STAGES = {"graph": _graph, "write": _write, "gate": _gate, "plain": _plain}
 
 def _record(output: Path, results: dict[str, Any]) -> None:
     """Adds the results to the file, if it is of the same machine and versions."""
-    about = {
+    old = json.loads(output.read_text()) if output.is_file() else {}
+    known = old.get("results", {}) if old.get("about") == about() else {}
+    merged = {
+        name: {**known.get(name, {}), **results.get(name, {})} for name in {**known, **results}
+    }
+    output.write_text(json.dumps({"about": about(), "results": merged}, indent=1) + "\n")
+
+
+def about() -> dict[str, Any]:
+    """Returns the machine, and the versions of Python and of all packages that matter."""
+    return {
         "machine": platform.machine(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -319,12 +329,6 @@ def _record(output: Path, results: dict[str, Any]) -> None:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
     }
-    old = json.loads(output.read_text()) if output.is_file() else {}
-    known = old.get("results", {}) if old.get("about") == about else {}
-    merged = {
-        name: {**known.get(name, {}), **results.get(name, {})} for name in {**known, **results}
-    }
-    output.write_text(json.dumps({"about": about, "results": merged}, indent=1) + "\n")
 
 
 def _processor() -> str:

@@ -25,6 +25,11 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def resident_memory() -> int:
+    """Returns the resident memory of this process in bytes; its peak where the system hides it."""
+    return _kilobytes(STATUS, "VmRSS") * 1024 if STATUS.is_file() else peak_memory()
+
+
 def _machine_memory() -> int:
     if MEMINFO.is_file():
         return _kilobytes(MEMINFO, "MemAvailable") * 1024

@@ -17,7 +17,7 @@ from eri_export.graphs.recipes.base import Recipe
 from eri_export.machine import available_memory
 from eri_export.plan.plan import Plan, lora_targets
 from eri_export.publishing.atomic_publish import replaces
-from eri_runtime.bundle import Family
+from eri_runtime.bundle import Family, GateKind
 from eri_runtime.commands.describe_bundle import (
     describe_missing,
     describe_sampling,
@@ -46,7 +46,7 @@ MODELS: Mapping[Family, Callable[[Plan], str]] = {
 }
 
 
-def dry_run_lines(plan: Plan, target: Path) -> Iterator[str]:
+def dry_run_lines(plan: Plan, target: Path, gate: GateKind = "full") -> Iterator[str]:
     """Yields the lines; raises `UsageError` and `DiskError` as an export to `target` would."""
     replaced = replaces(target)
     require_space(target.absolute().parent, plan.nbytes)
@@ -71,19 +71,20 @@ def dry_run_lines(plan: Plan, target: Path) -> Iterator[str]:
     yield "keys of the configs"
     for line in _read_keys(plan):
         yield f"  {line}"
-    yield "would compare with PyTorch"
-    for line in _compared(plan):
+    yield "would compare with PyTorch" + (", one case of each" if gate == "quick" else "")
+    for line in _compared(plan, gate):
         yield f"  {line}"
-    yield _time(plan)
+    yield _time(plan, gate)
     if (unusable := planned_line(plan.bundle)) is not None:
         yield unusable
 
 
-def dry_run_facts(plan: Plan, target: Path) -> dict[str, Any]:
+def dry_run_facts(plan: Plan, target: Path, gate: GateKind = "full") -> dict[str, Any]:
     """Returns what `eri export --dry-run --json` says, as values of JSON."""
     return {
         "bundle": str(target),
         "replaces": replaces(target),
+        "gate": gate,
         "family": plan.bundle.family,
         "bytes": plan.nbytes,
         "free": free_space(target),
@@ -91,7 +92,7 @@ def dry_run_facts(plan: Plan, target: Path) -> dict[str, Any]:
             recipe.name: {"precision": recipe.precision, "bytes": plan.weights[recipe.name]}
             for recipe in plan.recipes
         },
-        "estimate": round(estimate_export_time(plan).total, 1),
+        "estimate": round(estimate_export_time(plan, gate).total, 1),
     }
 
 
@@ -147,14 +148,14 @@ def _loras(recipe: Recipe) -> str:
     )
 
 
-def _compared(plan: Plan) -> Iterator[str]:
+def _compared(plan: Plan, gate: GateKind) -> Iterator[str]:
     """Yields which networks the gate would compare as copies on this machine, and which whole."""
-    costly, whole = too_costly(plan.recipes), []
+    costly, whole = too_costly(plan.recipes, gate), []
     for recipe in plan.recipes:
         if (copy := reduced_for_machine(recipe)) is not None:
             needed = megabytes(BYTES_PER_PARAMETER * recipe.source.parameters)
             free = megabytes(available_memory())
-            memory = f"the whole takes {needed} of memory and {free} are available"
+            memory = f"the whole takes minutes: {needed} of float32 twice, and {free} are available"
             yield f"{recipe.name}: a copy, {copy.depth}; {memory}"
         elif costly and recipe.loose is not None:
             yield f"{recipe.name}: {SMALL}, as its own size takes too long"
@@ -164,8 +165,8 @@ def _compared(plan: Plan) -> Iterator[str]:
         yield f"{', '.join(whole)}: whole"
 
 
-def _time(plan: Plan) -> str:
-    estimate = estimate_export_time(plan)
+def _time(plan: Plan, gate: GateKind) -> str:
+    estimate = estimate_export_time(plan, gate)
     parts = (estimate.trace, estimate.write, estimate.compare)
     total, trace, write, compare = approximate_times(parts)
     return (

@@ -7,14 +7,14 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from eri_export.choices import make_ranges
+from eri_export.choices import make_gate, make_ranges
 from eri_export.commands.build import add_target, build_after_export, check_target
 from eri_export.commands.check_paths import check_paths
 from eri_export.commands.export_options import CHOSEN, OPTIONS
 from eri_export.commands.usable_backends import usable_line
 from eri_export.progress import Progress, Stopwatch
 from eri_export.publishing.atomic_publish import replaces, terminated_as_interrupt
-from eri_runtime.bundle import read_bundle
+from eri_runtime.bundle import GateKind, read_bundle
 from eri_runtime.commands.output import Output, add_output_options
 from eri_runtime.commands.subcommand import Subparsers, add_command, parse_lora, useless_option
 from eri_runtime.errors import BackendError, UsageError
@@ -48,6 +48,7 @@ def export(options: argparse.Namespace) -> None:
     )
     chosen = {name: getattr(options, name) for name in CHOSEN}
     chosen["loras"] = [parse_lora(each) for each in options.lora]
+    gate = make_gate(options.gate, options.gate_memory)
     check_paths(options, target)
     check_target(options)
     if options.lora_partial and not options.lora:
@@ -58,9 +59,9 @@ def export(options: argparse.Namespace) -> None:
     arguments = {"checkpoint": options.checkpoint, "ranges": ranges, **chosen}
     with terminated_as_interrupt():
         if options.dry_run:
-            dry_run(target, output, **arguments)
+            dry_run(target, output, gate.kind, **arguments)
             return
-        facts = run_export(target, output, **arguments)
+        facts = run_export(target, output, gate=gate.kind, gate_memory=gate.memory, **arguments)
         plans = build_after_export(target, options, output)
     if (unusable := usable_line(read_bundle(target))) is not None:
         output.say(unusable)
@@ -81,15 +82,15 @@ def default_name(checkpoint: str) -> str:
     return name.removesuffix(path.suffix) if path.suffix in (".safetensors", ".gguf") else name
 
 
-def dry_run(target: Path, output: Output, **arguments: Any) -> None:
-    """Prints the plan of an export; raises the errors of the export."""
+def dry_run(target: Path, output: Output, gate: GateKind, **arguments: Any) -> None:
+    """Prints the plan of an export with this gate; raises the errors of the export."""
     from eri_export.commands.dry_run import dry_run_facts, dry_run_lines
     from eri_export.plan.plan import make_plan
 
     plan = make_plan(**arguments)
-    for line in dry_run_lines(plan, target):
+    for line in dry_run_lines(plan, target, gate):
         output.say(line)
-    output.finish(**dry_run_facts(plan, target))
+    output.finish(**dry_run_facts(plan, target, gate))
 
 
 def require_extra(command: str = "eri export") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eri_export.choices import ALIASES, COMPONENTS
+from eri_export.choices import ALIASES, COMPONENTS, GATES, USUAL_MEMORY
 
 # options that are arguments of `eri_export.make_plan`
 CHOSEN = (
@@ -151,6 +151,24 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (
         ("--revision",),
         {"metavar": "REV", "help": "branch, tag or commit of the Hub's repository (default: main)"},
+    ),
+    (
+        ("--gate",),
+        {
+            "metavar": "|".join(GATES),
+            "default": GATES[0],
+            "help": "compare every case of each component with PyTorch, or one of each, which "
+            "`eri inspect` shows (default: %(default)s)",
+        },
+    ),
+    (
+        ("--gate-memory",),
+        {
+            "metavar": "SIZE",
+            "default": USUAL_MEMORY,
+            "help": "memory of the process while it compares, such as 8GB; networks that need more "
+            "run a part at a time, at least one layer (default: %(default)s)",
+        },
     ),
     (
         ("--force",),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from eri_export.gate.parity import WHOLE
+from eri_export.gate.graph_runs import WHOLE
 from eri_export.machine import peak_memory
 from eri_export.progress import Stage, Stopwatch
 from eri_export.publishing.export_bundle import REPORT
@@ -53,4 +53,5 @@ def _compared(bundle: Bundle, report: dict[str, Any]) -> str:
     compared = f"compared as copies: {', '.join(copies)}" if copies else "all compared whole"
     ends = len(report["not_run"])
     skipped = f"; {ends} ends of ranges were too long to run" if ends else ""
-    return f"{error}; {compared}{skipped}"
+    one = ", one case of each" if bundle.gate == "quick" else ""
+    return f"{error}; {compared}{one}{skipped}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from eri_export.gate.cases import reduced_for_machine, too_costly, work
 from eri_export.graphs.recipes.base import Recipe
 from eri_export.plan.plan import Plan
-from eri_runtime.bundle import Precision
+from eri_runtime.bundle import GateKind, Precision
 
 # Fitted to `MEASURED` of tests/export/plan/test_export_time.py, from tiny networks to SDXL base and
 # Flux-dev's transformer.
@@ -26,6 +26,7 @@ RUN = 1e11  # operations a second
 
 # runs of each case: PyTorch, and the engine on the graph, on its float32 twin, or on both
 RUNS: Mapping[Precision, int] = {"fp32": 2, "fp16": 3, "bf16": 2}
+QUICK_RUNS = 2
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class Estimate:
         return self.trace + self.write + self.compare
 
 
-def estimate_export_time(plan: Plan) -> Estimate:
+def estimate_export_time(plan: Plan, gate: GateKind = "full") -> Estimate:
     """Returns the estimate; a network too large to run here is compared as its smaller copy."""
-    costly = too_costly(plan.recipes)
+    costly = too_costly(plan.recipes, gate)
     return Estimate(
         trace=sum(map(_trace, plan.recipes)),
         write=WRITE[0] * len(plan.recipes) + plan.nbytes / WRITE[1],
-        compare=sum(_compare(recipe, costly) for recipe in plan.recipes),
+        compare=sum(_compare(recipe, costly, gate) for recipe in plan.recipes),
     )
 
 
@@ -57,15 +58,15 @@ def _trace(recipe: Recipe) -> float:
     return per_network + per_weight * len(recipe.source.tensors)
 
 
-def _compare(recipe: Recipe, costly: bool) -> float:
-    gate = recipe.loose if costly and recipe.loose is not None else recipe
-    copy = reduced_for_machine(gate)
+def _compare(recipe: Recipe, costly: bool, gate: GateKind) -> float:
+    subject = recipe.loose if costly and recipe.loose is not None else recipe
+    copy = reduced_for_machine(subject)
     if copy is not None:
-        gate = dataclasses.replace(gate, source=copy.source)
-    retrace = _trace(gate) if gate is not recipe else 0.0
-    nbytes = 4 * gate.source.parameters
-    runs = RUNS[recipe.precision]
-    return COMPARE + retrace + runs * (nbytes / LOAD + work(gate) / RUN)
+        subject = dataclasses.replace(subject, source=copy.source)
+    retrace = _trace(subject) if subject is not recipe else 0.0
+    nbytes = 4 * subject.source.parameters
+    runs = QUICK_RUNS if gate == "quick" else RUNS[recipe.precision]
+    return COMPARE + retrace + runs * (nbytes / LOAD + work(subject, gate) / RUN)
 
 
 def approximate_times(parts: Sequence[float]) -> list[str]:

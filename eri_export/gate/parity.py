@@ -1,49 +1,43 @@
 """Compares an exported graph with PyTorch in float32, on the same rounded weights.
 
 The reference reads the checkpoint and the graph reads the bundle, so a weight that was written
-wrong shows. A network too large for this machine's memory is compared as a copy of few blocks,
-traced like the whole and bound to the bundle's own weights; the report says so.
+wrong shows. A network that does not fit in the gate's memory is run a part at a time, to the same
+outputs. A network too large to run in a few minutes is compared as a copy of few blocks, traced
+like the whole and bound to the bundle's own weights; the report says so.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import logging
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from eri_export.checkpoints import read_headers
-from eri_export.gate.cases import Case, cases_of, reduced_for_machine
+from eri_export.choices import USUAL_GATE, Gate
+from eri_export.gate.cases import Case, NotRun, cases_of, reduced_for_machine
+from eri_export.gate.graph_runs import WHOLE, GraphRuns, measure_graph
 from eri_export.gate.lora_inputs import filled_with_zeros, lora_cases, run_with_loras
 from eri_export.gate.other_engines import engine_errors
 from eri_export.gate.pytorch_reference import reference
-from eri_export.gate.report import (
-    SEGMENTS_TOLERANCES,
-    STEP_TOLERANCES,
-    TOLERANCES,
-    Metric,
-    Report,
-    Subject,
-)
-from eri_export.gate.segments import check_segments, run_segments
-from eri_export.gate.step_graph import PAGED, STEP, draw_probe, expected_x, run_probe
+from eri_export.gate.report import Report
+from eri_export.gate.segments import check_segments, check_step_graph
+from eri_export.gate.step_graph import STEP
+from eri_export.gate.streamed_reference import run_streamed
 from eri_export.gate.subjects import subjects, temporary
+from eri_export.gate.window import window_of
 from eri_export.graphs.passes.lora_inputs import with_loras
 from eri_export.graphs.passes.slice_attention import with_slices
 from eri_export.graphs.recipes.base import Arrays, Recipe
 from eri_export.graphs.trace import trace
 from eri_export.weights.weights_file import bind
-from eri_runtime.bundle import ComponentSpec
-from eri_runtime.executors import OrtExecutor
+from eri_runtime.bundle import ComponentSpec, LoraSpec
 
 log = logging.getLogger(__name__)
 
-WHOLE = "whole"
 SMALL = "traced at small sizes"  # how a static graph is compared that would run too long
 
 
@@ -61,53 +55,59 @@ class Compared:
 
 
 def compare(
-    recipe: Recipe, graph: Path, spec: ComponentSpec, real: Arrays | None, *, anew: bool = False
+    recipe: Recipe,
+    graph: Path,
+    spec: ComponentSpec,
+    real: Arrays | None,
+    *,
+    anew: bool = False,
+    gate: Gate = USUAL_GATE,
 ) -> Compared:
     """Runs the published `graph` and PyTorch on every case of `recipe`, and on `real` inputs.
 
-    `anew` says that `recipe` is not the one of `graph` and must be traced for the comparison.
-    Segments are proved equal to the whole graph, and run too if the whole graph itself is run.
-    Raises `ParityError` if the results do not agree.
+    `anew` says that `recipe` is not the one of `graph` and must be traced for the comparison. A
+    network that does not fit in the memory of `gate` is run a part at a time, by PyTorch and by the
+    engines. Segments are proved equal to the whole graph, and run too if the graph itself is run
+    in one piece. A quick gate runs one case on the graph, or on its twin if it is bf16, and proves
+    the step graph equal too. Raises `ParityError` if the results do not agree.
     """
     check_segments(graph, spec)
+    quick = gate.kind == "quick"
+    if quick and spec.step is not None:
+        check_step_graph(graph, graph.with_name(STEP))
     with _runnable(recipe, graph, spec, anew) as (smaller, own, network, served):
-        cases, not_run = cases_of(smaller, real)
-        cases = [*lora_cases(smaller, served.lora), *cases]
-        wrapper = reference(smaller)
-        expected = [run_with_loras(smaller, wrapper, case.inputs) for case in cases]
-        del wrapper  # frees its memory for the engine
+        cases, not_run = _cases(smaller, served.lora, real, gate)
+        gc.collect()  # graphs are full of circles
+        window, parameters = window_of(gate), smaller.source.parameters
+        parts = None if window.holds(parameters) else window.parts(parameters)
+        expected = _reference(smaller, cases, parts)
         cases = [filled_with_zeros(case, served.lora) for case in cases]
         served = dataclasses.replace(served, precision="fp32")
-        metrics: list[Metric] = []
-        with subjects(own, spec) as chosen:
-            for subject, path in chosen:
-                with OrtExecutor(path, served) as executor:
-                    for case, outputs in zip(cases, expected, strict=True):
-                        ours = executor.run(case.inputs)
-                        metrics += _measure(smaller, subject, network, case, ours, outputs)
-                if spec.segments and path == graph:
-                    metrics += _segments(smaller, spec, graph, cases[0])
-                if spec.step is not None:
-                    with OrtExecutor(path, served, settings=PAGED) as executor:
-                        probe = draw_probe(smaller, served.lora)
-                        by_formula = {"x_next": expected_x(probe, executor.run)}
-                    stepped = {"x_next": run_probe(path, graph.with_name(STEP), served, probe)}
-                    case = Case("step", probe.sizes, {})
-                    metrics += _measure(smaller, subject, network, case, stepped, by_formula)
-        report = Report(tuple(metrics), not_run)
+        runs = GraphRuns(smaller, graph, spec, served, network, cases, expected, parts, quick)
+        with subjects(own, spec, one=quick) as chosen:
+            metrics = [metric for each in chosen for metric in measure_graph(runs, *each)]
+        report = Report(tuple(metrics), not_run, gate.kind)
         report.check()
         served = dataclasses.replace(served, precision=spec.precision)
-        others = engine_errors(own, served, cases, expected)
+        others = engine_errors(own, served, cases, expected, parts)
     return Compared(report, expected[-1] if real is not None else None, others)
 
 
-def _segments(recipe: Recipe, spec: ComponentSpec, graph: Path, case: Case) -> Iterator[Metric]:
-    """Compares the segments with the whole graph on one case, both without packed weights."""
-    with OrtExecutor(graph, spec, settings=PAGED) as executor:
-        expected = executor.run(case.inputs)
-    outputs = run_segments(graph, spec, case.inputs)
-    segments = Case("segments", case.sizes, {})
-    yield from _measure(recipe, "graph", WHOLE, segments, outputs, expected)
+def _cases(
+    recipe: Recipe, lora: LoraSpec | None, real: Arrays | None, gate: Gate
+) -> tuple[list[Case], tuple[NotRun, ...]]:
+    """Returns the cases of a gate; the one of a quick gate has LoRAs if the graph takes any."""
+    cases, not_run = cases_of(recipe, real, gate.kind)
+    loras = lora_cases(recipe, lora)
+    return (loras or cases if gate.kind == "quick" else [*loras, *cases]), not_run
+
+
+def _reference(recipe: Recipe, cases: Sequence[Case], parts: int | None) -> list[Arrays]:
+    """Returns PyTorch's outputs; with a number of `parts`, a layer at a time."""
+    if parts is not None:
+        return run_streamed(recipe, [case.inputs for case in cases])
+    wrapper = reference(recipe)
+    return [run_with_loras(recipe, wrapper, case.inputs) for case in cases]
 
 
 @contextlib.contextmanager
@@ -133,29 +133,3 @@ def _runnable(
     bind(model, written if copy is None else copy.tensors(written))
     with temporary(model, graph.with_name(".copy.onnx")) as path:
         yield smaller, path, name, served
-
-
-def _measure(
-    recipe: Recipe, subject: Subject, network: str, case: Case, outputs: Arrays, expected: Arrays
-) -> Iterator[Metric]:
-    tolerances = {
-        "step": STEP_TOLERANCES[recipe.precision, subject],
-        "segments": SEGMENTS_TOLERANCES.get(recipe.precision),
-    }
-    for name, reference_value in expected.items():
-        max_abs = float(np.abs(outputs[name] - reference_value).max())
-        largest = float(np.abs(reference_value).max())
-        # an output of zeros has no scale: then only zeros agree with it
-        max_rel = max_abs / largest if largest else max_abs * math.inf if max_abs else 0.0
-        yield Metric(
-            component=recipe.name,
-            output=name,
-            precision=recipe.precision,
-            subject=subject,
-            case=case.kind,
-            network=network,
-            sizes=dict(case.sizes),
-            max_abs=max_abs if math.isfinite(max_rel) else math.inf,
-            max_rel=max_rel if math.isfinite(max_rel) else math.inf,
-            tolerance=tolerances.get(case.kind) or TOLERANCES[recipe.precision, subject],
-        )

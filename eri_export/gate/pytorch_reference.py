@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from eri_export.graphs.recipes.base import Arrays, Recipe, Sizes, Wrapper, example
 from eri_export.graphs.repeated_blocks import BlockCall, Kind, stand_ins
 from eri_export.graphs.weight_names import file_names
-from eri_export.weights.weights_file import Conversion
 
 
 def reference(recipe: Recipe) -> Wrapper:
@@ -24,17 +23,21 @@ def reference(recipe: Recipe) -> Wrapper:
     with torch.device("meta"):
         network = recipe.build()
     names = file_names(network, recipe.source)
-    state = {name: _weight(recipe, name, stored) for name, stored in names.items()}
+    state = {name: read_weight(recipe, name, stored) for name, stored in names.items()}
     network.load_state_dict(state, assign=True)
     return recipe.wrap(network, torch.float32)
 
 
-def _weight(recipe: Recipe, name: str, stored: str) -> torch.Tensor:
-    source = recipe.source.tensors[stored]
+def read_weight(recipe: Recipe, name: str, stored: str) -> torch.Tensor:
+    """Returns a weight of the checkpoint in float32, rounded to its type in the bundle.
+
+    The export has checked that all values are finite when it wrote the bundle's weights.
+    """
+    source, rounded = recipe.source.tensors[stored], recipe.weight_dtype(name)
     value = torch.empty(source.shape)
     flat, position = value.view(-1), 0
-    for chunk in Conversion(source, torch.float32, rounded=recipe.weight_dtype(name)).chunks():
-        flat[position : position + len(chunk)] = chunk
+    for chunk in source.chunks():
+        flat[position : position + len(chunk)].copy_(chunk.to(rounded))
         position += len(chunk)
     return value
 

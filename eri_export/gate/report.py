@@ -11,7 +11,7 @@ from typing import Literal
 
 from eri_export.gate.cases import Kind, NotRun
 from eri_export.graphs.recipes.base import Sizes
-from eri_runtime.bundle import Precision
+from eri_runtime.bundle import GateKind, Precision
 from eri_runtime.errors import ParityError
 
 Subject = Literal["graph", "float32 twin"]
@@ -48,7 +48,7 @@ class Metric:
         precision: The component's precision.
         subject: "graph" for the exported graph, "float32 twin" for its copy in float32.
         case: The kind of inputs: "drawn", "real", "smallest", "largest", "one largest" (one
-            dimension at its largest), "step", "segments" or "loras".
+            dimension at its largest), "step", "segments", "form" (that for a CPU) or "loras".
         network: "whole", or which blocks a smaller copy of the network has.
         sizes: The size of each dynamic dimension.
         max_abs: The largest absolute difference.
@@ -82,10 +82,12 @@ class Report:
     Attributes:
         metrics: The comparisons.
         not_run: Ends of the ranges that take too many operations to run.
+        gate: "full" if every other case was compared, "quick" if one of each component was.
     """
 
     metrics: tuple[Metric, ...]
     not_run: tuple[NotRun, ...] = ()
+    gate: GateKind = "full"
 
     @property
     def passed(self) -> bool:
@@ -96,7 +98,8 @@ class Report:
         return self.passed
 
     def __add__(self, other: Report) -> Report:
-        return Report(self.metrics + other.metrics, self.not_run + other.not_run)
+        gate: GateKind = "quick" if "quick" in (self.gate, other.gate) else "full"
+        return Report(self.metrics + other.metrics, self.not_run + other.not_run, gate)
 
     def worst(self, component: str) -> float:
         """Returns a component's largest relative error.
@@ -141,7 +144,7 @@ class Report:
             for metric in self.metrics
         ]
         not_run = [dataclasses.asdict(each) for each in self.not_run]
-        report = {"passed": self.passed, "metrics": metrics, "not_run": not_run}
+        report = {"passed": self.passed, "gate": self.gate, "metrics": metrics, "not_run": not_run}
         return json.dumps(report, indent=1, sort_keys=True)
 
 

@@ -16,9 +16,12 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from eri_export.graphs.load_graph import load_graph
+from eri_export.graphs.passes.cpu import cpu_form
 from eri_export.graphs.passes.split_segments import read_by
 from eri_export.graphs.passes.values import name_of
 from eri_export.graphs.recipes.base import Arrays
+from eri_export.graphs.step_graph import compose
 from eri_runtime.bundle import ComponentSpec, SegmentSpec
 from eri_runtime.errors import ParityError
 from eri_runtime.executors import CPU, SegmentedExecutor, Settings
@@ -51,6 +54,21 @@ def check_segments(graph: Path, spec: ComponentSpec) -> None:
         available |= {name_of(value): value.dtype for value in part.graph.outputs}
     for output in model.graph.outputs:
         _expect(available.get(name_of(output)) == output.dtype, graph, "segments", name_of(output))
+
+
+def check_step_graph(graph: Path, step: Path) -> None:
+    """Raises `ParityError` unless `step` is `graph` with the sampler's nodes around it."""
+    model, published = ir.load(graph), ir.load(step)
+    compose(model)
+    for read in (_nodes, _constants, _interface):
+        _expect(read(published) == read(model), step, "another graph", f"{graph.name} in a step")
+
+
+def check_cpu_form(graph: Path, form: Path) -> None:
+    """Raises `ParityError` unless `form` is what the passes for the CPU make of `graph`."""
+    made, published = cpu_form(load_graph(graph)), ir.load(form)
+    for read in (_nodes, _constants, _interface):
+        _expect(read(published) == read(made), form, "another graph", f"{graph.name} for a CPU")
 
 
 def run_segments(graph: Path, spec: ComponentSpec, inputs: Arrays) -> Arrays:
@@ -111,6 +129,11 @@ def _check_types(path: Path) -> None:
 
 def _nodes(model: ir.Model) -> dict[str, bytes]:
     return {name_of(output): _signature(node) for node in model.graph for output in node.outputs}
+
+
+def _interface(model: ir.Model) -> list[object]:
+    values = (*model.graph.inputs, *model.graph.outputs)
+    return [(each.name, each.dtype, str(each.shape)) for each in values]
 
 
 def _signature(node: ir.Node) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from eri_export.graphs.recipes.base import Arrays, Recipe, Sizes
 from eri_export.graphs.step_graph import compose
 from eri_runtime.bundle import ComponentSpec, LoraSpec, ShapeRange
 from eri_runtime.executors import CPU, Array, Layout, Row, Settings, even_layout
+from eri_runtime.executors.step_form import StepForm
 from eri_runtime.sampling import COLUMNS, MAX_V, MAX_W
 
 STEP = "step.onnx"
@@ -90,13 +91,24 @@ def make_probe(inputs: Arrays, sizes: Sizes, *, even: bool = False) -> Probe:
     )
 
 
-def expected_x(probe: Probe, run: Callable[[Arrays], Arrays]) -> Array:
-    """Returns the x after the rows by the formula; `run` runs the bare graph."""
-    columns = [column.reshape(-1, *(1,) * (probe.x.ndim - 1)) for column in probe.rows.T]
-    _, c_in, c_skip, c_out, p, q, A, *weights = columns
-    x, owner = probe.x, probe.layout.owner
-    inputs = {"sample": (c_in * x)[owner], "timestep": probe.rows[owner, 0], **probe.conditions}
-    predicted = run(inputs)["output"][probe.layout.index]
+def bare_inputs(probe: Probe) -> Arrays:
+    """Returns the inputs of the bare graph: those that the step graph makes of its own."""
+    c_in, owner = _columns(probe)[1], probe.layout.owner
+    sample, timestep = (c_in * probe.x)[owner], probe.rows[owner, 0]
+    return {"sample": sample, "timestep": timestep, **probe.conditions}
+
+
+def step_inputs(probe: Probe) -> Arrays:
+    """Returns the inputs of the step graph."""
+    bound = StepForm(per_image=True).bound(probe.mix, probe.conditions, probe.layout)
+    states = {"x": probe.x, "history": probe.history, "noise": probe.noise}
+    return {**states, "row": probe.rows, **bound}
+
+
+def expected_x(probe: Probe, output: Array) -> Array:
+    """Returns the x after the rows by the formula, from the `output` of the bare graph."""
+    _, _, c_skip, c_out, p, q, A, *weights = _columns(probe)
+    x, predicted = probe.x, output[probe.layout.index]
     with np.errstate(all="ignore"):  # the comparison reports a network that overflows
         mixed = np.einsum("kb,kb...->b...", probe.mix, predicted)
         memory = p * x + q * (c_skip * x + c_out * mixed)
@@ -104,6 +116,11 @@ def expected_x(probe: Probe, run: Callable[[Arrays], Arrays]) -> Array:
         terms = [weight * state for weight, state in zip(weights, states, strict=True)]
         after: Array = (A * x + np.sum(terms, axis=0)).astype(np.float32)
     return after
+
+
+def _columns(probe: Probe) -> list[Array]:
+    """Returns the columns of the rows, each with the axes of the latents."""
+    return [column.reshape(-1, *(1,) * (probe.x.ndim - 1)) for column in probe.rows.T]
 
 
 def uneven_layout(rows: int) -> Layout:
@@ -116,7 +133,7 @@ def uneven_layout(rows: int) -> Layout:
 
 def run_probe(bare: Path, published: Path, spec: ComponentSpec, probe: Probe) -> Array:
     """Returns the x that the step graph of `bare` computes; the weights stay in their file."""
-    with _step_graph(bare, published) as graph:
+    with step_graph_of(bare, published) as graph:
         return run_step(graph, spec, probe)
 
 
@@ -130,7 +147,7 @@ def run_step(graph: Path, spec: ComponentSpec, probe: Probe) -> Array:
 
 
 @contextlib.contextmanager
-def _step_graph(bare: Path, published: Path) -> Iterator[Path]:
+def step_graph_of(bare: Path, published: Path) -> Iterator[Path]:
     """Yields the published step graph if `bare` is published too, else composes one around it."""
     if bare == published.with_name("model.onnx"):
         yield published

@@ -14,10 +14,15 @@ from eri_runtime.bundle import ComponentSpec
 
 
 @contextlib.contextmanager
-def subjects(graph: Path, spec: ComponentSpec) -> Iterator[list[tuple[Subject, Path]]]:
-    """Yields the graphs to run: the graph itself unless it is bf16, and a 16-bit graph's twin."""
+def subjects(
+    graph: Path, spec: ComponentSpec, *, one: bool = False
+) -> Iterator[list[tuple[Subject, Path]]]:
+    """Yields the graphs to run: the graph itself unless it is bf16, and a 16-bit graph's twin.
+
+    Only the first of them if `one`.
+    """
     found: list[tuple[Subject, Path]] = [] if spec.precision == "bf16" else [("graph", graph)]
-    if spec.precision == "fp32":
+    if spec.precision == "fp32" or (one and found):
         yield found
         return
     model = ir.load(graph)

@@ -19,6 +19,7 @@ from eri_export.gate.step_graph import (
     PAGED,
     SEED,
     Probe,
+    bare_inputs,
     expected_x,
     make_probe,
     probe_sizes,
@@ -67,7 +68,7 @@ def _by_formula(
 ) -> Metric:
     probe = _probe(spec, even=False)
     with OrtExecutor(bare, served, settings=PAGED) as executor:
-        expected = expected_x(probe, executor.run)
+        expected = expected_x(probe, executor.run(bare_inputs(probe))["output"])
     return _metric(spec, subject, FORMULA, probe, run_probe(bare, step, served, probe), expected)
 
 

@@ -13,7 +13,7 @@ from typing import Unpack
 import onnx_ir as ir
 
 from eri_export.checkpoints.tokenizers import write_tokenizers
-from eri_export.choices import USUAL, Ranges
+from eri_export.choices import USUAL, USUAL_MEMORY, Gate, Ranges, make_gate
 from eri_export.disk import require_space
 from eri_export.gate.cases import too_costly
 from eri_export.gate.parity import Compared, compare
@@ -34,7 +34,7 @@ from eri_export.progress import WHOLE, Listener, silent, stage
 from eri_export.publishing.atomic_publish import records, staging, write_manifest
 from eri_export.weights.merged_loras import Lora
 from eri_export.weights.weights_file import bind, conversions, write_weights
-from eri_runtime.bundle import Bundle, ComponentSpec, FileRecord
+from eri_runtime.bundle import Bundle, ComponentSpec, FileRecord, GateKind
 from eri_runtime.executors.ort.provider import form_of
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ def export(
     attention_slice: Slice = None,
     loras: Sequence[Lora] = (),
     lora_partial: bool = False,
+    gate: GateKind = "full",
+    gate_memory: int | str = USUAL_MEMORY,
     progress: Listener = silent,
     **sources: Unpack[Sources],
 ) -> Bundle:
@@ -93,6 +95,11 @@ def export(
         loras: Files and scales of LoRAs to merge into the weights permanently.
         lora_partial: Leave out keys of a LoRA that match no weight, with a warning, instead of
             raising an error.
+        gate: What to compare with PyTorch: "full", every case of each component, or "quick", one
+            case of each, which the manifest records.
+        gate_memory: Memory that the process may take while it compares, in bytes or as text such
+            as "4GB". Networks that need more are compared as a whole too, but run a part at a time,
+            at least one layer.
         progress: A function to call with each `Progress` event.
         **sources: Where the checkpoint's parts are read from: `config`, `vae`, `text_encoders`,
             `variant`, `revision` and `scheduler` of `open_checkpoint`.
@@ -108,7 +115,7 @@ def export(
         HubError: If the Hub's repository cannot be downloaded.
         LoraError: If a LoRA does not fit the checkpoint.
         SizeError: If the networks do not support the requested sizes.
-        UnknownNameError: If a precision or component is unknown.
+        UnknownNameError: If a precision, component or gate is unknown.
         UsageError: If another argument is invalid, or `output` exists and is not a bundle.
         DiskError: If the disk is full or fails.
         ExportError: If a network cannot be traced.
@@ -120,6 +127,7 @@ def export(
             bundle = export("./sdxl", "engines/sdxl", precision="fp16")
             print(bundle.components["denoiser"].parity)
     """
+    chosen = make_gate(gate, gate_memory)
     plan = make_plan(
         checkpoint,
         precision=precision,
@@ -132,16 +140,16 @@ def export(
     )
     target = Path(output)
     with staging(target) as folder:
-        bundle = _build(plan, folder, progress)
+        bundle = _build(plan, folder, chosen, progress)
     return dataclasses.replace(bundle, root=target)
 
 
-def _build(plan: Plan, folder: Path, listener: Listener) -> Bundle:
+def _build(plan: Plan, folder: Path, gate: Gate, listener: Listener) -> Bundle:
     """Builds the planned bundle in `folder`, including its manifest."""
     require_space(folder.parent, plan.nbytes)
     write_tokenizers(plan.tokenizers, folder)
-    planned = dataclasses.replace(plan.bundle, root=folder)
-    exported = _components(planned, plan.recipes, listener)
+    planned = dataclasses.replace(plan.bundle, root=folder, gate=gate.kind)
+    exported = _components(planned, plan.recipes, gate, listener)
     report = sum((each.compared.report for each in exported.values()), Report(()))
     with stage(listener, WHOLE, "publish"):
         (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
@@ -156,14 +164,15 @@ def _build(plan: Plan, folder: Path, listener: Listener) -> Bundle:
 
 
 def _components(
-    planned: Bundle, recipes: Iterable[Recipe], listener: Listener
+    planned: Bundle, recipes: Iterable[Recipe], gate: Gate, listener: Listener
 ) -> dict[str, Exported]:
     """Exports every component, the denoiser last: its real inputs are the others' outputs."""
-    costly, outputs = too_costly(recipes), dict[str, Arrays]()
+    costly, outputs = too_costly(recipes, gate.kind), dict[str, Arrays]()
     exported: dict[str, Exported] = {}
     for recipe in sorted(recipes, key=lambda recipe: ORDER.index(recipe.name)):
-        gate = recipe.loose if costly and recipe.loose is not None else recipe
-        component = _component(recipe, gate, planned, real_inputs(planned, gate, outputs), listener)
+        compared = recipe.loose if costly and recipe.loose is not None else recipe
+        real = real_inputs(planned, compared, outputs) if gate.kind == "full" else None
+        component = _component(recipe, compared, planned, real, gate, listener)
         exported[recipe.name] = component
         if component.compared.outputs is not None:
             outputs[recipe.name] = component.compared.outputs
@@ -171,9 +180,14 @@ def _components(
 
 
 def _component(
-    recipe: Recipe, gate: Recipe, planned: Bundle, real: Arrays | None, listener: Listener
+    recipe: Recipe,
+    subject: Recipe,
+    planned: Bundle,
+    real: Arrays | None,
+    gate: Gate,
+    listener: Listener,
 ) -> Exported:
-    """Traces, writes and compares one component; `gate` is the recipe to compare.
+    """Traces, writes and compares one component; `subject` is the recipe to compare.
 
     Raises `ParityError` if the graph does not agree with PyTorch.
     """
@@ -196,7 +210,7 @@ def _component(
         for device, form in forms.items():
             save_form(form, graph, device, with_step=spec.step is not None)
     with stage(listener, recipe.name, "compare"):
-        compared = compare(gate, graph, spec, real, anew=gate is not recipe)
+        compared = compare(subject, graph, spec, real, anew=subject is not recipe, gate=gate)
     worst = compared.report.worst(recipe.name)
     log.info("%s: relative error %.2g against PyTorch", recipe.name, worst)
     parameters = sum(math.prod(tensor.shape) for tensor in written.tensors.values())

@@ -38,11 +38,10 @@ TORCH_DTYPES = {dtype: name for name, dtype in IR_DTYPES.items()}
 
 @dataclass(frozen=True)
 class Conversion:
-    """A stored tensor, the type to write it in, and a narrower type to round to before."""
+    """A stored tensor, and the type to write it in."""
 
     source: StoredTensor
     dtype: torch.dtype
-    rounded: torch.dtype | None = None
 
     @property
     def nbytes(self) -> int:
@@ -52,7 +51,7 @@ class Conversion:
     def chunks(self) -> Iterator[torch.Tensor]:
         """Yields the converted values; `DamagedWeightsError` for NaN or Inf before or after."""
         for chunk in self.source.chunks():
-            converted = chunk.to(self.rounded or self.dtype).to(self.dtype)
+            converted = chunk.to(self.dtype)
             _check_finite(self.source, chunk, converted)
             yield converted
 

@@ -54,6 +54,7 @@ __all__ = [
     "Family",
     "FileRecord",
     "FinalSigma",
+    "GateKind",
     "LatentSpec",
     "LevelSpec",
     "LoraSpec",
@@ -77,6 +78,7 @@ SCHEMA = 2  # version of the manifest's format
 MANIFEST = "manifest.json"
 
 Family = Literal["sdxl", "sd35", "flux"]
+GateKind = Literal["full", "quick"]
 EngineName = Literal["tensorrt", "tensorrt-rtx"]
 PlanFlag = Literal["refit", "stripped", "streaming", "hardware-compatible", "version-compatible"]
 
@@ -249,6 +251,8 @@ class Bundle:
         built_with: Versions of the libraries that the export used, by name.
         plans: The TensorRT plans by file.
         baked: The LoRAs that the export merged into the weights.
+        gate: How the export compared the graphs with PyTorch: "full" on every case, "quick" on one
+            case of each component.
         pins: The states of the files when the manifest was read; None for a bundle that was not
             read. Not in the manifest.
 
@@ -271,6 +275,7 @@ class Bundle:
     built_with: Mapping[str, str] = field(default_factory=dict)
     plans: Mapping[str, PlanSpec] = field(default_factory=dict)
     baked: tuple[BakedLora, ...] = ()
+    gate: GateKind = field(default="full", metadata=ADDED)
     pins: Pins | None = field(default=None, compare=False, repr=False)
 
     @property

@@ -43,6 +43,8 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
     for file in bundle.plans:
         yield describe_plan(bundle, file)
     yield ""
+    if bundle.gate == "quick":
+        yield "compared with PyTorch on one case of each component only: --gate quick"
     yield "built with " + ", ".join(f"{name} {v}" for name, v in bundle.built_with.items())
     yield from executors.describe_backends(bundle)
 
@@ -62,6 +64,7 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
             "sampler": bundle.defaults.sampler,
             "guidance": bundle.defaults.guidance_scale,
         },
+        "gate": bundle.gate,
         "plans": sorted(bundle.plans),
         "backends": {
             name: {"runs": not (reasons := executors.refusals(bundle, name)), "reasons": reasons}

@@ -83,28 +83,31 @@ def write_segments(model: ir.Model, graph: Path, spec: ComponentSpec) -> Compone
     for index, part in enumerate(cut(model)):
         name = f"segment-{index:02}.onnx"
         ir.save(part, graph.with_name(name))
-        segments.append(
-            SegmentSpec(
-                graph=f"{folder}/{name}",
-                inputs=tuple(name_of(value) for value in part.graph.inputs),
-                outputs=tuple(name_of(value) for value in part.graph.outputs),
-                weights=tuple(
-                    name
-                    for name, value in part.graph.initializers.items()
-                    if isinstance(value.const_value, ir.ExternalTensor)
-                ),
-            )
-        )
+        segments.append(segment_spec(part, f"{folder}/{name}"))
     return dataclasses.replace(spec, segments=tuple(segments))
 
 
-def cut(model: ir.Model, parts: int = PARTS) -> Iterator[ir.Model]:
-    """Yields at most `parts` graphs that compute `model` when run in order.
+def segment_spec(part: ir.Model, graph: str) -> SegmentSpec:
+    """Returns the manifest's entry for a segment that is saved as `graph`."""
+    return SegmentSpec(
+        graph=graph,
+        inputs=tuple(name_of(value) for value in part.graph.inputs),
+        outputs=tuple(name_of(value) for value in part.graph.outputs),
+        weights=tuple(
+            name
+            for name, value in part.graph.initializers.items()
+            if isinstance(value.const_value, ir.ExternalTensor)
+        ),
+    )
+
+
+def cut(model: ir.Model, parts: int = PARTS, least: int = LEAST) -> Iterator[ir.Model]:
+    """Yields at most `parts` graphs, of `least` nodes or more, that compute `model` in order.
 
     `model` stays unchanged. Raises `ExportError` for a node with a subgraph, which no recipe has.
     """
     uses = uses_of(model)
-    ends = [*cuts(uses, parts), len(uses.nodes)]
+    ends = [*cuts(uses, parts, least), len(uses.nodes)]
     for begin, end in zip([0, *ends], ends, strict=False):
         yield _segment(uses, begin, end)
 
@@ -150,9 +153,9 @@ def _late(graph: ir.Graph, nodes: Sequence[ir.Node]) -> Iterator[ir.Node]:
 # Where to cut
 
 
-def cuts(uses: Uses, parts: int) -> list[int]:
+def cuts(uses: Uses, parts: int, least: int = LEAST) -> list[int]:
     """Returns the indices of the nodes at which a segment begins, without the first."""
-    count = max(1, min(parts, len(uses.nodes) // LEAST))
+    count = max(1, min(parts, len(uses.nodes) // least))
     before, crossing = list(_bytes_before(uses)), list(_crossing(uses))
     share, starts = before[-1] / count, [0]
     for index in range(1, count):

@@ -197,7 +197,7 @@ class OpenVinoSegmentRunner:
         self._core, self._options = self._library.Core(), compile_options(compute, settings)
 
     def to_tensor(self, array: NDArray[Any]) -> Any:
-        return self._library.Tensor(array, shared_memory=True)
+        return self._library.Tensor(array, shared_memory=array.flags.c_contiguous)
 
     def run(
         self, graph: Path, inputs: Mapping[str, Any], outputs: Iterable[str], overrides: Arrays

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eri_export import Metric, Report, export
-from eri_export.gate import parity
+from eri_export.gate import graph_runs
 from eri_export.gate.report import TOLERANCES
 from eri_export.publishing import export_bundle as exporter
 from eri_runtime.bundle import manifest
@@ -92,14 +92,14 @@ def test_a_corrupted_weight_fails_and_nothing_is_published(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_output_that_is_not_finite_fails(sd35_checkpoint, tmp_path, monkeypatch, value):
-    run = parity.OrtExecutor.run
+    run = graph_runs.OrtExecutor.run
 
     def broken(self, inputs):
         outputs = run(self, inputs)
         next(iter(outputs.values())).reshape(-1)[0] = value
         return outputs
 
-    monkeypatch.setattr(parity.OrtExecutor, "run", broken)
+    monkeypatch.setattr(graph_runs.OrtExecutor, "run", broken)
     with pytest.raises(ParityError, match="error of inf"):
         export(sd35_checkpoint, tmp_path / "bundle")
     assert not list(tmp_path.iterdir())

@@ -109,8 +109,9 @@ def deep(flux_checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def tight(monkeypatch):
-    """A machine with memory for nothing."""
+    """A machine with memory for nothing, where every network is large."""
     monkeypatch.setattr(cases, "available_memory", lambda: 0)
+    monkeypatch.setattr(cases, "LARGE", 0)
 
 
 def test_what_does_not_fit_is_compared_as_a_copy_and_the_report_says_so(deep, tmp_path, tight):

@@ -117,17 +117,6 @@ def test_conversion_is_torchs_own_across_chunks(tmp_path, monkeypatch, dtype):
     assert torch.equal(load((tmp_path / "out.safetensors").read_bytes())["w"], value.to(dtype))
 
 
-def test_rounding_on_the_way_is_kept(tmp_path):
-    value = torch.randn(50)
-    save_file({"w": value}, tmp_path / "source.safetensors")
-    (tensor,) = read_header(tmp_path / "source.safetensors")
-    item = Conversion(tensor, torch.float32, rounded=torch.bfloat16)
-    write_weights(tmp_path / "out.safetensors", [item])
-    rounded = load_file(tmp_path / "out.safetensors")["w"]
-    assert torch.equal(rounded, value.bfloat16().float())
-    assert not torch.equal(rounded, value)
-
-
 def test_the_record_is_the_files_own_and_every_byte_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(stored_tensors, "CHUNK", 64)
     save_file({"a": torch.randn(7, 11), "b": torch.arange(3)}, tmp_path / "source.safetensors")
