@@ -22,6 +22,7 @@ from eri_export.gate.report import Report
 from eri_export.gate.step_graph import STEP
 from eri_export.graphs.memory.activations import envelope
 from eri_export.graphs.passes.cuda import cuda_form
+from eri_export.graphs.passes.first_block import write_cache_parts
 from eri_export.graphs.passes.lora_inputs import with_loras
 from eri_export.graphs.passes.slice_attention import with_slices
 from eri_export.graphs.passes.split_segments import write_segments
@@ -189,7 +190,7 @@ def _component(
         ir.save(model, graph)
         form = cuda_form(model) if recipe.name in CUDA_FORMS else None
         if spec.step is not None:
-            spec = write_segments(model, graph, spec)
+            spec = write_cache_parts(model, graph, write_segments(model, graph, spec))
             compose(model)
             ir.save(model, graph.with_name(STEP))
         if form is not None:
