@@ -36,8 +36,8 @@ from eri_runtime.executors.nvidia_driver import compute_capability
 from eri_runtime.executors.openvino.backend import OPENVINO
 from eri_runtime.executors.ort.backend import CPU
 from eri_runtime.executors.ort.session import OrtExecutor
-from eri_runtime.executors.sequential_offload import SegmentedExecutor
 from eri_runtime.executors.parted_denoiser import FirstBlock, PartedDenoiser
+from eri_runtime.executors.sequential_offload import SegmentedExecutor
 from eri_runtime.executors.step_form import Layout, even_layout
 from eri_runtime.executors.step_graph import Array, HeldLatents, Latents, Row, StepLoop, Stepper
 from eri_runtime.executors.tensorrt.library import Library, load_library

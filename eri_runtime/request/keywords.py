@@ -102,7 +102,7 @@ class Words(TypedDict, total=False):
             is faster and changes the images (lossy); `Step.computed` says which steps were
             computed. Default: every step is computed. diffusers: `FirstBlockCacheConfig`.
         step_cache_threshold: Relative change of the first block's residual below which a step is
-            skipped, float; 0 skips none. Default: 0.05. diffusers: `threshold` of that config.
+            skipped, float; 0 skips none. Default: 0.1. diffusers: `threshold` of that config.
         seed: Seed of the first image, int, 0 to 2⁶⁴ − 1; image i has seed + i. Or a list of one
             seed per image. Default: a random seed. diffusers: `generator`.
         generator: A `torch.Generator`, a NumPy `Generator`, or a seed, which stands for a CPU

@@ -12,7 +12,7 @@ from eri_runtime.checks import one_of, real
 from eri_runtime.errors import UsageError
 
 FIRST_BLOCK = "first_block"
-THRESHOLD = 0.05
+CACHE_THRESHOLD = 0.1  # by default
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def check_step_cache(bundle: Bundle, words: Mapping[str, Any]) -> StepCache | No
     Raises `UsageError` for a threshold that is none, or without `step_cache`, and for a bundle
     whose denoiser is not cut at its first block.
     """
-    name, threshold = "step_cache_threshold", words.get("step_cache_threshold", THRESHOLD)
+    name, threshold = "step_cache_threshold", words.get("step_cache_threshold", CACHE_THRESHOLD)
     if "step_cache" not in words:
         if name in words:
             fix = f'pass step_cache="{FIRST_BLOCK}" too'

@@ -36,6 +36,7 @@ NAMES = ("first", "rest", "last")  # of the parts; their files are cache-NAME.on
 BLOCKS = ("transformer_blocks", "single_transformer_blocks")
 QUERY, PROJECTION = "attn.to_q.weight", "proj_out.weight"
 CONV_IN, DOWNSAMPLER = "conv_in.weight", "down_blocks.0.downsamplers.0.conv.weight"
+TO_FLOAT32 = ".float32"  # ends the name of a value as float32
 UPSAMPLER = re.compile(r"up_blocks\.(\d+)\.upsamplers\.0\.conv\.weight")
 
 log = logging.getLogger(__name__)
@@ -75,20 +76,22 @@ def write_cache_parts(model: ir.Model, graph: Path, spec: ComponentSpec) -> Comp
 
 
 def find_cut(model: ir.Model) -> Cut | None:
-    """Returns where to cut a denoiser, by the names of its weights; None if it has no two blocks."""
+    """Returns where to cut a denoiser, by its weights' names; None if it has no two blocks."""
     weights = model.graph.initializers
     upsamplers = {int(found[1]): name for name in weights if (found := UPSAMPLER.fullmatch(name))}
     if upsamplers and CONV_IN in weights and DOWNSAMPLER in weights:
-        before = _reader(weights[CONV_IN]).outputs[0]
-        after = _reader(weights[DOWNSAMPLER]).inputs[0]
-        end = _reader(weights[upsamplers[max(upsamplers)]]).outputs[0]
-        return None if after is None else Cut(before, after, end, adds=False)
+        whole = _reader(weights[DOWNSAMPLER]).inputs[0]
+        names = CONV_IN, upsamplers[max(upsamplers)]
+        start, features = (_reader(weights[name]).outputs[0] for name in names)
+        return None if whole is None else Cut(start, whole, features, adds=False)
     queries = [name for name in _queries() if name in weights]
     if len(queries) < 2 or PROJECTION not in weights:
         return None
     reads = [_normalised(weights[name]) for name in (*queries[:2], PROJECTION)]
-    before, after, end = reads
-    return None if None in reads else Cut(before, after, end, adds=True)
+    if None in reads:
+        return None
+    before, after, end = filter(None, reads)
+    return Cut(before, after, end, adds=True)
 
 
 def parts(model: ir.Model, cut: Cut) -> Iterator[ir.Model]:
@@ -108,7 +111,7 @@ def parts(model: ir.Model, cut: Cut) -> Iterator[ir.Model]:
 
 
 def _queries() -> Iterator[str]:
-    """Yields the names that the blocks' query weights may have, in the order of the first blocks."""
+    """Yields names of query weights, in the order of the blocks that may be the first two."""
     return (f"{kind}.{index}.{QUERY}" for kind in BLOCKS for index in range(2))
 
 
@@ -173,7 +176,7 @@ def _from_float32(part: ir.Model, name: str) -> ir.Model:
     (old,) = (value for value in part.graph.inputs if value.name == name)
     new = ir.Value(name=CACHED_REST, shape=old.shape, type=ir.TensorType(ir.DataType.FLOAT))
     cast = ir.node("Cast", [new], {"to": dtype_of(old)})
-    cast.outputs[0].name = f"{CACHED_REST}.cast"
+    cast.outputs[0].name = name
     ir.convenience.replace_all_uses_with(old, cast.outputs[0])
     part.graph.insert_before(part.graph[0], cast)
     part.graph.inputs[:] = [new if value is old else value for value in part.graph.inputs]
@@ -183,7 +186,7 @@ def _from_float32(part: ir.Model, name: str) -> ir.Model:
 def _to_float32(part: ir.Model, value: ir.Value) -> ir.Value:
     """Returns a value as float32."""
     cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
-    cast.outputs[0].name = f"{name_of(value)}.float32"
+    cast.outputs[0].name = name_of(value) + TO_FLOAT32
     part.graph.append(cast)
     return cast.outputs[0]
 
