@@ -50,11 +50,11 @@ def check_segments(graph: Path, spec: ComponentSpec) -> None:
     So must its parts for step caching. It may have neither.
     """
     for segments in filter(None, (spec.segments, spec.step_cache)):
-        _check_all(graph, segments)
+        check_parts(graph, segments)
 
 
-def _check_all(graph: Path, segments: Sequence[SegmentSpec]) -> None:
-    """Checks the segments of one kind."""
+def check_parts(graph: Path, segments: Sequence[SegmentSpec]) -> None:
+    """Raises `ParityError` unless these parts equal the whole `graph`, beside which they are."""
     model = ir.load(graph)
     whole = Whole(_nodes(model), _constants(model), dict(model.opset_imports))
     available = {name_of(value): value.dtype for value in model.graph.inputs}

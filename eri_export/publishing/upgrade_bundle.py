@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import onnx_ir as ir
 
-from eri_export.gate.segments import check_segments
+from eri_export.gate.segments import check_parts
 from eri_export.gate.step_graph import STEP
 from eri_export.gate.upgraded_step import compare_step_graphs
 from eri_export.graphs.load_graph import load_graph
@@ -97,7 +97,8 @@ def upgrade(root: str | Path, *, progress: Listener = silent) -> Upgrade:
                 _compose(bundle.path(graph), folder / step)
             parted = _with_parts(bundle, folder) if cuttable else spec
         with stage(progress, DENOISER, "compare"):
-            check_segments(folder / spec.graph, parted)
+            if cuttable:
+                check_parts(folder / spec.graph, parted.step_cache)
             before = bundle.path(spec.step) if spec.step else None
             report = made and compare_step_graphs(
                 spec, folder / spec.graph, folder / _step(spec.graph), before

@@ -14,7 +14,7 @@ from eri_runtime.pipeline import Pipeline, load
 from eri_runtime.request import FIRST_BLOCK, Words
 from eri_runtime.text import TextEncoders
 
-STEP_CACHE = "+step-cache="  # in a variant: between the backend and the threshold
+STEP_CACHE = "+cache="  # in a variant: between the backend and the threshold
 
 
 class Engine(Drawer):
