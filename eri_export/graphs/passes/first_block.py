@@ -105,7 +105,9 @@ def parts(model: ir.Model, cut: Cut) -> Iterator[ir.Model]:
     last = _needed(uses, outputs, known | {end})
     read = {name for node in (*rest, *last) for name in read_by(node)}
     crossing = [name for name in known if name in read and name != end]
-    yield _with_residual(part_of(uses, first, sorted(crossing)), cut)
+    sizes = uses.table[name_of(cut.after)].shape
+    shape = None if sizes is None else ir.Shape(list(sizes))
+    yield _with_residual(part_of(uses, first, sorted(crossing)), cut, shape)
     yield _with_float32(part_of(uses, rest, [end]))
     yield _from_float32(part_of(uses, last, outputs), end)
 
@@ -149,17 +151,17 @@ def _needed(uses: Uses, results: Iterable[str], known: set[str]) -> list[ir.Node
     return [node for node in uses.nodes if node in found]
 
 
-def _with_residual(part: ir.Model, cut: Cut) -> ir.Model:
-    """Adds the residual of the first block to its outputs, and h' if it `adds`."""
+def _with_residual(part: ir.Model, cut: Cut, shape: ir.Shape | None) -> ir.Model:
+    """Adds the residual of the first block to its outputs, and h' if it `adds`; both of `shape`."""
     made = {output.name: output for node in part.graph for output in node.outputs}
     after = _to_float32(part, made[cut.after.name])
     residual = ir.node("Sub", [after, _to_float32(part, made[cut.before.name])])
     part.graph.append(residual)
-    _output(part, residual.outputs[0], RESIDUAL)
+    _output(part, residual.outputs[0], RESIDUAL, shape)
     if cut.adds:
         hidden = ir.node("Identity", [after])
         part.graph.append(hidden)
-        _output(part, hidden.outputs[0], CACHED_HIDDEN)
+        _output(part, hidden.outputs[0], CACHED_HIDDEN, shape)
     return part
 
 
@@ -167,7 +169,7 @@ def _with_float32(part: ir.Model) -> ir.Model:
     """Makes the only output float32, under the runtime's name."""
     (value,) = part.graph.outputs
     part.graph.outputs.clear()
-    _output(part, _to_float32(part, value), CACHED_REST)
+    _output(part, _to_float32(part, value), CACHED_REST, value.shape)
     return part
 
 
@@ -191,7 +193,7 @@ def _to_float32(part: ir.Model, value: ir.Value) -> ir.Value:
     return cast.outputs[0]
 
 
-def _output(part: ir.Model, value: ir.Value, name: str) -> None:
+def _output(part: ir.Model, value: ir.Value, name: str, shape: ir.Shape | None) -> None:
     """Makes a value an output with a name."""
-    value.name, value.type = name, ir.TensorType(ir.DataType.FLOAT)
+    value.name, value.shape, value.type = name, shape, ir.TensorType(ir.DataType.FLOAT)
     part.graph.outputs.append(value)

@@ -34,7 +34,7 @@ PLACES = {
     "sd35": ("pos_embed", "transformer_blocks.1", "norm_out"),
     "flux": ("x_embedder", "single_transformer_blocks.0", "norm_out"),
 }
-SIZES = {"batch": 2, "height": 8, "width": 6, "patches": 12, "tokens": 48}
+SIZES = {"batch": 2, "height": 8, "width": 6, "patches": 12}
 
 
 @pytest.fixture(params=list(NETWORKS))
@@ -50,9 +50,10 @@ def bundle(request, family):
 def drawn(spec):
     """Inputs of a denoiser."""
     rng = np.random.default_rng(0)
+    sizes = {**SIZES, "tokens": spec.ranges["tokens"].min}
     return {
         each.name: np.abs(
-            rng.standard_normal([SIZES.get(size, size) for size in each.shape]).astype(np.float32)
+            rng.standard_normal([sizes.get(size, size) for size in each.shape]).astype(np.float32)
         )
         for each in spec.inputs
     }
@@ -145,7 +146,6 @@ def test_a_network_of_one_block_has_no_parts(bundle, tmp_path):
     for name in list(model.graph.initializers):
         if "transformer_blocks.1." in name or "upsamplers" in name or "single_transf" in name:
             model.graph.initializers[name].name = f"other.{name}"
-            model.graph.initializers[f"other.{name}"] = model.graph.initializers.pop(name)
     assert find_cut(model) is None
     assert write_cache_parts(model, tmp_path / "model.onnx", spec) is spec
     assert list(tmp_path.iterdir()) == []
