@@ -6,7 +6,8 @@ For every threshold: which steps each of the two computes for the same noise, ho
 are from its own uncached ones (the worst PSNR of the prompts), and its CPU time over that of an
 uncached call, the median of interleaved rounds on one thread. diffusers has no such hook for UNets.
 Its hook fails on SD3's last block, which returns no text: here that block returns the text it got.
-Writes step_cache.json.
+`--large BUNDLE` adds the CPU time of a computed and of a skipped step of that bundle's denoiser
+over the whole graph's, on random inputs of two rows. Writes step_cache.json.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import eri_runtime as eri
 from eri_export import export
 from eri_export.choices import make_ranges
 from eri_export.embedded.assemble import assembled
+from eri_runtime.executors import choose
 from eri_runtime.version import eri_version
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,6 +62,7 @@ def main() -> None:
     """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the bundles are exported to")
+    parser.add_argument("--large", type=Path, metavar="BUNDLE", help="a bundle of more weights")
     parser.add_argument("--rounds", type=int, default=5, metavar="R")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args()
@@ -72,6 +75,8 @@ def main() -> None:
             family: measured(family, options.folder, options.rounds) for family in FAMILIES
         },
     }
+    if options.large is not None:
+        report["large"] = {name: costs(options.large, name) for name in ("cpu", "openvino")}
     text = json.dumps(report, indent=1) + "\n"
     (options.output / "step_cache.json").write_text(text)
     sys.stdout.write(text)
@@ -113,6 +118,44 @@ def compared(subjects: dict[str, Draw], threshold: float, rounds: int) -> dict[s
     if len(decisions) > 1:
         figures["same_decisions"] = all(each == decisions[0] for each in decisions)
     return figures
+
+
+def costs(folder: Path, backend: str, rounds: int = 3) -> dict[str, Any]:
+    """Returns the CPU seconds of a denoiser, and a computed and a skipped step's share of them."""
+    bundle = eri.read_bundle(folder)
+    spec, engine = bundle.components["denoiser"], choose(bundle, backend, threads=1)
+    sizes = {**{name: each.opt for name, each in spec.ranges.items()}, "batch": 2}
+    rng = np.random.default_rng(0)
+    inputs = {
+        each.name: rng.random([sizes.get(str(size), size) for size in each.shape], np.float32)
+        for each in spec.inputs
+    }
+    kept: list[Any] = []
+
+    def compute(blocks: Any) -> list[Any]:
+        kept[:] = [blocks[0].rest()]
+        return kept
+
+    def skip(blocks: Any) -> list[Any]:
+        hidden = blocks[0].hidden
+        return kept if hidden is None else [hidden + (kept[0] - hidden)]
+
+    with engine("denoiser") as whole, engine.parted() as parts:
+        runs: dict[str, Callable[[], Any]] = {
+            "whole": lambda: whole.run(inputs),
+            "computed": lambda: parts.run([inputs], compute),
+            "skipped": lambda: parts.run([inputs], skip),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(rounds + 1):
+            for name, run in runs.items():
+                started = time.process_time()
+                run()
+                seconds[name].append(time.process_time() - started)
+    medians = {name: median(each[1:]) for name, each in seconds.items()}
+    shares = {name: round(medians[name] / medians["whole"], 3) for name in ("computed", "skipped")}
+    about = {"parameters": spec.parameters, "whole_s": round(medians["whole"], 3)}
+    return {**about, **shares}
 
 
 def draw_ours(pipe: eri.Pipeline) -> Draw:

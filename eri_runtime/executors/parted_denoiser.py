@@ -7,7 +7,7 @@ layers. They read one weights file, and what they pass to each other stays in th
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,8 +147,3 @@ class _Call:
         segment = self._segments[index]
         inputs = {name: self._live[name] for name in segment.inputs}
         return self._parts[index](inputs, segment.outputs)
-
-
-def part_files(spec: ComponentSpec) -> Iterable[str]:
-    """Returns the names of the parts' graphs in the bundle."""
-    return (segment.graph for segment in spec.step_cache)
