@@ -99,7 +99,9 @@ def parts(model: ir.Model, cut: Cut) -> Iterator[ir.Model]:
     uses = uses_of(model)
     end = name_of(cut.end)
     first = _needed(uses, [name_of(cut.before), name_of(cut.after)], set())
-    known = {name_of(output) for node in first for output in node.outputs if output.name}
+    made = {name_of(output) for node in first for output in node.outputs if output.name}
+    # each part computes its sizes itself: as inputs they would leave its shapes unknown
+    known = {name for name in made if uses.table[name].dtype != ir.DataType.INT64}
     rest = _needed(uses, [end], known)
     outputs = [name_of(output) for output in model.graph.outputs]
     last = _needed(uses, outputs, known | {end})
