@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -68,7 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     report = {
-        "command": "python -m benchmarks.step_cache build/step-cache",
+        "command": shlex.join(["python", "-m", "benchmarks.step_cache", *sys.argv[1:]]),
         "versions": {"eri": eri_version(), "diffusers": diffusers.__version__},
         "settings": {**WORDS, "prompts": PROMPTS, "rounds": options.rounds, "threads": 1},
         "families": {
