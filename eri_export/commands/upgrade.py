@@ -15,7 +15,7 @@ from eri_runtime.commands.subcommand import Subparsers, add_command, say
 
 def upgrade_command(commands: Subparsers) -> None:
     """Registers `eri upgrade`."""
-    summary = "Give an older bundle the newest step graph, which takes a row for each image."
+    summary = "Give an older bundle what bundles exported now have: step graph, step cache."
     parser = add_command(commands, "upgrade", summary, upgrade)
     parser.add_argument(
         "bundle", metavar="BUNDLE", type=Path, help="folder that eri export has written"
@@ -33,10 +33,13 @@ def upgrade(options: argparse.Namespace) -> None:
 
     with terminated_as_interrupt(), progress_bars() as advance:
         upgraded = upgrade_bundle.upgrade(options.bundle, progress=draw)
-    if upgraded.error is None:
-        say(f"{options.bundle}: the step graph takes a row for each image already, nothing changed")
+    if upgraded.error is None and not upgraded.parts:
+        say(f"{options.bundle}: has everything that bundles have now, nothing changed")
         return
-    say(f"{options.bundle}: the step graph takes a row for each image now")
-    say(f"relative error {upgraded.error:.2g} against the denoiser and the older step graph")
+    if upgraded.error is not None:
+        say(f"{options.bundle}: the step graph takes a row for each image now")
+        say(f"relative error {upgraded.error:.2g} against the denoiser and the older step graph")
+    if upgraded.parts:
+        say(f"{options.bundle}: its steps can be cached now, with --step-cache")
     for file in upgraded.dropped:
         say(f"dropped {file}, a plan of the older step graph; `eri build` makes a new one")

@@ -5,12 +5,14 @@ graph has one name and one node that computes it. Suppose each node of a segment
 graph's node of the same name, and reads only constants of the whole graph, inputs of the whole
 graph, and values that earlier nodes computed. Then, by induction over the nodes, every value equals
 the whole graph's value of the same name, and the whole graph's outputs are among them.
+
+The parts for step caching have a few nodes more: casts to float32 and back, and the residual.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -18,11 +20,18 @@ import onnx_ir as ir
 
 from eri_export.graphs.load_graph import load_graph
 from eri_export.graphs.passes.cpu import cpu_form
+from eri_export.graphs.passes.first_block import TO_FLOAT32
 from eri_export.graphs.passes.split_segments import read_by
 from eri_export.graphs.passes.values import name_of
 from eri_export.graphs.recipes.base import Arrays
 from eri_export.graphs.step_graph import compose
-from eri_runtime.bundle import ComponentSpec, SegmentSpec
+from eri_runtime.bundle import (
+    CACHED_HIDDEN,
+    CACHED_REST,
+    RESIDUAL,
+    ComponentSpec,
+    SegmentSpec,
+)
 from eri_runtime.errors import ParityError
 from eri_runtime.executors import CPU, SegmentedExecutor, Settings
 
@@ -39,13 +48,20 @@ class Whole:
 
 
 def check_segments(graph: Path, spec: ComponentSpec) -> None:
-    """Raises `ParityError` unless the published segments of `graph`, if any, equal that graph."""
-    if not spec.segments:
-        return
+    """Raises `ParityError` unless the published segments of `graph` equal that graph.
+
+    So must its parts for step caching. It may have neither.
+    """
+    for segments in filter(None, (spec.segments, spec.step_cache)):
+        check_parts(graph, segments)
+
+
+def check_parts(graph: Path, segments: Sequence[SegmentSpec]) -> None:
+    """Raises `ParityError` unless these parts equal the whole `graph`, beside which they are."""
     model = ir.load(graph)
     whole = Whole(_nodes(model), _constants(model), dict(model.opset_imports))
     available = {name_of(value): value.dtype for value in model.graph.inputs}
-    for segment in spec.segments:
+    for segment in segments:
         path = _path(graph, segment)
         part = ir.load(path)
         _check_interface(path, part, segment, available)
@@ -111,11 +127,20 @@ def _check_nodes(path: Path, part: ir.Model, whole: Whole) -> None:
         for name in read_by(node):
             _expect(name in known, path, f"{node.name}, which reads {name}", "what was made before")
         for output in node.outputs:
-            same = whole.nodes.get(name_of(output)) == _signature(node)
+            same = whole.nodes.get(name_of(output)) == _signature(node) or _is_added(node)
             _expect(same, path, f"node {node.name}", "that of the whole")
         known |= {name_of(output) for output in node.outputs}
     for name in map(name_of, part.graph.outputs):
         _expect(name in known, path, f"no {name}", "every output it states")
+
+
+def _is_added(node: ir.Node) -> bool:
+    """Returns whether step caching has added a node: it makes or reads what the runtime handles."""
+    (output,) = node.outputs if len(node.outputs) == 1 else (None,)
+    made = "" if output is None else name_of(output)
+    own = made in (RESIDUAL, CACHED_HIDDEN, CACHED_REST) or made.endswith(TO_FLOAT32)
+    returned = [*read_by(node)] == [CACHED_REST]
+    return node.op_type in ("Cast", "Identity", "Sub") and (own or returned)
 
 
 def _check_types(path: Path) -> None:

@@ -21,8 +21,9 @@ from eri_export.gate.real_inputs import real_inputs
 from eri_export.gate.report import Report
 from eri_export.gate.step_graph import STEP
 from eri_export.graphs.memory.activations import envelope
-from eri_export.graphs.passes.cpu import cpu_form
+from eri_export.graphs.passes.cpu import cpu_form, has_cpu_form
 from eri_export.graphs.passes.cuda import cuda_form
+from eri_export.graphs.passes.first_block import write_cache_parts
 from eri_export.graphs.passes.lora_inputs import with_loras
 from eri_export.graphs.passes.slice_attention import with_slices
 from eri_export.graphs.passes.split_segments import write_segments
@@ -204,7 +205,7 @@ def _component(
         ir.save(model, graph)
         forms = device_forms(model, spec) if recipe.name in WITH_FORMS else {}
         if spec.step is not None:
-            spec = write_segments(model, graph, spec)
+            spec = write_cache_parts(model, graph, write_segments(model, graph, spec))
             compose(model)
             ir.save(model, graph.with_name(STEP))
         for device, form in forms.items():
@@ -226,15 +227,9 @@ def _component(
 
 
 def device_forms(model: ir.Model, spec: ComponentSpec) -> dict[str, ir.Model]:
-    """Returns the forms of `model` by device.
-
-    Attention in slices has none for the CPU: its form computes the heads of a layer together. Nor
-    has bfloat16, which ONNX Runtime's CPU does not run.
-    """
+    """Returns the forms of `model` by device."""
     forms = {"cuda": cuda_form(model)}
-    if spec.attention_slice is None and spec.precision != "bf16":
-        forms["cpu"] = cpu_form(model)
-    return forms
+    return forms | ({"cpu": cpu_form(model)} if has_cpu_form(spec) else {})
 
 
 def save_form(form: ir.Model, graph: Path, device: str, *, with_step: bool) -> None:

@@ -1,8 +1,9 @@
-"""Upgrades a bundle: composes its step graph anew, for a row per image, and publishes the result.
+"""Upgrades a bundle: adds what bundles exported now have, and publishes the result.
 
-Everything comes from the bundle itself: the denoiser's graph and its weights stay as they are. The
-new bundle holds hard links to the old one's files and the new step graph; one exchange of the two
-folders' names publishes it.
+That is a step graph for a row per image, and the denoiser's parts for step caching. Everything
+comes from the bundle itself: the denoiser's graph and its weights stay as they are. The new bundle
+holds hard links to the old one's files and the new graphs; one exchange of the two folders' names
+publishes it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,24 @@ from pathlib import Path, PurePosixPath
 
 import onnx_ir as ir
 
+from eri_export.gate.segments import check_parts
 from eri_export.gate.step_graph import STEP
 from eri_export.gate.upgraded_step import compare_step_graphs
 from eri_export.graphs.load_graph import load_graph
+from eri_export.graphs.passes.first_block import find_cut, write_cache_parts
 from eri_export.graphs.step_graph import compose
 from eri_export.progress import WHOLE, Listener, silent, stage
 from eri_export.publishing.atomic_publish import records, staging, write_manifest
 from eri_export.publishing.linked_files import current_bundle, link_files, locked
-from eri_runtime.bundle import DENOISER, Bundle, manifest, verify_hashes, verify_sizes
+from eri_runtime.bundle import (
+    DENOISER,
+    Bundle,
+    ComponentSpec,
+    SegmentSpec,
+    manifest,
+    verify_hashes,
+    verify_sizes,
+)
 from eri_runtime.errors import ExportError
 from eri_runtime.executors.ort.provider import DEVICES, form_of
 
@@ -33,21 +44,23 @@ class Upgrade:
     Attributes:
         bundle: The bundle, as it is now.
         error: Largest relative error of the new step graph, against its formula and the older one.
-            None: the bundle had a step graph for a row per image, and is as it was.
+            None: the bundle had a step graph for a row per image.
+        parts: Whether the bundle got the denoiser's parts for step caching.
         dropped: The plans that were built from the older step graph, which the bundle has no more.
     """
 
     bundle: Bundle
     error: float | None = None
+    parts: bool = False
     dropped: tuple[str, ...] = ()
 
 
 def upgrade(root: str | Path, *, progress: Listener = silent) -> Upgrade:
     """Gives an older bundle a step graph that takes a row, and any conditions, for each image.
 
-    The step graph's CUDA form is composed too, if the denoiser has one. TensorRT plans of the older
-    step graph are dropped: they take other inputs. On an error or interrupt the bundle stays as it
-    was.
+    And the denoiser's parts for step caching, if it has two blocks. The step graph's CUDA form is
+    composed too, if the denoiser has one. TensorRT plans of the older step graph are dropped: they
+    take other inputs. On an error or interrupt the bundle stays as it was.
 
     Args:
         root: The bundle's folder.
@@ -67,28 +80,36 @@ def upgrade(root: str | Path, *, progress: Listener = silent) -> Upgrade:
     """
     bundle, root = manifest.read(root), Path(root)
     spec = bundle.components[DENOISER]
-    if spec.step_per_image:
+    made = {} if spec.step_per_image else dict(_step_graphs(bundle))
+    if not made and spec.step_cache:
         return Upgrade(bundle)
-    made = dict(_step_graphs(bundle))
-    older = () if spec.step is None else (spec.step,)
+    older = () if spec.step is None or not made else (spec.step,)
     sources = {spec.graph, spec.weights, *older, *made.values()}
     verify_sizes(bundle)
     verify_hashes(bundle, sorted(sources))
+    cuttable = not spec.step_cache and find_cut(load_graph(bundle.path(spec.graph))) is not None
+    if not made and not cuttable:
+        return Upgrade(bundle)
     with contextlib.ExitStack() as until_placed, staging(root) as folder:
         link_files(bundle, {spec.graph, spec.weights}, folder)
         with stage(progress, DENOISER, "write"):
             for step, graph in made.items():
                 _compose(bundle.path(graph), folder / step)
+            parted = _with_parts(bundle, folder) if cuttable else spec
         with stage(progress, DENOISER, "compare"):
+            if cuttable:
+                check_parts(folder / spec.graph, parted.step_cache)
             before = bundle.path(spec.step) if spec.step else None
-            report = compare_step_graphs(
+            report = made and compare_step_graphs(
                 spec, folder / spec.graph, folder / _step(spec.graph), before
             )
         with stage(progress, WHOLE, "publish"):
             until_placed.enter_context(locked(root))
-            changed, dropped = _changed(_unchanged(root, bundle, sources), folder, made.keys())
+            current = _unchanged(root, bundle, sources)
+            changed, dropped = _changed(current, folder, made.keys(), parted.step_cache)
             write_manifest(changed)
-    return Upgrade(replace(changed, root=bundle.root), report.worst(DENOISER), dropped)
+    error = report.worst(DENOISER) if report else None
+    return Upgrade(replace(changed, root=bundle.root), error, cuttable, dropped)
 
 
 def _step(graph: str) -> str:
@@ -116,6 +137,13 @@ def _compose(graph: Path, step: Path) -> None:
     ir.save(model, step)
 
 
+def _with_parts(bundle: Bundle, folder: Path) -> ComponentSpec:
+    """Writes the denoiser's parts for step caching; returns its spec with them."""
+    spec = bundle.components[DENOISER]
+    model = load_graph(bundle.path(spec.graph))
+    return write_cache_parts(model, folder / spec.graph, spec)
+
+
 def _unchanged(root: Path, bundle: Bundle, sources: Set[str]) -> Bundle:
     """Returns the bundle now at `root`; raises `ExportError` if its denoiser is another one."""
     return current_bundle(
@@ -128,20 +156,26 @@ def _unchanged(root: Path, bundle: Bundle, sources: Set[str]) -> Bundle:
     )
 
 
-def _changed(current: Bundle, folder: Path, made: Set[str]) -> tuple[Bundle, tuple[str, ...]]:
+def _changed(
+    current: Bundle, folder: Path, made: Set[str], parts: tuple[SegmentSpec, ...]
+) -> tuple[Bundle, tuple[str, ...]]:
     """Links what stays into `folder`; returns the new bundle, and the plans that it drops."""
     spec = current.components[DENOISER]
     step = _step(spec.graph)
-    dropped = tuple(file for file, plan in current.plans.items() if plan.graph == spec.step)
+    dropped = tuple(
+        file for file, plan in current.plans.items() if made and plan.graph == spec.step
+    )
     reports = {PurePosixPath(file).with_suffix(".json").as_posix() for file in dropped}
     forms = {form_of(Path(spec.step or step), device).as_posix() for device in DEVICES}
     older = {spec.step, *forms}
-    stays = current.files.keys() - {*dropped, *reports, *older, *made}
+    new = {part.graph for part in parts} - {part.graph for part in spec.step_cache}
+    stays = current.files.keys() - {*dropped, *reports, *(older if made else ()), *made, *new}
+    denoiser = replace(spec, step=step, step_per_image=True, step_cache=parts)
     link_files(current, stays, folder)
     changed = replace(
         current,
         root=folder,
-        components={**current.components, DENOISER: replace(spec, step=step, step_per_image=True)},
+        components={**current.components, DENOISER: denoiser},
         plans={file: plan for file, plan in current.plans.items() if file not in dropped},
         files=records(folder, {name: current.files[name] for name in stays}),
     )

@@ -11,15 +11,17 @@ from eri_runtime.bench.worker_server import Drawer, Job, Opened, Setup, Stopwatc
 from eri_runtime.bundle import Bundle
 from eri_runtime.executors import BACKENDS, Settings
 from eri_runtime.pipeline import Pipeline, load
-from eri_runtime.request import Words
+from eri_runtime.request import FIRST_BLOCK, Words
 from eri_runtime.text import TextEncoders
+
+STEP_CACHE = "+cache="  # in a variant: between the backend and the threshold
 
 
 class Engine(Drawer):
     """An open pipeline that encodes the prompt in each call, without its embedding cache."""
 
-    def __init__(self, pipe: Pipeline) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: Pipeline, words: Words) -> None:
+        self._pipe, self._words = pipe, words
         self._encode = TextEncoders(pipe.bundle, pipe.run)
 
     def draw(self, job: Job, watch: Stopwatch) -> None:
@@ -34,6 +36,7 @@ class Engine(Drawer):
             "max_sequence_length": job.tokens,
             "latents": latents,
             "seed": job.seed,
+            **self._words,
         }
         self._pipe.prepare(self._pipe.request(job.prompt, **words))  # as a call does
         words |= self._embeddings(job)
@@ -71,11 +74,15 @@ def guided_by_text(bundle: Bundle) -> bool:
 
 def make(setup: Setup) -> tuple[Drawer, Opened]:
     """Loads a bundle; its components are opened on first use."""
-    pipe = load(setup.bundle, setup.variant, threads=setup.threads)
-    words = BACKENDS[setup.variant].of(pipe.bundle).words(Settings(threads=setup.threads))
-    return Engine(pipe), Opened(
-        words=words, precision=precision_of(pipe.bundle, setup.variant), versions={}
-    )
+    backend, cached, threshold = setup.variant.partition(STEP_CACHE)
+    pipe = load(setup.bundle, backend, threads=setup.threads)
+    words = BACKENDS[backend].of(pipe.bundle).words(Settings(threads=setup.threads))
+    call: Words = {}
+    if cached:
+        call = {"step_cache": FIRST_BLOCK, "step_cache_threshold": float(threshold)}
+        words += f", step cache of threshold {threshold} (lossy)"
+    precision = precision_of(pipe.bundle, backend)
+    return Engine(pipe, call), Opened(words=words, precision=precision, versions={})
 
 
 def precision_of(bundle: Bundle, backend: str) -> str:

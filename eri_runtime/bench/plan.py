@@ -8,11 +8,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from eri_runtime import executors
-from eri_runtime.bench.eri_worker import precision_of
+from eri_runtime.bench.eri_worker import STEP_CACHE, precision_of
 from eri_runtime.bench.peers import check_peer
 from eri_runtime.bench.record import Kind, Limit, Workload
-from eri_runtime.bundle import Bundle
+from eri_runtime.bundle import DENOISER, Bundle
 from eri_runtime.errors import UsageError
+from eri_runtime.request import FIRST_BLOCK, check_step_cache
 
 OURS = "eri_runtime.bench.eri_worker"
 GROUP = "eri.bench.workers"
@@ -27,11 +28,13 @@ class Candidate:
 
     Attributes:
         name: `eri/BACKEND`, `torch/WAY` or the name of a peer.
-        kind: Whether it is one of our engines, PyTorch or a peer.
+        kind: As in `Subject`.
         variant: The backend, or the way to run PyTorch, for the worker.
         module: Module of its worker; None if no installed package has one.
         precision: Precision that it is expected to compute in.
         python: The Python that runs its worker; None: this one.
+        uncached: The subject that does the same without step caching, whose pictures its own are
+            compared with; None: it caches no steps.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Candidate:
     module: str | None
     precision: str = "fp32"
     python: str | None = None
+    uncached: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,7 @@ def candidates(
     torch: Sequence[str],
     peers: Sequence[str],
     python: str | None = None,
+    thresholds: Sequence[float] = (),
 ) -> tuple[Candidate, ...]:
     """Returns the subjects of a run: PyTorch's first, as the reference, then ours, then peers.
 
@@ -87,10 +92,11 @@ def candidates(
         torch: Ways to run PyTorch, such as `eager` or `compile+bf16`.
         peers: Other engines, such as `optimum-onnx`.
         python: The Python that runs the peers; None: this one.
+        thresholds: Thresholds of step caching, each with a subject beside each backend.
 
     Raises:
         UnknownNameError: If there is no such peer.
-        UsageError: If a subject is named twice, or there is none.
+        UsageError: If a subject is named twice, or there is none, or cannot cache steps.
     """
     known = workers()
     if backends is None:
@@ -98,6 +104,7 @@ def candidates(
     selected = (
         *(_other("torch", f"torch/{way}", way, known.get("torch")) for way in torch),
         *(_ours(bundle, name) for name in backends),
+        *(_cached(bundle, name, each) for name in backends for each in thresholds),
         *(
             replace(_other("peer", check_peer(name), name, known.get(PEERS)), python=python)
             for name in peers
@@ -125,6 +132,20 @@ def _ours(bundle: Bundle, backend: str) -> Candidate:
     return Candidate(
         name=f"eri/{backend}", kind="eri", variant=backend, module=OURS, precision=precision
     )
+
+
+def _cached(bundle: Bundle, backend: str, threshold: float) -> Candidate:
+    """Returns one of our backends with step caching; raises `UsageError` if it has none."""
+    check_step_cache(bundle, {"step_cache": FIRST_BLOCK, "step_cache_threshold": threshold})
+    spec = bundle.components[DENOISER]
+    if reason := executors.BACKENDS[backend].of(bundle).step_cache_refusal(spec):
+        fix = "name others with --backends"
+        raise UsageError(
+            "--step-cache", got=f"{backend}: {reason}", expected="engines that can", fix=fix
+        )
+    ours = _ours(bundle, backend)
+    variant = f"{backend}{STEP_CACHE}{threshold:g}"
+    return replace(ours, name=f"eri/{variant}", kind="cached", variant=variant, uncached=ours.name)
 
 
 def _other(kind: Kind, name: str, variant: str, module: str | None) -> Candidate:

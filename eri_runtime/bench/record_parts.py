@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 STAGES = ("encode", "denoise", "decode", "png")
-Kind = Literal["eri", "torch", "peer"]
+Kind = Literal["eri", "torch", "peer", "cached"]
 Status = Literal["ok", "failed", "missing"]
 
 
@@ -201,7 +201,7 @@ class Subject:
 
     Attributes:
         name: `eri/BACKEND`, `torch/WAY` or the name of a peer.
-        kind: Whether it is one of our engines, PyTorch or a peer.
+        kind: Whether it is one of our engines, PyTorch, a peer, or our engine with step caching.
         precision: Precision of the denoiser: `fp32`, `fp16` or `bf16`.
         status: `ok`, `failed`, or `missing` if something it needs is not installed.
         words: The worker's description of its engine and settings.

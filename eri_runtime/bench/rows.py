@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from eri_runtime.bench.measured_subject import MeasuredSubject, Size
-from eri_runtime.bench.picture_distance import Pixels, distance, within_limit, worst
+from eri_runtime.bench.picture_distance import LOSSY, Pixels, distance, within_limit, worst
 from eri_runtime.bench.plan import Plan
 from eri_runtime.bench.record import Parity, Picture, Row
 
@@ -21,10 +21,15 @@ MISSED = "its pictures differ from the reference's by more than the limit"
 
 
 def make_rows(plan: Plan, subjects: Sequence[MeasuredSubject], reference: str) -> tuple[Row, ...]:
-    """Returns a row for each subject at each size, failed ones included."""
-    against = next(each for each in subjects if each.candidate.name == reference)
+    """Returns a row for each subject at each size, failed ones included.
+
+    One that caches steps is compared with the same subject without.
+    """
+    named = {each.candidate.name: each for each in subjects}
     return tuple(
-        _row(plan, each, against, size) for size in plan.workload.sizes for each in subjects
+        _row(plan, each, named[each.candidate.uncached or reference], size)
+        for size in plan.workload.sizes
+        for each in subjects
     )
 
 
@@ -54,7 +59,8 @@ def _parity(
     if not all(case in each.files for case in cases for each in (subject, against)):
         return None
     distances = [distance(_read(subject.files[case]), _read(against.files[case])) for case in cases]
-    limit = plan.limits[subject.to_subject().precision]
+    cached = subject.candidate.uncached is not None
+    limit = LOSSY if cached else plan.limits[subject.to_subject().precision]
     return Parity(
         against=against.candidate.name,
         limit=limit,

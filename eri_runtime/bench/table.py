@@ -37,6 +37,8 @@ def show(record: Record, console: Console) -> None:
             if row.subject != record.reference and (remark := mark(record, row)):
                 say(console, f"{row.subject}: {remark}")
     console.print(NOTE.format(record.reference), highlight=False)
+    if any(each.kind == "cached" for each in record.subjects):
+        console.print(CACHED, highlight=False)
     if (why := busy_machine(record)) is not None:
         say(console, f"warning: {why}: the figures are not reliable")
     for each in best_comparisons(record):
@@ -155,6 +157,8 @@ NOTE = (
     "Ratios are to {} in the same round. p99 of fewer than 100 values lies between the two "
     "largest. Pictures per minute are those of calls one after the other."
 )
+
+CACHED = "Pictures with a step cache are compared with those of the same engine without it."
 
 
 def mark(record: Record, row: Row) -> str:

@@ -11,7 +11,13 @@ Start with `spec`.
 """
 
 from eri_runtime.bundle import hub
-from eri_runtime.bundle.component_spec import COPIES, SCORES
+from eri_runtime.bundle.component_spec import (
+    CACHED_HIDDEN,
+    CACHED_REST,
+    COPIES,
+    RESIDUAL,
+    SCORES,
+)
 from eri_runtime.bundle.hashes import FileRecord, Listener, file_record, no_progress, sha256
 from eri_runtime.bundle.integrity import (
     verify_all,
@@ -70,6 +76,8 @@ from eri_runtime.bundle.user_folders import cache_folder
 from eri_runtime.bundle.weight_hashes import Verify, WeightHashes
 
 __all__ = [
+    "CACHED_HIDDEN",
+    "CACHED_REST",
     "COMPONENTS",
     "COPIES",
     "DENOISER",
@@ -78,6 +86,7 @@ __all__ = [
     "LORA_B",
     "MANIFEST",
     "RANK",
+    "RESIDUAL",
     "SCORES",
     "BakedLora",
     "BetaCurve",

@@ -18,6 +18,9 @@ Precision = Literal["fp32", "fp16", "bf16"]
 # prefixes of a graph's LoRA inputs; the name of the linear weight follows
 LORA_A, LORA_B = "lora_A.", "lora_B."
 LORAS, RANK = "loras", "rank"  # the dynamic dimensions of these inputs
+# outputs of the parts of a denoiser for step caching: the first block's residual and output, and
+# what the last part reads of the other blocks
+RESIDUAL, CACHED_HIDDEN, CACHED_REST = "cache.residual", "cache.hidden", "cache.rest"
 # what `activations` may count besides dimensions: attention scores, and copies of convolutions
 SCORES, COPIES = "scores", "copies"
 
@@ -128,6 +131,8 @@ class ComponentSpec:
             over the same weights. None for other components.
         step_per_image: Whether the step graph takes a row for each image of a call. If not, as in
             older bundles, all images of a call share one; `eri upgrade` changes that.
+        step_cache: The denoiser's graph in three parts, for step caching: the first block, the
+            others and the last layers. Empty, as in older bundles: its steps cannot be cached.
         compared: As `parity`, by backend, for the other installed backends that agreed with
             PyTorch at export.
         unneeded: Shapes of weights that are not in the file because no output depends on them,
@@ -154,6 +159,7 @@ class ComponentSpec:
     attention_slice: int | None = None
     activations: tuple[Mapping[str, float], ...] = ()
     step_per_image: bool = field(default=False, metadata=ADDED)
+    step_cache: tuple[SegmentSpec, ...] = field(default=(), metadata=ADDED)
 
     @cached_property
     def lora(self) -> LoraSpec | None:

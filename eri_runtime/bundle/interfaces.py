@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from eri_runtime.bundle.component_spec import (
+    CACHED_REST,
     COPIES,
     LORA_A,
     LORA_B,
     LORAS,
     RANK,
+    RESIDUAL,
     SCORES,
     ComponentSpec,
     TensorSpec,
@@ -100,6 +102,7 @@ def faults(bundle: Bundle, name: str) -> Iterator[Fault]:
                 yield f"{field}.{tensor.name}", f"{tensor.dtype} {list(tensor.shape)}", form
     yield from _lora_faults(component)
     yield from _range_faults(component)
+    yield from _part_faults(component)
     if component.step_per_image and component.step is None:
         yield "step_per_image", True, "a step graph beside it, or false"
 
@@ -143,6 +146,20 @@ def _lora_faults(component: ComponentSpec) -> Iterator[Fault]:
             yield f"inputs.{name}", list(shape), "a factor of a LoRA"
         elif {LORAS, RANK} - component.ranges.keys():
             yield "ranges", sorted(component.ranges), f"{LORAS} and {RANK} among them"
+
+
+def _part_faults(component: ComponentSpec) -> Iterator[Fault]:
+    """Yields parts for step caching that are not the three that the runtime runs."""
+    if not component.step_cache:
+        return
+    known = {tensor.name for tensor in component.inputs}
+    results = [part.outputs for part in component.step_cache]
+    if RESIDUAL not in results[0] or results[1:] != [(CACHED_REST,), ("output",)]:
+        yield "step_cache", [*map(list, results)], "a first block, the others and the last layers"
+    for part in component.step_cache:
+        if unknown := set(part.inputs) - known:
+            yield "step_cache", sorted(unknown), "what is made before"
+        known |= {*part.outputs}
 
 
 def _range_faults(component: ComponentSpec) -> Iterator[Fault]:

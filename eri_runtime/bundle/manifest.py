@@ -130,7 +130,7 @@ def _check_files(bundle: Bundle, where: str) -> None:
     named = [tokenizer.file for tokenizer in bundle.tokenizers.values()]
     for component in bundle.components.values():
         named += [component.graph, component.weights, *filter(None, [component.step])]
-        named += [segment.graph for segment in component.segments]
+        named += [part.graph for part in (*component.segments, *component.step_cache)]
     for name in [*named, *bundle.plans]:
         if name not in bundle.files:
             expected = "its size and sha256 under `files`"

@@ -152,6 +152,7 @@ def make_plan(options: argparse.Namespace, command: str) -> Plan:
     from eri_runtime.bench.plan import Plan, candidates
     from eri_runtime.bundle import manifest
     from eri_runtime.latents import check_count, check_size
+    from eri_runtime.request import CACHE_THRESHOLD
 
     bundle = manifest.read(options.bundle)
     defaults, against = bundle.defaults, options.against
@@ -163,7 +164,10 @@ def make_plan(options: argparse.Namespace, command: str) -> Plan:
     python = peer_python(options.peers_python) if options.peers else None
     check_torch(ways)
     check_backends(bundle, options.backends or ())
-    selected = candidates(bundle, options.backends, ways, options.peers, python)
+    thresholds = options.step_cache
+    if thresholds is not None:
+        thresholds = thresholds or [CACHE_THRESHOLD]
+    selected = candidates(bundle, options.backends, ways, options.peers, python, thresholds or ())
     check_workers(selected)
     return Plan(
         bundle=options.bundle,

@@ -58,6 +58,16 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
     (
+        "--step-cache",
+        {
+            "nargs": "*",
+            "type": float,
+            "metavar": "T",
+            "help": "measure each engine with step caching too, at these thresholds (without one: "
+            "0.1), and how far its pictures are from the uncached ones",
+        },
+    ),
+    (
         "--sizes",
         {
             "nargs": "+",

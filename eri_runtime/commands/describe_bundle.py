@@ -172,6 +172,8 @@ def _component(bundle: Bundle, name: str, component: ComponentSpec) -> Iterator[
         size = megabytes(bundle.files[component.step].size)
         rows = "a row for each image" if component.step_per_image else "one row for all images"
         yield f"  step graph {size}: guidance and solver in one call, {rows}"
+    if component.step_cache:
+        yield "  cut at the first block, for --step-cache"
     if component.segments:
         yield f"  {len(component.segments)} segments, to run with the weights of one in memory"
     if component.attention_slice is not None:

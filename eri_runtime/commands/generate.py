@@ -93,7 +93,9 @@ def _generate_one(options: argparse.Namespace, output: Output) -> None:
     with load(options.bundle, backend_of(options), **words) as pipe, output.progress() as advance:
         request, existing = _prepared(pipe, options)
         output.lap("open")
+        computed = 0
         for step in pipe.denoise(request):
+            computed += step.computed
             advance("denoising", step.index + 1, step.total)
             if options.preview is not None:
                 _write_preview(pipe, request, step, options.preview)
@@ -105,6 +107,8 @@ def _generate_one(options: argparse.Namespace, output: Output) -> None:
         paths = result.save(options.output)
     for path, seed in zip(paths, result.seeds, strict=True):
         output.say(f"{path}  seed {seed}{', replaced' if path in existing else ''}")
+    if request.step_cache is not None:
+        output.say(f"{computed} of {step.total} steps computed")
     about = {"bundle": options.bundle, "prompt": options.prompt, "parameters": result.parameters}
     output.finish(files=paths, seeds=result.seeds, replaced=existing, **about)
 

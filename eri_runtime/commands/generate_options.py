@@ -160,6 +160,17 @@ def _add_sampling(group: Any) -> None:
         help="another option of the sampler, such as s_churn=10; may be repeated",
     )
     group.add_argument(
+        "--step-cache",
+        metavar="first_block",
+        help="skip most of the denoiser in steps that change little: faster, and lossy",
+    )
+    group.add_argument(
+        "--step-cache-threshold",
+        type=float,
+        metavar="T",
+        help="change of the first block below which a step is skipped (default: 0.1)",
+    )
+    group.add_argument(
         "--noise", metavar="torch|philox|brownian", help="noise source (default: torch)"
     )
 
@@ -267,6 +278,8 @@ def call_keywords(options: argparse.Namespace) -> Words:
         "guidance_interval": options.guidance_interval,
         "bypass_guidance": options.bypass_guidance,
         "dynamic_thresholding": options.dynamic_thresholding,
+        "step_cache": options.step_cache,
+        "step_cache_threshold": options.step_cache_threshold,
         "seed": options.seed,
         "noise": options.noise,
         "image": _picture("--image", options.image),

@@ -29,6 +29,8 @@ def _useless(options: argparse.Namespace) -> Iterator[Ignored]:
         yield "--lora-partial", "no --lora", "leave it out"
     if options.force and options.prompts is None:
         yield "--force", "one PROMPT, whose file is replaced", "leave it out"
+    if options.step_cache_threshold is not None and options.step_cache is None:
+        yield "--step-cache-threshold", "no --step-cache", "add `--step-cache first_block`"
     if options.bypass_guidance:
         named = {"--guidance": options.guidance, "--true-cfg": options.true_cfg}
         given = [name for name, value in named.items() if value is not None]

@@ -4,6 +4,7 @@
 step graphs take, and `backend` what opens all of them.
 `choice` picks a backend. Each engine has its own folder, and only that folder imports its library.
 `pinned` opens everything, and sees to it that nothing of damaged or changed files is given out.
+`parted_denoiser` is the denoiser cut at its first block, for step caching.
 `sequential_offload` runs a component one segment at a time, `onnx_weights` hands an engine weights
 that lie elsewhere, and `heap` gives freed memory back. Uses `bundle`, `sampling`, `checks` and
 `partial_files`. Start with `base`, then `ort`.
@@ -29,12 +30,14 @@ from eri_runtime.executors.choice import (
     engine_description,
     hashes_of,
     refusals,
+    step_cache_refusal,
 )
 from eri_runtime.executors.heap import trim_heap
 from eri_runtime.executors.nvidia_driver import compute_capability
 from eri_runtime.executors.openvino.backend import OPENVINO
 from eri_runtime.executors.ort.backend import CPU
 from eri_runtime.executors.ort.session import OrtExecutor
+from eri_runtime.executors.parted_denoiser import FirstBlock, PartedDenoiser
 from eri_runtime.executors.sequential_offload import SegmentedExecutor
 from eri_runtime.executors.step_form import Layout, even_layout
 from eri_runtime.executors.step_graph import Array, HeldLatents, Latents, Row, StepLoop, Stepper
@@ -51,11 +54,13 @@ __all__ = [
     "Closeable",
     "Engine",
     "Executor",
+    "FirstBlock",
     "HeldLatents",
     "Latents",
     "Layout",
     "Library",
     "OrtExecutor",
+    "PartedDenoiser",
     "Refittable",
     "Row",
     "SegmentedExecutor",
@@ -73,5 +78,6 @@ __all__ = [
     "hashes_of",
     "load_library",
     "refusals",
+    "step_cache_refusal",
     "trim_heap",
 ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from eri_runtime.bundle import Bundle, ComponentSpec
+from eri_runtime.errors import BackendError
 from eri_runtime.executors.base import FROM_FILE, Arrays, Executor, Settings
+from eri_runtime.executors.parted_denoiser import NO_PARTS, PartedDenoiser
 from eri_runtime.executors.step_graph import Stepper
 
 
@@ -79,6 +81,32 @@ class Backend(ABC):
         Raises:
             BackendError: If the engine is missing or refuses the graph.
         """
+
+    def step_cache_refusal(self, spec: ComponentSpec) -> str | None:
+        """Returns why steps of this denoiser cannot be cached, in a few words, or None."""
+        return None if spec.step_cache else NO_PARTS
+
+    def parted(
+        self,
+        graphs: Sequence[Path],
+        spec: ComponentSpec,
+        settings: Settings,
+        overrides: Arrays = FROM_FILE,
+    ) -> PartedDenoiser:
+        """Opens the denoiser in parts, if `step_cache_refusal` returns None.
+
+        Args:
+            graphs: The ONNX files of `spec.step_cache`.
+            spec: The denoiser.
+            settings: Options for the engine.
+            overrides: Tensors that replace tensors of the weights file. Default: none.
+
+        Raises:
+            BackendError: If the engine is missing, refuses a graph or opens no parts.
+        """
+        del settings, overrides
+        got = self.step_cache_refusal(spec) or f"{type(self).__name__}, which opens no parts"
+        raise BackendError(graphs[0], got=got, expected="an engine that opens parts of a graph")
 
     def runs_step_graph(self, spec: ComponentSpec) -> bool:
         """Returns whether `stepper` would open a step graph, without opening any file."""

@@ -15,7 +15,13 @@ from eri_runtime.executors.backend import Backend
 from eri_runtime.executors.base import DEFAULT_SETTINGS, FROM_FILE, Arrays, Executor, Settings
 from eri_runtime.executors.openvino.backend import OPENVINO, OPENVINO_BF16
 from eri_runtime.executors.ort.backend import CPU, CUDA, CUDA_TF32
-from eri_runtime.executors.pinned import PinnedExecutor, UsedFiles, open_pinned_stepper
+from eri_runtime.executors.parted_denoiser import PartedDenoiser
+from eri_runtime.executors.pinned import (
+    PinnedExecutor,
+    PinnedParts,
+    UsedFiles,
+    open_pinned_stepper,
+)
 from eri_runtime.executors.step_graph import Stepper
 from eri_runtime.executors.tensorrt.backend import TENSORRT
 
@@ -157,6 +163,25 @@ class Engine:
         """Returns the file that is opened for a graph; the graph, if the backend opens none."""
         return self.bundle.path(self.backend.graph_file(graph, self.bundle.files) or graph)
 
+    def parted(self, overrides: Arrays = FROM_FILE) -> PartedDenoiser:
+        """Opens the denoiser in parts, for step caching.
+
+        Args:
+            overrides: Tensors that replace tensors of its weights file. Default: none.
+
+        Returns:
+            The open parts, if `step_cache_refusal` returns None.
+
+        Raises:
+            BackendError: If the engine refuses them.
+            IntegrityError: If a file was replaced or rewritten after the bundle was loaded.
+        """
+        spec = self.bundle.components["denoiser"]
+        names = [part.graph for part in spec.step_cache]
+        graphs = [self._path(name) for name in names]
+        opener = partial(self.backend.parted, graphs, spec, self.settings)
+        return PinnedParts(self._used_files(spec, names), opener, overrides)
+
     def _used_files(self, spec: ComponentSpec, graphs: Iterable[str]) -> UsedFiles:
         """Returns the files that are opened for these graphs: theirs, and the weights."""
         opened = [self.backend.graph_file(graph, self.bundle.files) for graph in graphs]
@@ -171,6 +196,13 @@ def engine_description(opener: object) -> str:
 def backend_name(opener: object) -> str:
     """Returns the name of an `Engine`'s backend; empty for any other opener."""
     return opener.name if isinstance(opener, Engine) else ""
+
+
+def step_cache_refusal(opener: object) -> str | None:
+    """Returns why an `Engine` cannot cache steps, in a few words; None if it can."""
+    if not isinstance(opener, Engine):
+        return "components opened by a function of the caller's"
+    return opener.backend.step_cache_refusal(opener.bundle.components["denoiser"])
 
 
 def hashes_of(opener: object) -> WeightHashes | None:

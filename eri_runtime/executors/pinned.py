@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from eri_runtime.bundle import Bundle, WeightHashes
 from eri_runtime.executors.base import Arrays, Closeable, Executor, changed_tensors
 from eri_runtime.executors.heap import trim_heap
+from eri_runtime.executors.parted_denoiser import Choose, Float32, PartedDenoiser
 from eri_runtime.executors.step_form import Layout
 from eri_runtime.executors.step_graph import Array, HeldLatents, Row, StepLoop, Stepper
 
@@ -109,6 +110,31 @@ class PinnedExecutor(Executor):
 
     def close(self) -> None:
         self.executor.close()
+
+
+class PinnedParts(PartedDenoiser):
+    """A denoiser in parts whose files are checked at every step."""
+
+    def __init__(
+        self, files: UsedFiles, opener: Callable[[Arrays], PartedDenoiser], overrides: Arrays
+    ) -> None:
+        """Opens the parts with `overrides`. Raises `IntegrityError` if a file has changed."""
+        self._parts, self._verify = files.open(lambda: opener(overrides))
+        self._files, self._overrides = files, overrides
+
+    def run(self, calls: Sequence[Arrays], choose: Choose) -> list[Float32]:
+        with self._files.check(held=True):
+            outputs = self._parts.run(calls, choose)
+        self._verify()
+        return outputs
+
+    def replace(self, overrides: Arrays) -> None:
+        if changed_tensors(self._overrides, overrides):
+            _, self._verify = self._files.open(lambda: self._parts.replace(overrides))
+            self._overrides = overrides
+
+    def close(self) -> None:
+        self._parts.close()
 
 
 class PinnedStepper(Stepper):

@@ -6,7 +6,7 @@ slices of a batch or tiles (`tiling`); `chunks` splits a batch into the sizes a 
 `images` and the rooms below. Start with `geometry`, then `vae`.
 """
 
-from eri_runtime.latents.chunks import run_in_chunks
+from eri_runtime.latents.chunks import row_chunks, run_in_chunks
 from eri_runtime.latents.geometry import (
     Array,
     from_vae,
@@ -45,6 +45,7 @@ __all__ = [
     "nearest_size",
     "pack",
     "patchify",
+    "row_chunks",
     "run_in_chunks",
     "to_rgb",
     "token_count",

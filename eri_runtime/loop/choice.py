@@ -38,11 +38,12 @@ class LoopChoice:
         rows: ShapeRange,
         *,
         changed: bool,
+        cached: bool = False,
     ) -> Stepper | None:
         """Returns the step graph, or None for the NumPy loop.
 
         `rows` is the range of the denoiser's batch. `changed` says that the request changes x_0 or
-        x between steps, which only the NumPy loop can do.
+        x between steps, `cached` that it caches steps: only the NumPy loop can do that.
 
         Raises `UsageError` if the pipeline was opened with `loop="step"` and the step graph cannot
         run the request.
@@ -50,6 +51,7 @@ class LoopChoice:
         if self._loop == "numpy":
             return None
         reason = "x_0 or x is changed between steps" if changed else None
+        reason = "steps are cached" if cached else reason
         reason = reason or step_graph_refusal(plan, table, images, rows)
         stepper = None if reason else self._open_step()
         if reason is None and stepper is None:

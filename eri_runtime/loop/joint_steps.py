@@ -52,6 +52,11 @@ class GuidedTrajectory:
         """Rows of the denoiser's batch that the next step takes: conditions times images."""
         return len(self._pass.conditions) * len(self.trajectory.step.x)
 
+    @property
+    def conditions(self) -> DenoiserPass:
+        """Which conditions the next step takes, and how they are mixed."""
+        return self._pass
+
     def ask(self) -> Inputs:
         """Returns the denoiser's inputs of the next step, (K·B, …)."""
         x, at = self.trajectory.ask()

@@ -48,6 +48,8 @@ class Step:
         latents: Holder of the arrays; read them as `x`, `denoised` and `remembered`.
         noises: Noise that later steps still use, (B, …) float32 each, newest first.
         draw: Number of the next draw from the noise source.
+        computed: Whether the whole denoiser ran in this step; False where `step_cache` skipped
+            most of it.
 
     Example:
         >>> request = pipe.request("a red heart", num_inference_steps=4, seed=0)
@@ -67,6 +69,7 @@ class Step:
     latents: Latents
     noises: tuple[Array, ...]
     draw: int
+    computed: bool = True
 
     def __getstate__(self) -> dict[str, object]:
         """Returns the fields to pickle, with the arrays copied from the engine."""

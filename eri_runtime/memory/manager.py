@@ -108,8 +108,11 @@ class MemoryManager:
         needs = (self._need(stage.component, stage.sizes) for stage in planned)
         if closed and self.guard.holds(needs):
             stepping = may_use_step_graph(bundle, request)
+            parted = request.step_cache is not None
             for stage in closed:
-                self._live.open_ahead(stage.component, stage.sizes, stepping=stepping)
+                self._live.open_ahead(
+                    stage.component, stage.sizes, stepping=stepping, parted=parted
+                )
 
     def release(self, mode: Mode) -> None:
         """Closes components after a request, if its mode keeps none of them open."""
@@ -127,7 +130,7 @@ class MemoryManager:
             settings = engine_settings(self._engine.settings, mode)
             if settings != self._need.settings:
                 engine = replace(self._engine, settings=settings)
-                self._live.open_with(engine, self._stepper(engine))
+                self._live.open_with(engine, self._stepper(engine), engine.parted)
                 self._need.settings = settings
 
     def _stepper(self, engine: Engine) -> OpenStep:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from inspect import signature
 from pathlib import Path
@@ -20,7 +21,13 @@ from eri_runtime.bundle import DENOISER, Bundle, Verify, manifest, verify_on_loa
 from eri_runtime.checks import function, instance, integer, items, mapping, one_of, to_numpy
 from eri_runtime.checks import text as check_text
 from eri_runtime.errors import UsageError
-from eri_runtime.executors import Closeable, backend_name, engine_description, hashes_of
+from eri_runtime.executors import (
+    Closeable,
+    backend_name,
+    engine_description,
+    hashes_of,
+    step_cache_refusal,
+)
 from eri_runtime.images import to_pil, to_tensor, to_unit
 from eri_runtime.latents import check_size, enlarge, fit_rgb, to_rgb, vae
 from eri_runtime.loop import Array, Loop, LoopChoice, Step
@@ -67,12 +74,14 @@ from eri_runtime.text import (
 from eri_runtime.weights import (
     LiveWeights,
     OpenComponent,
+    OpenParts,
     OpenStep,
     Scale,
     Source,
     StateDict,
     WeightOverlays,
     encoder_state,
+    no_parts,
     to_stored_types,
 )
 
@@ -149,7 +158,7 @@ def load(
     verify_on_load(contents)
     words: dict[str, Any] = {"threads": threads, "low_memory": low_memory, "verify": verify}
     engine = executors.choose(contents, backend, **words, cache=cache)
-    return Pipeline(contents, engine, engine.stepper, loop, memory, folder)
+    return Pipeline(contents, engine, engine.stepper, loop, memory, folder, engine.parted)
 
 
 def _checked(request: object) -> Request:
@@ -198,6 +207,7 @@ class Pipeline(DiffusersMethods, Closeable):
         loop: Loop = "auto",
         memory: MemoryEfficientSamplingConfig = DEFAULT_MEMORY,
         embeddings: Path | None = None,
+        open_parts: OpenParts = no_parts,
     ) -> None:
         """Composes a pipeline from a bundle and an engine; most callers use `load` instead.
 
@@ -208,6 +218,7 @@ class Pipeline(DiffusersMethods, Closeable):
             loop: As in `load`.
             memory: As in `load`.
             embeddings: Folder that keeps the embeddings of prompts. Default: memory only.
+            open_parts: Opens the denoiser in parts, for `step_cache`. Default: raises an error.
 
         Raises:
             UnknownNameError: If `loop` is unknown.
@@ -217,7 +228,8 @@ class Pipeline(DiffusersMethods, Closeable):
         self._running = RunningCalls()
         one_of("loop", loop, get_args(Loop))
         step = open_step if loop != "numpy" else lambda _: None
-        self._live = LiveWeights(bundle, open_component, step)
+        self._live = LiveWeights(bundle, open_component, step, open_parts)
+        self._step_cache_refusal = step_cache_refusal(open_component)
         self._weights = WeightOverlays(bundle, self._live)
         loops = LoopChoice(self._live.stepper, loop)
         self._memory = MemoryManager(bundle, self._live, open_component, memory, loop)
@@ -306,16 +318,18 @@ class Pipeline(DiffusersMethods, Closeable):
         if on_step is not None:
             function("on_step", on_step, "a function of a Step")
         request = self.request(prompt, *positional, negative_prompt=negative_prompt, **words)
+        computed = 0
         with self._with_loras(request.merged_loras):
             self.prepare(request)
             for step in self.denoise(request):
+                computed += step.computed
                 if on_step is not None:
                     on_step(step)
             x = step.x
             if step.index + 1 < step.total:  # interrupted
                 at = self.table(request).points[step.index + 1]
                 x = x * np.float32(scheduler_scale(self.bundle, request, at))
-            return self.finish(request, x)
+            return replace(self.finish(request, x), computed_steps=computed)
 
     @contextmanager
     def _with_loras(self, scales: Mapping[str, float]) -> Iterator[None]:
@@ -387,6 +401,9 @@ class Pipeline(DiffusersMethods, Closeable):
         if request.lora_scale != 1 and self.loras:
             got, fix = f"{request.lora_scale:g} with LoRAs that are merged", "use pipe.set_loras"
             raise UsageError('attention kwargs["scale"]', got=got, expected="1", fix=fix)
+        if request.step_cache is not None and self._step_cache_refusal is not None:
+            expected, fix = "an engine that opens its parts", "use `--backend cpu` or openvino"
+            raise UsageError("step_cache", got=self._step_cache_refusal, expected=expected, fix=fix)
         return request
 
     def prepare(self, request: Request) -> None:
@@ -467,9 +484,13 @@ class Pipeline(DiffusersMethods, Closeable):
             >>> [step.total for step in pipe.step(begun)]
             [2, 55]
         """
-        if _checked(request).step_end is not None:
-            got, fix = "a request whose steps are made with others'", "use pipe.denoise"
-            raise UsageError("callback_on_step_end", got=got, expected="none", fix=fix)
+        for name, value in (
+            ("callback_on_step_end", _checked(request).step_end),
+            ("step_cache", request.step_cache),
+        ):
+            if value is not None:
+                got, fix = "a request whose steps are made with others'", "use pipe.denoise"
+                raise UsageError(name, got=got, expected="none", fix=fix)
         attempt = self._memory.attempt(request_size(request))
         self._check_merged(request)
         begin = partial(self._runner.trajectory, self._encode, request)

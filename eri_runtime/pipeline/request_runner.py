@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.bundle import DENOISER, Bundle, ShapeRange
+from eri_runtime.errors import UsageError
 from eri_runtime.latents import latent_shape, run_in_chunks, vae
 from eri_runtime.loop import (
     Array,
+    FirstBlockCache,
     GuidancePlan,
     GuidedTrajectory,
     Inputs,
@@ -122,8 +124,9 @@ class RequestRunner:
         def run_loop() -> Generator[Step]:
             with self._live.using(DENOISER):
                 self._guard.check(DENOISER, self._input_sizes(plan, shared, rows, table, x))
+                cached = request.step_cache is not None
                 stepper = self._loop_choice.choose(
-                    plan, table, request.batch, rows, changed=changed
+                    plan, table, request.batch, rows, changed=changed, cached=cached
                 )
                 if stepper is not None:
                     yield from denoise_on_step_graph(
@@ -138,11 +141,29 @@ class RequestRunner:
                     )
                     return
                 trajectory = begun.trajectory(request, start)
+                if request.step_cache is not None and request.step_cache.threshold > 0:
+                    yield from self._cached(trajectory, request, rows, mode)
+                    return
                 while not trajectory.done:
                     predictions = self._run_denoiser(rows, shared, trajectory.ask())
                     yield trajectory.tell(predictions)
 
         return self._undisturbed(run_loop())
+
+    def _cached(
+        self, trajectory: GuidedTrajectory, request: Request, rows: ShapeRange, mode: Mode
+    ) -> Generator[Step]:
+        """Yields the steps of a trajectory, some of them from the cache of its first block."""
+        if mode.streamed:
+            got = "a denoiser of which a part is in memory at a time"
+            fix = "leave step_cache out, or run it where there is more memory"
+            raise UsageError("step_cache", got=got, expected="its weights in memory", fix=fix)
+        assert request.step_cache is not None  # noqa: S101 the caller asks first
+        cache = FirstBlockCache(self._live.parts, request.step_cache.threshold, request.batch)
+        while not trajectory.done:
+            key = trajectory.conditions, self._live.swaps(DENOISER)
+            predictions = cache.predict(rows, trajectory.shared, trajectory.ask(), key)
+            yield replace(trajectory.tell(predictions), computed=cache.computed)
 
     def trajectory(self, encode: Encode, request: Request, mode: Mode) -> GuidedTrajectory:
         """Returns a request's trajectory before its first step, for `step_together`.

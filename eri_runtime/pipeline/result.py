@@ -53,6 +53,8 @@ class Result:
             before, or that several images share.
         parameters: AUTOMATIC1111's `parameters` text of each image: prompt, negative prompt and
             settings.
+        computed_steps: How many steps ran the whole denoiser, fewer than all with `step_cache`.
+            None for the `finish` of a loop of your own, which counts `Step.computed` itself.
 
     Example:
         >>> result = pipe("a red heart", num_inference_steps=2, height=32, width=32, seed=7)
@@ -77,6 +79,7 @@ class Result:
     latents: NDArray[np.float32]
     seeds: tuple[int, ...]
     parameters: tuple[str, ...]
+    computed_steps: int | None = None
 
     def __len__(self) -> int:
         """Returns 1: as a tuple it holds the images alone."""
@@ -253,6 +256,8 @@ def _words_of_diffusers(request: Request, prompt: int) -> Iterator[tuple[str, ob
             yield f"Negative prompt {number}", text
     shares = {"Denoising start": part.start, "Denoising end": part.end, "Shift mu": part.mu}
     yield from ((name, f"{share:g}") for name, share in shares.items() if share is not None)
+    if request.step_cache is not None:
+        yield "Step cache", f"first_block {request.step_cache.threshold:g}"
     if part.timesteps is not None:
         yield "Timesteps", list(part.timesteps)
     if request.micro is not None:

@@ -5,8 +5,9 @@
 prompts may name LoRAs (`lora_tags`). `image_to_image` handles images, masks and strength,
 `start_images` what it starts from, `kept_pixels` what an edit leaves alone. Words of diffusers have
 `encoder_prompts`, `latent_scale`, `micro_conditions`, `noise_arguments`, `schedule_part`,
-`step_end` and `positional`; `refused_words` says why some have no meaning. `jobs` has prompts with
-settings of their own, and `option_text` parses options of the command line. Start with `keywords`.
+`step_end` and `positional`; `refused_words` says why some have no meaning. `step_cache` checks the
+words of step caching. `jobs` has prompts with settings of their own, and `option_text` parses
+options of the command line. Start with `keywords`.
 """
 
 from eri_runtime.request.configs import AncestralSamplerConfig, GuidanceConfig, SamplingConfig
@@ -41,11 +42,14 @@ from eri_runtime.request.option_text import (
 from eri_runtime.request.positional import POSITIONAL, name_positional
 from eri_runtime.request.request import Request, make_request
 from eri_runtime.request.start_images import list_images
+from eri_runtime.request.step_cache import CACHE_THRESHOLD, FIRST_BLOCK, check_step_cache
 from eri_runtime.request.step_end import MICRO, StepEnd, tensor_inputs
 from eri_runtime.request.tables import noise_scale, request_schedule, request_table
 
 __all__ = [
+    "CACHE_THRESHOLD",
     "CHECKS",
+    "FIRST_BLOCK",
     "MICRO",
     "POSITIONAL",
     "AncestralSamplerConfig",
@@ -59,6 +63,7 @@ __all__ = [
     "Words",
     "add_noise",
     "assign_seeds",
+    "check_step_cache",
     "error_prefix",
     "first_noise",
     "first_seed",

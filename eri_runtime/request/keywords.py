@@ -98,6 +98,11 @@ class Words(TypedDict, total=False):
             schedulers' `thresholding`, `sample_max_value` and `dynamic_thresholding_ratio`.
         hook: Function x_0 -> x_0 on (B, …) float32 in the denoiser's layout, called in every step.
             Default: none. diffusers: none.
+        step_cache: `"first_block"` to skip most of the denoiser in steps that change little, which
+            is faster and changes the images (lossy); `Step.computed` says which steps were
+            computed. Default: every step is computed. diffusers: `FirstBlockCacheConfig`.
+        step_cache_threshold: Relative change of the first block's residual below which a step is
+            skipped, float; 0 skips none. Default: 0.1. diffusers: `threshold` of that config.
         seed: Seed of the first image, int, 0 to 2⁶⁴ − 1; image i has seed + i. Or a list of one
             seed per image. Default: a random seed. diffusers: `generator`.
         generator: A `torch.Generator`, a NumPy `Generator`, or a seed, which stands for a CPU
@@ -205,6 +210,8 @@ class Words(TypedDict, total=False):
     bypass_guidance: bool | None
     dynamic_thresholding: tuple[float, float] | None
     hook: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None
+    step_cache: str | None
+    step_cache_threshold: float | None
     seed: int | Sequence[int] | None
     generator: Any
     noise: NoiseSource | str | None

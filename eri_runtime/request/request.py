@@ -45,6 +45,7 @@ from eri_runtime.request.prompt_syntax import check_prompt_syntax, warn_of_synta
 from eri_runtime.request.sampler_choice import check_sampler
 from eri_runtime.request.schedule_part import SchedulePart, check_schedule_part
 from eri_runtime.request.start_images import from_tensors
+from eri_runtime.request.step_cache import StepCache, check_step_cache
 from eri_runtime.request.step_end import StepEnd, check_step_end
 from eri_runtime.sampling import (
     Guidance,
@@ -78,6 +79,7 @@ class Request:
         spacing: The spacing of the timesteps instead of the checkpoint's, or None.
         guidance: Scale of CFG and embedded guidance per image, rescale and interval.
         hook: Function x_0 -> x_0 that is called in every step.
+        step_cache: How its steps are cached, or None.
         images_per_prompt: Number of images per prompt.
         seeds: The seed of each image.
         seeded: Whether these seeds repeat the noise; not with a generator that was drawn from.
@@ -116,6 +118,7 @@ class Request:
     spacing: Spacing | None
     guidance: Guidance
     hook: Hook
+    step_cache: StepCache | None
     images_per_prompt: int
     seeds: tuple[int, ...]
     seeded: bool
@@ -216,6 +219,7 @@ def make_request(
         spacing=check_call_spacing(bundle, sampler, levels, keywords),
         guidance=check_guidance(bundle, keywords, count, len(prompts), has_negative=has_negative),
         hook=check_hook(bundle, sampler, keywords),
+        step_cache=check_step_cache(bundle, keywords),
         images_per_prompt=per_prompt,
         seeds=drawn.seeds,
         seeded=drawn.seeded,

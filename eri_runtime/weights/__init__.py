@@ -11,8 +11,10 @@ and `bundle`. Start with `overlays`, then `lora`.
 from eri_runtime.weights.live_weights import (
     LiveWeights,
     OpenComponent,
+    OpenParts,
     OpenStep,
     encoder_state,
+    no_parts,
 )
 from eri_runtime.weights.lora import (
     Adapter,
@@ -39,6 +41,7 @@ __all__ = [
     "LiveWeights",
     "LoraInputs",
     "OpenComponent",
+    "OpenParts",
     "OpenStep",
     "Part",
     "Rows",
@@ -58,6 +61,7 @@ __all__ = [
     "lora_name",
     "merged_weight",
     "merged_weights",
+    "no_parts",
     "read_lora",
     "read_textual_inversions",
     "to_stored_types",

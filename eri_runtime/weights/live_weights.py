@@ -12,12 +12,13 @@ import numpy as np
 
 from eri_runtime.bundle import DENOISER, Bundle, TensorFile, read_tensors
 from eri_runtime.checks import one_of
-from eri_runtime.errors import EriError
+from eri_runtime.errors import BackendError, EriError
 from eri_runtime.executors import (
     FROM_FILE,
     Arrays,
     Closeable,
     Executor,
+    PartedDenoiser,
     Refittable,
     Stepper,
     changed_tensors,
@@ -30,6 +31,13 @@ log = logging.getLogger(__name__)
 
 OpenComponent = Callable[[str, Arrays], Executor]
 OpenStep = Callable[[Arrays], Stepper | None]
+OpenParts = Callable[[Arrays], PartedDenoiser]
+
+
+def no_parts(_: Arrays) -> PartedDenoiser:
+    """Opens no denoiser in parts: raises `BackendError`."""
+    expected = "an engine that opens parts of a graph"
+    raise BackendError(DENOISER, got="no function that opens it in parts", expected=expected)
 
 
 class LiveWeights(Closeable):
@@ -43,6 +51,7 @@ class LiveWeights(Closeable):
         open_component: Opens a component by name, with its overrides.
         open_step: Opens the step graph with the denoiser's overrides, or returns None if there is
             none.
+        open_parts: Opens the denoiser in parts, with its overrides. Default: raises `BackendError`.
 
     Attributes:
         one_at_a_time: Whether opening a component closes the others, except those in a `using`
@@ -51,10 +60,18 @@ class LiveWeights(Closeable):
 
     one_at_a_time = False
 
-    def __init__(self, bundle: Bundle, open_component: OpenComponent, open_step: OpenStep) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        open_component: OpenComponent,
+        open_step: OpenStep,
+        open_parts: OpenParts = no_parts,
+    ) -> None:
         self._bundle, self._open, self._open_step = bundle, open_component, open_step
+        self._open_parts = open_parts
         self._executors: dict[str, Executor] = {}
         self._stepper: Stepper | None = None
+        self._parts: PartedDenoiser | None = None
         self._background = BackgroundOpening()
         self._overrides: dict[str, Arrays] = {}
         self._files: dict[str, TensorFile] = {}
@@ -81,7 +98,18 @@ class LiveWeights(Closeable):
                 self._stepper = self._open_step(self.overrides(DENOISER))
             return self._stepper
 
-    def open_ahead(self, name: str, sizes: Mapping[str, int], *, stepping: bool) -> None:
+    def parts(self) -> PartedDenoiser:
+        """Returns the denoiser in parts, which is opened if necessary."""
+        with self._opening:
+            self._collect(DENOISER)
+            if self._parts is None:
+                self._make_room(DENOISER)
+                self._parts = self._open_parts(self.overrides(DENOISER))
+            return self._parts
+
+    def open_ahead(
+        self, name: str, sizes: Mapping[str, int], *, stepping: bool, parted: bool = False
+    ) -> None:
         """Starts to open a component in a background thread.
 
         Does nothing while components are open one at a time.
@@ -90,13 +118,17 @@ class LiveWeights(Closeable):
             name: The component; nothing happens if it `is_open_or_opening`.
             sizes: The sizes of the inputs' dimensions to prepare the component for.
             stepping: Whether to open the step graph instead of the denoiser, if there is one.
+            parted: Whether to open the denoiser in parts instead.
         """
         if self.one_at_a_time:
             return
         overrides, stepping = self.overrides(name), stepping and name == DENOISER
         open_component, open_step = self._open, self._open_step  # the thread must not hold `self`
+        open_parts = self._open_parts if parted and name == DENOISER else None
 
         def open_in_background() -> Refittable:
+            if open_parts is not None:
+                return open_parts(overrides)
             stepper = open_step(overrides) if stepping else None
             if stepper is not None:
                 return stepper
@@ -117,6 +149,8 @@ class LiveWeights(Closeable):
                 opened = self._background.take(name)
                 if isinstance(opened, Stepper):
                     self._stepper = opened
+                elif isinstance(opened, PartedDenoiser):
+                    self._parts = opened
                 elif isinstance(opened, Executor):
                     self._executors[name] = opened
 
@@ -130,9 +164,14 @@ class LiveWeights(Closeable):
         return component in self._background.names or self._is_held(component)
 
     def _is_held(self, component: str) -> bool:
-        """Returns whether an engine holds the component, or its step graph."""
-        stepping = component == DENOISER and self._stepper is not None
-        return stepping or component in self._executors
+        """Returns whether an engine holds the component, its step graph or its parts."""
+        return bool(self._opened(component))
+
+    def _opened(self, component: str) -> list[Refittable]:
+        """Returns the forms in which a component is open: as a whole, as step graph, in parts."""
+        forms = (self._stepper, self._parts) if component == DENOISER else ()
+        either = (self._executors.get(component), *forms)
+        return [each for each in either if each is not None]
 
     @contextmanager
     def using(self, component: str) -> Iterator[None]:
@@ -145,11 +184,17 @@ class LiveWeights(Closeable):
             with self._opening:
                 self._users[component] -= 1
 
-    def open_with(self, open_component: OpenComponent, open_step: OpenStep) -> None:
+    def open_with(
+        self,
+        open_component: OpenComponent,
+        open_step: OpenStep,
+        open_parts: OpenParts = no_parts,
+    ) -> None:
         """Closes everything, and opens with these functions from now on."""
         with self._lock.write():
             self.close()
             self._open, self._open_step = open_component, open_step
+            self._open_parts = open_parts
 
     def close_idle(self, but: str = "") -> None:
         """Closes every component except `but` and those in a `using` context."""
@@ -158,9 +203,10 @@ class LiveWeights(Closeable):
             for name in list(self._executors):
                 if name != but and not self._users[name]:
                     self._executors.pop(name).close()
-            if self._stepper is not None and but != DENOISER and not self._users[DENOISER]:
-                self._stepper.close()
-                self._stepper = None
+            if but != DENOISER and not self._users[DENOISER]:
+                for form in filter(None, (self._stepper, self._parts)):
+                    form.close()
+                self._stepper = self._parts = None
 
     def _make_room(self, name: str) -> None:
         """Closes the other components if they are open one at a time."""
@@ -252,11 +298,11 @@ class LiveWeights(Closeable):
         """
         with self._lock.write("close"), ExitStack() as closing:
             self._collect(*self._background.names)
-            for opened in (*self._executors.values(), self._stepper):
+            for opened in (*self._executors.values(), self._stepper, self._parts):
                 if opened is not None:
                     closing.callback(opened.close)
             self._executors.clear()
-            self._stepper = None
+            self._stepper = self._parts = None
 
     def _differs(self, component: str, tensors: Arrays) -> bool:
         """Returns whether `tensors` are not the arrays that already override the component."""
@@ -273,11 +319,8 @@ class LiveWeights(Closeable):
         return minimal
 
     def _apply(self, component: str, overrides: Arrays, undo: ExitStack) -> None:
-        """Sends a component's overrides to its executor and step graph; opens it if necessary."""
-        before = self.overrides(component)
-        stepper = self._stepper if component == DENOISER else None
-        either = (self._executors.get(component), stepper)
-        opened = [each for each in either if each is not None]
+        """Sends a component's overrides to all its open forms; opens it if necessary."""
+        before, opened = self.overrides(component), self._opened(component)
         for each in opened:
             undo.callback(self._restore, each, before)
             each.replace(overrides)
@@ -306,6 +349,7 @@ class LiveWeights(Closeable):
         """Closes an executor or step graph, which is opened again when next needed."""
         self._executors = {k: v for k, v in self._executors.items() if v is not opened}
         self._stepper = None if self._stepper is opened else self._stepper
+        self._parts = None if self._parts is opened else self._parts
         opened.close()
 
 

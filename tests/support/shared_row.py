@@ -20,7 +20,10 @@ from eri_runtime.sampling import MAX_V, MAX_W
 
 
 def old_bundle(root: Path, target: Path) -> Bundle:
-    """Copies a bundle as it would have been exported before step graphs took a row per image."""
+    """Copies a bundle as it would have been exported before step graphs took a row per image.
+
+    Its steps could not be cached then.
+    """
     shutil.copytree(root, target)
     bundle = manifest.read(target)
     spec = bundle.components["denoiser"]
@@ -29,9 +32,19 @@ def old_bundle(root: Path, target: Path) -> Bundle:
         model = ir.load(bare)
         compose_shared_row(model)
         ir.save(model, composed)
-    known = {name: file for name, file in bundle.files.items() if "/step." not in name}
+    for part in spec.step_cache:
+        bundle.path(part.graph).unlink()
+    gone = {part.graph for part in spec.step_cache}
+    known = {
+        name: file
+        for name, file in bundle.files.items()
+        if "/step." not in name and name not in gone
+    }
     (target / "manifest.json").unlink()
-    components = {**bundle.components, "denoiser": replace(spec, step_per_image=False)}
+    components = {
+        **bundle.components,
+        "denoiser": replace(spec, step_per_image=False, step_cache=()),
+    }
     old = replace(bundle, components=components, files=records(target, known))
     write_manifest(old)
     return manifest.read(target)

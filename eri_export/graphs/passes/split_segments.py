@@ -9,7 +9,7 @@ stay the same.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -88,7 +88,7 @@ def write_segments(model: ir.Model, graph: Path, spec: ComponentSpec) -> Compone
 
 
 def segment_spec(part: ir.Model, graph: str) -> SegmentSpec:
-    """Returns the manifest's entry for a segment that is saved as `graph`."""
+    """Describes a part of a graph, whose file in the bundle is `graph`."""
     return SegmentSpec(
         graph=graph,
         inputs=tuple(name_of(value) for value in part.graph.inputs),
@@ -195,7 +195,14 @@ def _crossing(uses: Uses) -> Iterator[float]:
 
 def _segment(uses: Uses, begin: int, end: int) -> ir.Model:
     """Returns the nodes from `begin` to `end` as a model."""
-    own, whole = uses.nodes[begin:end], uses.model.graph
+    own = uses.nodes[begin:end]
+    names = (name_of(output) for node in own for output in node.outputs if output.name)
+    return part_of(uses, own, [name for name in names if uses.last.get(name, -1) >= end])
+
+
+def part_of(uses: Uses, own: Sequence[ir.Node], results: Iterable[str]) -> ir.Model:
+    """Returns a model of the nodes `own`, in their order, that outputs the values `results`."""
+    whole = uses.model.graph
     values, inputs = dict[str, ir.Value](), list[ir.Value]()
     constants, nodes = list[ir.Value](), list[ir.Node]()
 
@@ -212,8 +219,7 @@ def _segment(uses: Uses, begin: int, end: int) -> ir.Model:
         operands = [None if each is None else value(name_of(each)) for each in node.inputs]
         nodes.append(_copied_node(node, operands))
         values |= {name_of(output): output for output in nodes[-1].outputs if output.name}
-    names = (name_of(output) for node in own for output in node.outputs if output.name)
-    outputs = [_typed(values[name], uses, name) for name in names if uses.last.get(name, -1) >= end]
+    outputs = [_typed(values[name], uses, name) for name in results]
     graph = ir.Graph(
         inputs,
         outputs,

@@ -22,7 +22,12 @@ from eri_runtime.install_hint import install_hint
 
 HERE = Path(__file__).parent
 MEGABYTE = 1e6
-KINDS: dict[Kind, str] = {"eri": "eri", "torch": "PyTorch", "peer": "peers"}
+KINDS: dict[Kind, str] = {
+    "eri": "eri",
+    "torch": "PyTorch",
+    "peer": "peers",
+    "cached": "step cache (lossy)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +88,7 @@ def page(record: Record) -> str:
 def others(record: Record) -> str:
     """Returns what the bundle is compared with, for the heading; empty if nothing else ran."""
     kinds = {each.kind for each in record.subjects}
-    return " and ".join(KINDS[kind] for kind in KINDS if kind != "eri" and kind in kinds)
+    return " and ".join(KINDS[kind] for kind in KINDS if kind in kinds - {"eri", "cached"})
 
 
 def section(record: Record, number: int) -> Section:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eri_runtime.bundle import Bundle, ComponentSpec
 from eri_runtime.executors.backend import Backend
 from eri_runtime.executors.base import DEFAULT_SETTINGS, FROM_FILE, Arrays, Executor, Settings
+from eri_runtime.executors.ort.parts import OrtParts
 from eri_runtime.executors.ort.provider import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
@@ -18,6 +19,7 @@ from eri_runtime.executors.ort.provider import (
 )
 from eri_runtime.executors.ort.session import OrtExecutor, OrtSegmentRunner
 from eri_runtime.executors.ort.step_graph import OrtStepper
+from eri_runtime.executors.parted_denoiser import EngineParts, PartedDenoiser
 from eri_runtime.executors.step_graph import Stepper
 
 # how a graph's file names the operator: field 4 of a NodeProto, a string of 6 bytes
@@ -79,6 +81,16 @@ class OrtBackend(Backend):
     ) -> Stepper:
         """Opens a step graph. Raises `BackendError` if ONNX Runtime is missing or refuses it."""
         return OrtStepper(graph, spec, self.provider, settings, overrides)
+
+    def parted(
+        self,
+        graphs: Sequence[Path],
+        spec: ComponentSpec,
+        settings: Settings = DEFAULT_SETTINGS,
+        overrides: Arrays = FROM_FILE,
+    ) -> PartedDenoiser:
+        """Opens the denoiser in parts. Raises `BackendError` if the engine refuses one."""
+        return EngineParts(graphs, spec, OrtParts(self.provider, spec, settings), overrides)
 
     def parts(self, spec: ComponentSpec, settings: Settings) -> OrtSegmentRunner:
         """Returns a runner for the segments of a component."""

@@ -66,6 +66,11 @@ class TensorRtBackend(Backend):
         built = "streaming" in plan.flags
         return None if built else "a plan that streams no weights: `eri build --streaming`"
 
+    def step_cache_refusal(self, spec: ComponentSpec) -> str | None:
+        """Returns that plans are built of whole graphs."""
+        del spec
+        return "TensorRT, whose plans are of whole graphs"
+
     def words(self, settings: Settings) -> str:
         """Describes the library, the GPU and the options of a plan, in one line."""
         machine, budget = _this_machine(self._bundle), self._budget(settings)

@@ -73,6 +73,7 @@ def test_an_upgraded_bundle_is_one_exported_now(request, family, tmp_path):
     assert contents(root) == contents(new)
     assert result.bundle == replace(manifest.read(new), root=root)
     assert 0 <= result.error <= 1e-5
+    assert result.parts
     assert result.dropped == ()
     assert alone(root)
     assert list(dict.fromkeys(stages)) == [
@@ -91,6 +92,7 @@ def test_sixteen_bits(sd35_checkpoint, precision, tmp_path):
     root = old_bundle(new, tmp_path / "there" / "bundle").root
     result = upgrade(root)
     assert contents(root) == contents(new)
+    assert result.parts
     assert 0 <= result.error <= 3e-2
     assert alone(root)
 
@@ -108,6 +110,31 @@ def test_a_bundle_of_now_is_left_alone(sd35_bundle, tmp_path):
     assert result.error is None
     assert (contents(root), root.stat().st_ino) == before
     assert result.bundle == manifest.read(root)
+
+
+def test_a_bundle_that_lacks_only_the_parts_gets_them_and_keeps_its_plans(sd35_bundle, tmp_path):
+    root = shutil.copytree(sd35_bundle, tmp_path / "bundle")
+    (root / "plans").mkdir()
+    (root / "plans" / "step.plan").write_bytes(b"a plan")
+
+    def without(bundle):
+        spec = bundle.components["denoiser"]
+        for part in spec.step_cache:
+            (root / part.graph).unlink()
+        components = {**bundle.components, "denoiser": replace(spec, step_cache=())}
+        plans = {"plans/step.plan": plan_of("denoiser/step.onnx")}
+        return replace(bundle, components=components, plans=plans, files=records(root, {}))
+
+    rewrite(root, without)
+    result = upgrade(root)
+    assert (result.error, result.parts, result.dropped) == (None, True, ())
+    assert result.bundle.plans.keys() == {"plans/step.plan"}
+    (root / "plans" / "step.plan").unlink()
+    (root / "plans").rmdir()
+    graphs = [path for path in contents(root) if path.startswith("denoiser")]
+    assert {name: (root / name).read_bytes() for name in graphs} == {
+        name: data for name, data in contents(sd35_bundle).items() if name.startswith("denoiser")
+    }
 
 
 def test_a_second_upgrade_changes_nothing(root):
@@ -362,9 +389,10 @@ def command(*arguments):
 def test_the_command_says_what_changed(root, capsys, monkeypatch):
     monkeypatch.chdir(root.parent)
     command(Path(root.name))
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, third = capsys.readouterr().out.splitlines()
     assert first == "bundle: the step graph takes a row for each image now"
     assert second.startswith("relative error ")
+    assert third == "bundle: its steps can be cached now, with --step-cache"
     command(Path(root.name))
     assert "nothing changed" in capsys.readouterr().out
     assert json.loads((root / "manifest.json").read_text())["components"]["denoiser"][

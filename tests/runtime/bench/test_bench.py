@@ -20,7 +20,7 @@ import pytest
 from eri_runtime.bench import environment
 from eri_runtime.bench.compare import compare, lines
 from eri_runtime.bench.memory_watch import thin
-from eri_runtime.bench.picture_distance import LIMITS, distance, within_limit, worst
+from eri_runtime.bench.picture_distance import LIMITS, LOSSY, distance, within_limit, worst
 from eri_runtime.bench.plan import reference_of
 from eri_runtime.bench.record import SCHEMA, Distance, Limit, Moment, Sample, read, to_json, write
 from eri_runtime.bench.report import svg
@@ -410,6 +410,8 @@ def test_ticks_are_round(most, expected):
         (["{bundle}", "--rounds", "0"], "--rounds"),
         (["{bundle}", "--sizes", "33x32"], "width"),
         (["{bundle}", "--backends", "cpu", "cpu"], "twice"),
+        (["{bundle}", "--backends", "cpu", "--step-cache", "0.1", "0.1"], "twice"),
+        (["{bundle}", "--step-cache", "-1"], "step_cache_threshold"),
         (["{bundle}", "--against", EMOJI, "--peers", "optimum-openvino"], "optimum-intel+bf16"),
         (["{bundle}", "--against", EMOJI, "--peers", "optimum-onnx+bf16"], "optimum-onnx"),
         (
@@ -450,13 +452,19 @@ def test_one_real_run_beside_pytorch(sd35_bundle, sd35_checkpoint, tmp_path, cap
     file, html = tmp_path / "r.json", tmp_path / "r.html"
     words = [sd35_bundle, "--against", sd35_checkpoint, "--backends", "cpu", "--torch", "eager"]
     more = ["--seed", "0", "5", "--cold", "0", "--output", file, "--report", html]
+    more += ["--step-cache", "1e9"]
     assert main(["bench", *map(str, [*words, *FAST, "1", *more])]) == 0
     found = read(file)
-    assert [row.subject for row in found.rows] == ["torch/eager", "eri/cpu"]
+    cached = "eri/cpu+cache=1e+09"
+    assert [row.subject for row in found.rows] == ["torch/eager", "eri/cpu", cached]
     assert all(row.counts and len(row.samples) == 2 for row in found.rows), found.rows
     parity = found.rows[1].parity
     assert (parity.against, parity.limit, len(parity.cases)) == ("torch/eager", LIMITS["fp32"], 2)
     assert all(len(each.steps) == 2 and each.total > 0 for each in found.rows[1].samples)
+    lossy = found.rows[2].parity
+    assert (lossy.against, lossy.limit, found.subject(cached).kind) == ("eri/cpu", LOSSY, "cached")
+    assert lossy.worst.psnr < parity.worst.psnr
+    assert cached not in {best.ours for best in best_comparisons(found)}
     told = capsys.readouterr().out
     assert "step at 32x32, both fp32: eri/cpu takes" in told
     assert "of torch/eager (the best PyTorch)" in told

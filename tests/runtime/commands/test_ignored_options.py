@@ -21,6 +21,7 @@ IGNORED = {
         (["--guidance", "1", "--guidance-interval", "0:1"], "--guidance-interval: got a call"),
         (["--bypass-guidance", "--guidance", "3"], "--guidance: got --bypass-guidance"),
         (["--bypass-guidance", "--negative", "x"], "--negative: got a call without CFG"),
+        (["--step-cache-threshold", "0.1"], "--step-cache-threshold: got no --step-cache"),
         (["--lora-partial"], "--lora-partial: got no --lora"),
         (["--force"], "--force: got one PROMPT"),
         (["--strength", "0.5"], "strength: got"),

@@ -4,6 +4,6 @@
 the same weights file. The plain graph stays the reference.
 """
 
-from eri_export.graphs.passes.cpu.form import cpu_form
+from eri_export.graphs.passes.cpu.form import cpu_form, has_cpu_form
 
-__all__ = ["cpu_form"]
+__all__ = ["cpu_form", "has_cpu_form"]
