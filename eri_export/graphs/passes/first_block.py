@@ -63,7 +63,8 @@ class Cut(NamedTuple):
 def write_cache_parts(model: ir.Model, graph: Path, spec: ComponentSpec) -> ComponentSpec:
     """Saves the three parts of `model`, whose weights are bound, and returns `spec` with them.
 
-    They and their forms for the CPU are written next to `graph`. A network without two blocks has no parts: `spec` is returned.
+    They and their forms for the CPU are written next to `graph`. A network without two blocks has
+    no parts: `spec` is returned.
     """
     cut = find_cut(model)
     if cut is None:
