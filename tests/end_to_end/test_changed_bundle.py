@@ -46,8 +46,8 @@ WAYS = {
 SEGMENTS = tuple(f"segment-{number:02d}" for number in range(4))
 WEIGHTS, DECODER = "denoiser/weights.safetensors", "vae_decoder/weights.safetensors"
 FEW = {
-    "cpu numpy": ("denoiser/model.onnx", "denoiser/step.onnx", DECODER, WEIGHTS),
-    "cpu low memory": (WEIGHTS, DECODER, "denoiser/step.onnx"),
+    "cpu numpy": ("denoiser/model.cpu.onnx", "denoiser/model.onnx", DECODER, WEIGHTS),
+    "cpu low memory": (WEIGHTS, DECODER, "denoiser/step.cpu.onnx"),
     "cpu offload": ("text_encoder/model.onnx", WEIGHTS, DECODER),
     "cpu stream": (WEIGHTS, "denoiser/segment-02.onnx", "denoiser/model.onnx"),
     "openvino": (DECODER, WEIGHTS),
@@ -70,9 +70,11 @@ def picture(pipe):
 def used(way):
     """The files that a picture is made of."""
     whole = "step" if way.startswith("cpu") and "numpy" not in way else "model"
-    graphs = SEGMENTS if "stream" in way else (whole,)
+    form = ".cpu" if way.startswith("cpu") else ""
+    graphs = SEGMENTS if "stream" in way else (f"{whole}{form}",)
     names = [f"denoiser/{graph}" for graph in graphs]
-    names += [f"{part}/model" for part in (*ENCODERS, "vae_decoder")]
+    names += [f"{part}/model" for part in ENCODERS]
+    names.append(f"vae_decoder/model{form}")
     parts = {name.split("/")[0] for name in names}
     return {f"{name}.onnx" for name in names} | {f"{part}/weights.safetensors" for part in parts}
 
@@ -117,7 +119,7 @@ def test_a_file_that_changes_gives_the_old_picture_or_an_error(root, way):
 def test_a_file_that_changes_before_anything_is_open(root, change):
     with eri.load(root, "cpu", threads=1) as pipe:
         expected = picture(pipe)
-    for name in ("text_encoder_3/weights.safetensors", "denoiser/step.onnx"):
+    for name in ("text_encoder_3/weights.safetensors", "denoiser/step.cpu.onnx"):
         with eri.load(root, "cpu", threads=1) as pipe, changed(root / name, change):
             assert outcome(pipe, expected, root / name) == "refused"
     for name in ("tokenizer/tokenizer.json", "parity.json"):
@@ -254,6 +256,8 @@ UNCHECKED = {
     "bundle/spec.py": "checks it",
     "bundle/weight_hashes.py": "hashes it",
     "executors/choice.py": "opens it within `UsedFiles`",
+    "executors/one_picture.py": "asks whether there is a compiled model of it",
+    "executors/openvino/compiled_models.py": "is opened within `UsedFiles`",
     "executors/sequential_offload.py": "is opened within `UsedFiles`",
     "executors/tensorrt/backend.py": "is opened within `UsedFiles`",
     "executors/tensorrt/plans.py": "hashes what it has read",

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from eri_export.graphs.step_graph import _Builder, _free_names, _input, _named, _names
 from eri_export.publishing.atomic_publish import records, write_manifest
 from eri_runtime.bundle import Bundle, manifest
-from eri_runtime.executors.ort.provider import form_of
+from eri_runtime.executors.ort.provider import DEVICES, form_of
 from eri_runtime.sampling import MAX_V, MAX_W
 
 
@@ -24,17 +24,18 @@ def old_bundle(root: Path, target: Path) -> Bundle:
 
     Its steps could not be cached then.
     """
-    shutil.copytree(root, target)
+    shutil.copytree(root, target, ignore=shutil.ignore_patterns("compiled"))
     bundle = manifest.read(target)
     spec = bundle.components["denoiser"]
     graph, step = bundle.path(spec.graph), bundle.path(spec.step)
-    for bare, composed in ((graph, step), (form_of(graph, "cuda"), form_of(step, "cuda"))):
+    forms = [(form_of(graph, device), form_of(step, device)) for device in DEVICES]
+    for bare, composed in ((graph, step), *(pair for pair in forms if pair[0].exists())):
         model = ir.load(bare)
         compose_shared_row(model)
         ir.save(model, composed)
-    for part in spec.step_cache:
-        bundle.path(part.graph).unlink()
-    gone = {part.graph for part in spec.step_cache}
+    gone = {name for name in bundle.files if "/cache-" in name}
+    for name in gone:
+        bundle.path(name).unlink()
     known = {
         name: file
         for name, file in bundle.files.items()

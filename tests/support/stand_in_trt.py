@@ -33,6 +33,7 @@ from eri_export.tensorrt.profiles import make_profiles
 from eri_runtime.bundle import file_record, manifest
 from eri_runtime.bundle.spec import PlanSpec
 from eri_runtime.executors import nvidia_driver as gpu
+from eri_runtime.executors.ort.provider import form_of
 from eri_runtime.executors.tensorrt import library
 
 ALIGNMENT = 256
@@ -291,7 +292,13 @@ def session(graph):
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(for_cpu(graph), options, providers=["CPUExecutionProvider"])
+
+
+def for_cpu(graph):
+    """The form of a graph that the backend `cpu` runs."""
+    form = form_of(Path(graph), "cpu")
+    return str(form if form.exists() else graph)
 
 
 @cache
@@ -573,7 +580,7 @@ class Refitter:
         held = [ort.OrtValue.ortvalue_from_numpy(a) for a in values.values()]
         options.add_external_initializers(list(values), held)
         provider = ["CPUExecutionProvider"]
-        self._engine._session = ort.InferenceSession(graph, options, providers=provider)
+        self._engine._session = ort.InferenceSession(for_cpu(graph), options, providers=provider)
 
 
 class Weights:

@@ -144,7 +144,13 @@ def test_a_static_bundle_was_compared_at_its_sizes(static):
     assert report["passed"]
     for each in report["metrics"]:
         assert each["sizes"] == sizes[each["component"]]
-    assert {each["case"] for each in report["metrics"]} == {"drawn", "real", "step", "segments"}
+    assert {each["case"] for each in report["metrics"]} == {
+        "drawn",
+        "real",
+        "step",
+        "segments",
+        "form",
+    }
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
@@ -182,7 +188,7 @@ def test_a_static_bundle_refuses_other_sizes(static):
 def test_a_static_graph_too_costly_to_run_is_compared_at_small_sizes(
     flux_checkpoint, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(cases, "COSTLY", 1e6)
+    monkeypatch.setitem(cases.COSTLY, "full", 1e6)
     ranges = make_ranges(size=STATIC["flux"], batch="2", static=True)  # traced above
     bundle = manifest.read(export(flux_checkpoint, tmp_path / "bundle", ranges=ranges).root)
     metrics = json.loads(bundle.path("parity.json").read_text())["metrics"]

@@ -18,7 +18,7 @@ from tests.support.components import STATIC, only
 
 FAMILIES = ["sdxl", "sd35", "flux", "flux_schnell"]
 EVERY_CASE = ["sdxl", "sd35", "flux"]  # the largest sizes are slow, and Schnell's graph is Flux's
-CASES = "drawn", "smallest", "largest", "one largest", "real", "segments"
+CASES = "drawn", "smallest", "largest", "one largest", "real", "segments", "form"
 
 
 def metric(error, **changes):
@@ -65,6 +65,7 @@ def test_every_output_was_compared_on_every_case_and_agrees(request, family):
             assert len(cases["one largest"]) == (len(most) if left_out else 0)
             assert [sizes["batch"] for sizes in cases["real"]] == [2]
             assert len(cases["segments"]) == bool(spec.segments)
+            assert len(cases["form"]) == (not name.startswith("text_encoder"))
             worst = max(worst, *(each["max_rel"] for each in mine))
         assert 0 < worst == spec.parity <= TOLERANCES["fp32", "graph"]
 

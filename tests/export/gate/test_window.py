@@ -84,7 +84,9 @@ def test_parts_are_measured_end_to_end_as_the_whole_is(exported, monkeypatch, fa
     whole = parity.compare(recipe, graph, spec, None)
     within(monkeypatch, recipe, PARTS)
     parts = parity.compare(recipe, graph, spec, None)
-    assert measured(parts.report).keys() == measured(whole.report).keys()
+    forms = {key for key in measured(whole.report) if "form" in key}  # in parts it is only proved
+    assert bool(forms) == (not name.startswith("text_encoder"))
+    assert measured(parts.report).keys() == measured(whole.report).keys() - forms
     assert (spec.step is not None) == any(each.case == "step" for each in parts.report.metrics)
     assert all(each.passed and each.max_rel > 0 for each in parts.report.metrics)
     assert parts.others.keys() == whole.others.keys()

@@ -9,6 +9,7 @@ from collections import Counter
 import onnx_ir as ir
 import pytest
 
+from eri_export.choices import USUAL_GATE
 from eri_export.gate.report import STEP_TOLERANCES
 from eri_export.plan.plan import make_plan
 from eri_export.progress import silent
@@ -72,7 +73,7 @@ def test_a_static_denoiser_in_float16_passes_the_gate(sdxl_checkpoint, tmp_path)
     """Its step graph and bare graph fuse differently: 1e-4, which is a few float16 roundings."""
     plan, recipe = planned(sdxl_checkpoint, "fp16", ranges=STATIC)
     folder = dataclasses.replace(plan.bundle, root=tmp_path)
-    exported = exporter._component(recipe, recipe, folder, None, silent)
+    exported = exporter._component(recipe, recipe, folder, None, USUAL_GATE, silent)
     report = exported.compared.report
     steps = {each.subject: each for each in report.metrics if each.case == "step"}
     assert report.passed

@@ -46,6 +46,7 @@ def test_the_bundle_is_what_was_planned(request, family):
         "parity": 0.0,
         "unneeded": {},
         "segments": (),
+        "step_cache": (),
         "activations": (),
     }
     components = {
@@ -150,7 +151,9 @@ def test_the_report_of_full_size_files(tmp_path, monkeypatch, model):
         (line,) = [each for each in lines[would[0] :] if each.startswith(f"  {name}: fp")]
         assert megabytes(plan.weights[name]) in line
         assert "batch 1:" in line
-    assert any(line.startswith("  denoiser: a copy, ") for line in lines[would[1] :])
+    (denoiser,) = (recipe for recipe in plan.recipes if recipe.name == "denoiser")
+    is_copied = any(line.startswith("  denoiser: a copy, ") for line in lines[would[1] :])
+    assert is_copied == (denoiser.source.parameters > cases.LARGE)
     assert all_files(tmp_path) == [file]
 
 

@@ -51,11 +51,11 @@ def root(older, tmp_path):
 
 
 def contents(root):
-    """Every file of a folder and its bytes."""
+    """Every file of a folder and its bytes, but for what engines have compiled."""
     return {
         path.relative_to(root).as_posix(): path.read_bytes()
         for path in root.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.parent.name != "compiled"
     }
 
 

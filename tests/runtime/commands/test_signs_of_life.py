@@ -245,7 +245,9 @@ def test_every_option_with_a_value_says_its_default():
         f"eri {name} {action.option_strings[-1]}"
         for name, parser in subcommands().items()
         for action in parser._actions
-        if action.option_strings and action.default not in (None, False, [], argparse.SUPPRESS)
+        if action.option_strings
+        and action.default not in (None, False, [], argparse.SUPPRESS)
+        and action.nargs != 0
         if "default: " not in (action.help or "")
     ]
     assert missing == []

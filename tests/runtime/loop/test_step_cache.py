@@ -221,8 +221,8 @@ def test_a_part_that_was_rewritten_is_not_opened(sd35_bundle, tmp_path):
     root = shutil.copytree(sd35_bundle, tmp_path / "bundle")
     with eri.load(root, "cpu") as pipe:
         request = pipe.request("a red heart", **WORDS, **cached(0.1))
-        (root / "denoiser" / "cache-rest.onnx").write_bytes(b"\0")
-        with pytest.raises(IntegrityError, match=r"cache-rest\.onnx"):
+        (root / "denoiser" / "cache-rest.cpu.onnx").write_bytes(b"\0")
+        with pytest.raises(IntegrityError, match=r"cache-rest\.cpu\.onnx"):
             list(pipe.denoise(request))
 
 

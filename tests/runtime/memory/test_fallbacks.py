@@ -114,6 +114,9 @@ class NarrowBackend(Backend):
     def words(self, settings):
         return CPU.words(settings)
 
+    def graph_file(self, graph, files):
+        return CPU.graph_file(graph, files)
+
     def executor(self, graph, spec, settings, overrides=FROM_FILE):
         self.budget.opening(graph.parent.name, settings)
         inner = CPU.executor(graph, spec, settings, overrides)

@@ -55,7 +55,7 @@ def opened(monkeypatch):
 
 def images(bundle, backend, prompt=PROMPT, prepared=True, **words):
     """What a call makes, or one whose pipeline prepares nothing."""
-    with eri.load(bundle, backend) as pipe:
+    with eri.load(bundle, backend, cache=False) as pipe:
         if not prepared:
             pipe.prepare = lambda _: None
         return pipe(prompt, **{**WORDS, **words}).images
@@ -94,13 +94,13 @@ def test_the_picture_is_that_of_a_pipeline_that_opens_when_needed(bundle, backen
 )
 def test_openvino_compiles_each_graph_once_for_the_shapes_that_come(bundle, words, monkeypatch):
     compiled = []
-    inner = openvino_module.create_request
+    inner = openvino_module.compile_model
 
     def counted(core, model, shapes, options):
         compiled.append(shapes)
         return inner(core, model, shapes, options)
 
-    monkeypatch.setattr(openvino_module, "create_request", counted)
+    monkeypatch.setattr(openvino_module, "compile_model", counted)
     images(bundle, "openvino", **words)
     components = eri.read_bundle(bundle).components
     assert len(compiled) == len(components) - ("vae_encoder" in components)
@@ -108,30 +108,30 @@ def test_openvino_compiles_each_graph_once_for_the_shapes_that_come(bundle, word
 
 
 def test_embeddings_that_are_given_have_a_length_of_their_own(sd35_bundle, monkeypatch):
-    with eri.load(sd35_bundle, "openvino") as pipe:
+    with eri.load(sd35_bundle, "openvino", cache=False) as pipe:
         condition = pipe.encode_prompt(PROMPT, 12)
     given = {"prompt_embeds": condition.embeds, "pooled_prompt_embeds": condition.pooled}
-    compiled, inner = [], openvino_module.create_request
+    compiled, inner = [], openvino_module.compile_model
 
     def counted(*words):
         compiled.append(words[2])
         return inner(*words)
 
-    monkeypatch.setattr(openvino_module, "create_request", counted)
+    monkeypatch.setattr(openvino_module, "compile_model", counted)
     images(sd35_bundle, "openvino", None, guidance_scale=1.0, **given)
     assert len(compiled) == 2
     assert None not in compiled
 
 
 def test_a_wrong_guess_is_compiled_again_for_what_comes(sd35_bundle, monkeypatch):
-    compiled, inner = [], openvino_module.create_request
+    compiled, inner = [], openvino_module.compile_model
 
     def counted(core, model, shapes, options):
         compiled.append(shapes)
         return inner(core, model, shapes, options)
 
-    with eri.load(sd35_bundle, "openvino") as pipe:
-        monkeypatch.setattr(openvino_module, "create_request", counted)
+    with eri.load(sd35_bundle, "openvino", cache=False) as pipe:
+        monkeypatch.setattr(openvino_module, "compile_model", counted)
         pipe.prepare(pipe.request(PROMPT, **WORDS))
         pipe.decode(np.zeros((1, 16, 6, 10), np.float32), 24, 40)
     decoders = [each["latents"][2:] for each in compiled if each and "latents" in each]
@@ -162,7 +162,7 @@ def test_a_second_time_waits_for_nothing(sd35_bundle, monkeypatch):
         return component(self, name, *given)
 
     monkeypatch.setattr(Engine, "__call__", slow)
-    with eri.load(sd35_bundle, "openvino") as pipe:
+    with eri.load(sd35_bundle, "openvino", cache=False) as pipe:
         release = threading.Timer(60, go.set)  # what would wait ends all the same, and fails
         release.start()
         for _ in range(2):
@@ -221,7 +221,7 @@ def test_an_engine_that_refuses_says_so_to_the_caller(sd35_bundle, monkeypatch):
         raise BackendError(name, got="a broken graph", expected="a graph")
 
     monkeypatch.setattr(Engine, "__call__", refuse)
-    with eri.load(sd35_bundle, "openvino") as pipe:
+    with eri.load(sd35_bundle, "openvino", cache=False) as pipe:
         pipe.prepare(pipe.request(PROMPT, **WORDS))
         with pytest.raises(BackendError, match="vae_decoder: got a broken graph"):
             pipe.decode(np.zeros((1, 16, 8, 12), np.float32), 32, 48)
@@ -255,7 +255,7 @@ def test_closing_closes_what_was_opening(sd35_bundle, monkeypatch):
         return executor
 
     monkeypatch.setattr(Engine, "__call__", watched)
-    with eri.load(sd35_bundle, "openvino") as pipe:
+    with eri.load(sd35_bundle, "openvino", cache=False) as pipe:
         pipe.prepare(pipe.request(PROMPT, **WORDS))
     assert sorted(closed) == ["denoiser", "vae_decoder"]
 

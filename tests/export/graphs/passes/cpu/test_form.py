@@ -58,8 +58,10 @@ def test_every_form_computes_what_its_graph_does(request, family):
         form = form_of(path, "cpu")
         assert form.relative_to(bundle.root).as_posix() in bundle.files
         plain, made = operators(path), operators(form)
-        assert made["MultiHeadAttention"] > 0
         assert made["MultiHeadAttention"] + made["Attention"] == plain["Attention"]
+        assert (made["MultiHeadAttention"] > 0) == (plain["Attention"] > 0)
+        if path.name.startswith("cache-"):
+            continue  # tests of step caching run them
         assert made["Transpose"] < plain["Transpose"]
         for ours, theirs in zip(run(form), run(path), strict=True):
             assert np.abs(theirs).max() > 0
