@@ -38,7 +38,8 @@ def oracle(planned):
     """ONNX Runtime's stepper, on one thread as the stand-in's."""
     bundle = manifest.read(planned)
     spec = bundle.components["denoiser"]
-    with CPU.stepper(bundle.path(spec.step), spec, Settings(threads=1)) as stepper:
+    graph = bundle.path(CPU.graph_file(spec.step, bundle.files))
+    with CPU.stepper(graph, spec, Settings(threads=1)) as stepper:
         yield stepper
 
 
@@ -127,7 +128,8 @@ def test_a_plan_of_an_older_step_graph_runs(device, sd35_bundle, tmp_path, count
     for image in images:
         image.row = images[0].row
     stepper, _ = opened(planned)
-    path = manifest.read(planned).path(spec.step)
+    bundle = manifest.read(planned)
+    path = bundle.path(CPU.graph_file(spec.step, bundle.files))
     with stepper, CPU.stepper(path, spec, Settings(threads=1)) as oracle:
         expected = [read(state) for state in run(oracle, images, shared, steps=3)]
         assert_same([read(state) for state in run(stepper, images, shared, steps=3)], expected)
