@@ -15,6 +15,7 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from eri_export.gate.segments import part_paths
 from eri_export.gate.step_graph import PAGED
 from eri_export.gate.subjects import temporary
 from eri_export.graphs.passes.split_segments import cut, segment_spec
@@ -40,11 +41,6 @@ def graph_parts(graph: Path, spec: ComponentSpec, parts: int) -> Iterator[Compon
         yield dataclasses.replace(spec, segments=tuple(segments))
 
 
-def part_paths(graph: Path, spec: ComponentSpec) -> list[Path]:
-    """Returns the files of the segments of `spec`, which lie beside `graph`."""
-    return [graph.with_name(each.graph.rpartition("/")[2]) for each in spec.segments]
-
-
 def run_parts(
     graph: Path, spec: ComponentSpec, cases: Sequence[Arrays], outputs: Sequence[str]
 ) -> list[dict[str, NDArray[Any]]]:
@@ -52,7 +48,8 @@ def run_parts(
     live = [dict(inputs) for inputs in cases]
     last = {name: i for i, part in enumerate(spec.segments) for name in part.inputs}
     last |= dict.fromkeys(outputs, len(spec.segments))
-    for index, (path, part) in enumerate(zip(part_paths(graph, spec), spec.segments, strict=True)):
+    paths = part_paths(graph, spec.segments)
+    for index, (path, part) in enumerate(zip(paths, spec.segments, strict=True)):
         session = open_session(path, spec, CPU_PROVIDER, PAGED, {}, FROM_FILE, arena=False)
         for values in live:
             with ort_errors(path, "runs"):

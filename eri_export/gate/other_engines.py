@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_export.gate.cases import Case
-from eri_export.gate.graph_parts import graph_parts, part_paths
+from eri_export.gate.graph_parts import graph_parts
 from eri_export.gate.report import TOLERANCES
+from eri_export.gate.segments import part_paths
 from eri_export.graphs.recipes.base import Arrays
 from eri_runtime.bundle import ComponentSpec, Precision
 from eri_runtime.errors import EriError
@@ -93,7 +94,7 @@ def _opened(
         return
     with graph_parts(graph, spec, parts) as cut:
         runner = backend.parts(cut, Settings())
-        with SegmentedExecutor(part_paths(graph, cut), cut, runner) as executor:
+        with SegmentedExecutor(part_paths(graph, cut.segments), cut, runner) as executor:
             yield executor
 
 

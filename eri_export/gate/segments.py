@@ -61,8 +61,7 @@ def check_parts(graph: Path, segments: Sequence[SegmentSpec]) -> None:
     model = ir.load(graph)
     whole = Whole(_nodes(model), _constants(model), dict(model.opset_imports))
     available = {name_of(value): value.dtype for value in model.graph.inputs}
-    for segment in segments:
-        path = _path(graph, segment)
+    for path, segment in zip(part_paths(graph, segments), segments, strict=True):
         part = ir.load(path)
         _check_interface(path, part, segment, available)
         _check_nodes(path, part, whole)
@@ -74,28 +73,27 @@ def check_parts(graph: Path, segments: Sequence[SegmentSpec]) -> None:
 
 def check_step_graph(graph: Path, step: Path) -> None:
     """Raises `ParityError` unless `step` is `graph` with the sampler's nodes around it."""
-    model, published = ir.load(graph), ir.load(step)
+    model = ir.load(graph)
     compose(model)
-    for read in (_nodes, _constants, _interface):
-        _expect(read(published) == read(model), step, "another graph", f"{graph.name} in a step")
+    _expect_same(step, model, f"{graph.name} in a step")
 
 
 def check_cpu_form(graph: Path, form: Path) -> None:
     """Raises `ParityError` unless `form` is what the passes for the CPU make of `graph`."""
-    made, published = cpu_form(load_graph(graph)), ir.load(form)
-    for read in (_nodes, _constants, _interface):
-        _expect(read(published) == read(made), form, "another graph", f"{graph.name} for a CPU")
+    _expect_same(form, cpu_form(load_graph(graph)), f"{graph.name} for a CPU")
 
 
 def run_segments(graph: Path, spec: ComponentSpec, inputs: Arrays) -> Arrays:
     """Runs the published segments of `graph` in order, with ONNX Runtime on the CPU."""
-    paths = [_path(graph, segment) for segment in spec.segments]
-    with SegmentedExecutor(paths, spec, CPU.parts(spec, Settings())) as executor:
+    with SegmentedExecutor(
+        part_paths(graph, spec.segments), spec, CPU.parts(spec, Settings())
+    ) as executor:
         return executor.run(inputs)
 
 
-def _path(graph: Path, segment: SegmentSpec) -> Path:
-    return graph.with_name(segment.graph.rpartition("/")[2])
+def part_paths(graph: Path, segments: Sequence[SegmentSpec]) -> list[Path]:
+    """Returns the files of segments, which lie beside `graph`."""
+    return [graph.with_name(each.graph.rpartition("/")[2]) for each in segments]
 
 
 def _check_interface(
@@ -183,6 +181,12 @@ def _constant(value: ir.Value) -> object:
 
 def _is_external(value: ir.Value) -> bool:
     return isinstance(value.const_value, ir.ExternalTensor)
+
+
+def _expect_same(published: Path, made: ir.Model, expected: str) -> None:
+    model = ir.load(published)
+    for read in (_nodes, _constants, _interface):
+        _expect(read(model) == read(made), published, "another graph", expected)
 
 
 def _expect(holds: bool, path: Path, got: object, expected: object) -> None:

@@ -164,10 +164,8 @@ def make_plan(options: argparse.Namespace, command: str) -> Plan:
     python = peer_python(options.peers_python) if options.peers else None
     check_torch(ways)
     check_backends(bundle, options.backends or ())
-    thresholds = options.step_cache
-    if thresholds is not None:
-        thresholds = thresholds or [CACHE_THRESHOLD]
-    selected = candidates(bundle, options.backends, ways, options.peers, python, thresholds or ())
+    thresholds = () if options.step_cache is None else options.step_cache or (CACHE_THRESHOLD,)
+    selected = candidates(bundle, options.backends, ways, options.peers, python, thresholds)
     check_workers(selected)
     return Plan(
         bundle=options.bundle,

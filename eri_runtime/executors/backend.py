@@ -8,8 +8,13 @@ from pathlib import Path
 
 from eri_runtime.bundle import Bundle, ComponentSpec
 from eri_runtime.errors import BackendError
-from eri_runtime.executors.base import FROM_FILE, Arrays, Executor, Settings
-from eri_runtime.executors.parted_denoiser import NO_PARTS, PartedDenoiser
+from eri_runtime.executors.base import DEFAULT_SETTINGS, FROM_FILE, Arrays, Executor, Settings
+from eri_runtime.executors.parted_denoiser import (
+    NO_PARTS,
+    EngineParts,
+    PartedDenoiser,
+    PartEngine,
+)
 from eri_runtime.executors.step_graph import Stepper
 
 
@@ -90,7 +95,7 @@ class Backend(ABC):
         self,
         graphs: Sequence[Path],
         spec: ComponentSpec,
-        settings: Settings,
+        settings: Settings = DEFAULT_SETTINGS,
         overrides: Arrays = FROM_FILE,
     ) -> PartedDenoiser:
         """Opens the denoiser in parts, if `step_cache_refusal` returns None.
@@ -104,9 +109,16 @@ class Backend(ABC):
         Raises:
             BackendError: If the engine is missing, refuses a graph or opens no parts.
         """
-        del settings, overrides
-        got = self.step_cache_refusal(spec) or f"{type(self).__name__}, which opens no parts"
-        raise BackendError(graphs[0], got=got, expected="an engine that opens parts of a graph")
+        engine = self.part_engine(spec, settings)
+        if engine is None:
+            got = self.step_cache_refusal(spec) or f"{type(self).__name__}, which opens no parts"
+            raise BackendError(graphs[0], got=got, expected="an engine that opens parts of a graph")
+        return EngineParts(graphs, spec, engine, overrides)
+
+    def part_engine(self, spec: ComponentSpec, settings: Settings) -> PartEngine | None:
+        """Returns what opens the parts of a denoiser, or None if this engine opens none."""
+        del spec, settings
+        return None
 
     def runs_step_graph(self, spec: ComponentSpec) -> bool:
         """Returns whether `stepper` would open a step graph, without opening any file."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eri_runtime.bundle import CACHED_HIDDEN, CACHED_REST, RESIDUAL, ComponentSpec
-from eri_runtime.executors.base import FROM_FILE, Arrays, Refittable, check_inputs
+from eri_runtime.executors.base import FROM_FILE, Arrays, Refittable, changed_tensors, check_inputs
 
 Float32 = NDArray[np.float32]
 EngineTensors = Mapping[str, Any]
@@ -104,9 +104,7 @@ class EngineParts(PartedDenoiser):
         parts, kept = list(self._parts), list(self._overrides)
         for index, before in enumerate(kept):
             kept[index] = self._of_part(index, overrides)
-            if kept[index].keys() != before.keys() or any(
-                before[name] is not values for name, values in kept[index].items()
-            ):
+            if changed_tensors(before, kept[index]):
                 parts[index] = self._engine.open(self._graphs[index], kept[index])
         self._parts, self._overrides = parts, kept
 

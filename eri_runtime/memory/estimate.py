@@ -206,7 +206,7 @@ def estimate_peak(
         SizeError: If latents cannot have this size.
 
     Example:
-        >>> from eri_runtime.executors import BACKENDS, Settings
+        >>> from eri_runtime.executors import Settings
         >>> from eri_runtime.memory import Mode, estimate_peak
         >>> settings = Settings()
         >>> whole = estimate_peak(pipe.bundle, "cpu", settings, Mode(), 64, 64, 2)

@@ -152,8 +152,7 @@ def install(monkeypatch):
         if providers[0][0] != provider.CUDA_PROVIDER.name:
             return REAL(path, options, providers=providers, disabled_optimizers=disabled_optimizers)
         plain = Path(path.replace(".cuda.onnx", ".onnx"))  # of the same results, with kernels here
-        form = provider.form_of(plain, "cpu")
-        here = str(form if form.exists() else plain)
+        here = str(provider.graph_for(plain, "cpu"))
         return Session(made, here, options, providers, disabled_optimizers)
 
     monkeypatch.setattr(ort, "InferenceSession", session)

@@ -33,7 +33,7 @@ from eri_export.tensorrt.profiles import make_profiles
 from eri_runtime.bundle import file_record, manifest
 from eri_runtime.bundle.spec import PlanSpec
 from eri_runtime.executors import nvidia_driver as gpu
-from eri_runtime.executors.ort.provider import form_of
+from eri_runtime.executors.ort.provider import graph_for
 from eri_runtime.executors.tensorrt import library
 
 ALIGNMENT = 256
@@ -297,8 +297,7 @@ def session(graph):
 
 def for_cpu(graph):
     """The form of a graph that the backend `cpu` runs."""
-    form = form_of(Path(graph), "cpu")
-    return str(form if form.exists() else graph)
+    return str(graph_for(Path(graph), "cpu"))
 
 
 @cache

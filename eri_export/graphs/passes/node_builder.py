@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
+
 
 class Emitter:
     """Makes nodes for `graph` and the constants they read; equal constants are made once."""

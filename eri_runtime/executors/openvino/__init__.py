@@ -1,5 +1,6 @@
 """OpenVINO on the CPU, in float32 or bfloat16.
 
-`library` imports it, `model` reads and compiles a graph, `executor` runs a component, and `backend`
-ties them.
+`library` imports it, `tensors` converts arrays, `model` reads and compiles a graph,
+`compiled_models` keeps what was compiled, `executor` runs a component, `parts` a denoiser that is
+cut at its first block, and `backend` ties them.
 """

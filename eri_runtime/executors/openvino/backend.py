@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -22,7 +22,6 @@ from eri_runtime.executors.openvino.executor import (
 from eri_runtime.executors.openvino.library import cpu_capabilities, import_openvino
 from eri_runtime.executors.openvino.model import Compute, compile_options
 from eri_runtime.executors.openvino.parts import OpenVinoParts
-from eri_runtime.executors.parted_denoiser import EngineParts, PartedDenoiser
 from eri_runtime.install_hint import install_hint
 
 
@@ -113,15 +112,9 @@ class OpenVinoBackend(Backend):
     ) -> None:
         """Returns None; see `runs_step_graph`."""
 
-    def parted(
-        self,
-        graphs: Sequence[Path],
-        spec: ComponentSpec,
-        settings: Settings = DEFAULT_SETTINGS,
-        overrides: Arrays = FROM_FILE,
-    ) -> PartedDenoiser:
-        """Opens the denoiser in parts. Raises `BackendError` if the engine refuses one."""
-        return EngineParts(graphs, spec, OpenVinoParts(spec, self.compute, settings), overrides)
+    def part_engine(self, spec: ComponentSpec, settings: Settings) -> OpenVinoParts:
+        """Returns what opens the parts of a denoiser."""
+        return OpenVinoParts(spec, self.compute, settings)
 
     def parts(self, spec: ComponentSpec, settings: Settings) -> OpenVinoSegmentRunner:
         """Returns a runner for the segments of a component."""

@@ -31,6 +31,7 @@ from eri_runtime.executors.openvino.model import (
     compile_options,
     read_model,
 )
+from eri_runtime.executors.openvino.tensors import OpenVinoTensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -188,16 +189,12 @@ def shape_of(tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
 
 
-class OpenVinoSegmentRunner:
+class OpenVinoSegmentRunner(OpenVinoTensors):
     """Runs segments on OpenVINO; each is compiled in every call, for the shapes of that call."""
 
     def __init__(self, spec: ComponentSpec, compute: Compute, settings: Settings) -> None:
         self._spec = spec
-        self._library = import_openvino()
-        self._core, self._options = self._library.Core(), compile_options(compute, settings)
-
-    def to_tensor(self, array: NDArray[Any]) -> Any:
-        return self._library.Tensor(array, shared_memory=array.flags.c_contiguous)
+        self._core, self._options = import_openvino().Core(), compile_options(compute, settings)
 
     def run(
         self, graph: Path, inputs: Mapping[str, Any], outputs: Iterable[str], overrides: Arrays
@@ -209,13 +206,4 @@ class OpenVinoSegmentRunner:
             compiled = compile_model(self._core, model, shapes, self._options)
             request = compiled.create_infer_request()
             request.infer(dict(inputs), share_inputs=True)
-            copies = {}
-            for name in outputs:  # copied: the request's own tensors keep its memory alive
-                tensor = request.get_tensor(name)
-                copies[name] = self._library.Tensor(tensor.element_type, tensor.shape)
-                tensor.copy_to(copies[name])
-        return copies
-
-    def to_array(self, tensor: Any) -> NDArray[Any]:
-        array: NDArray[Any] = tensor.data.copy()
-        return array
+            return {name: self.copied(request.get_tensor(name)) for name in outputs}

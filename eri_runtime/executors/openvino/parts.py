@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from eri_runtime.bundle import ComponentSpec
 from eri_runtime.executors.base import Arrays, Settings
 from eri_runtime.executors.onnx_weights import linked_weights
@@ -19,40 +17,32 @@ from eri_runtime.executors.openvino.model import (
     compile_options,
     read_model,
 )
+from eri_runtime.executors.openvino.tensors import OpenVinoTensors
 from eri_runtime.executors.parted_denoiser import EngineTensors, OpenPart
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-class OpenVinoParts:
+class OpenVinoParts(OpenVinoTensors):
     """Opens parts; implements `PartEngine`."""
 
     def __init__(self, spec: ComponentSpec, compute: Compute, settings: Settings) -> None:
-        self._spec, self._library = spec, import_openvino()
-        self._core, self._options = self._library.Core(), compile_options(compute, settings)
-
-    def to_tensor(self, array: NDArray[Any]) -> Any:
-        return self._library.Tensor(array, shared_memory=True)
-
-    def to_array(self, tensor: Any) -> NDArray[Any]:
-        array: NDArray[Any] = tensor.data.copy()
-        return array
+        self._spec = spec
+        self._core, self._options = import_openvino().Core(), compile_options(compute, settings)
 
     def open(self, graph: Path, overrides: Arrays) -> OpenPart:
         linked = linked_weights(graph, self._spec)
         with openvino_errors(graph):
             model = read_model(self._core, graph, overrides, linked)
-        return _Part(self._library, self._core, graph, model, self._options, (overrides, linked))
+        return _Part(self._core, graph, model, self._options, (overrides, linked))
 
 
-class _Part:
+class _Part(OpenVinoTensors):
     """A part that is compiled for the shapes of its first call, and anew for any at others."""
 
-    def __init__(
-        self, library: Any, core: Any, graph: Path, model: Any, options: Any, memory: object
-    ) -> None:
+    def __init__(self, core: Any, graph: Path, model: Any, options: Any, memory: object) -> None:
         """Stores a model; `memory` holds arrays whose memory it uses."""
-        self._library, self._core, self._graph = library, core, graph
+        self._core, self._graph = core, graph
         self._model, self._options, self._memory = model, options, memory
         self._request: Any = None
         self._shapes: Shapes | None = None  # of the compiled model; None: any
@@ -62,7 +52,7 @@ class _Part:
         with self._lock, openvino_errors(self._graph):
             self._compile({name: tuple(tensor.shape) for name, tensor in inputs.items()})
             self._request.infer(dict(inputs), share_inputs=True)
-            return {name: self._copied(self._request.get_tensor(name)) for name in outputs}
+            return {name: self.copied(self._request.get_tensor(name)) for name in outputs}
 
     def _compile(self, shapes: Shapes) -> None:
         """Makes sure that the compiled model takes these shapes."""
@@ -72,9 +62,3 @@ class _Part:
         self._request = None  # frees its memory before the next one is compiled
         compiled = compile_model(self._core, self._model, self._shapes, self._options)
         self._request = compiled.create_infer_request()
-
-    def _copied(self, tensor: Any) -> Any:
-        """Copies an output, which the next call overwrites."""
-        copy = self._library.Tensor(tensor.element_type, tensor.shape)
-        tensor.copy_to(copy)
-        return copy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from eri_runtime.executors.ort.provider import (
     CUDA_TF32_PROVIDER,
     Provider,
     form_of,
+    graph_for,
 )
 from eri_runtime.executors.ort.session import OrtExecutor, OrtSegmentRunner
 from eri_runtime.executors.ort.step_graph import OrtStepper
-from eri_runtime.executors.parted_denoiser import EngineParts, PartedDenoiser
 from eri_runtime.executors.step_graph import Stepper
 
 # how a graph's file names the operator: field 4 of a NodeProto, a string of 6 bytes
@@ -54,9 +54,7 @@ class OrtBackend(Backend):
             return reason
         if self.root is None or spec.precision != "bf16":
             return None
-        graph = self.root / spec.graph
-        form = form_of(graph, self.provider.device)
-        return _resize_refusal(form if form.exists() else graph)
+        return _resize_refusal(graph_for(self.root / spec.graph, self.provider.device))
 
     def words(self, settings: Settings = DEFAULT_SETTINGS) -> str:
         """Describes the provider and every option of a session, in one line."""
@@ -82,15 +80,9 @@ class OrtBackend(Backend):
         """Opens a step graph. Raises `BackendError` if ONNX Runtime is missing or refuses it."""
         return OrtStepper(graph, spec, self.provider, settings, overrides)
 
-    def parted(
-        self,
-        graphs: Sequence[Path],
-        spec: ComponentSpec,
-        settings: Settings = DEFAULT_SETTINGS,
-        overrides: Arrays = FROM_FILE,
-    ) -> PartedDenoiser:
-        """Opens the denoiser in parts. Raises `BackendError` if the engine refuses one."""
-        return EngineParts(graphs, spec, OrtParts(self.provider, spec, settings), overrides)
+    def part_engine(self, spec: ComponentSpec, settings: Settings) -> OrtParts:
+        """Returns what opens the parts of a denoiser."""
+        return OrtParts(self.provider, spec, settings)
 
     def parts(self, spec: ComponentSpec, settings: Settings) -> OrtSegmentRunner:
         """Returns a runner for the segments of a component."""

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from eri_runtime.bundle import ComponentSpec
 from eri_runtime.executors.base import Arrays, Settings
 from eri_runtime.executors.ort.capture_guard import device_call
 from eri_runtime.executors.ort.engine_errors import ort_errors
 from eri_runtime.executors.ort.provider import Provider
-from eri_runtime.executors.ort.session import open_session
+from eri_runtime.executors.ort.session import OrtTensors, open_session
 from eri_runtime.executors.parted_denoiser import EngineTensors, OpenPart
 
 
-class OrtParts:
+class OrtParts(OrtTensors):
     """Opens parts on one execution provider; implements `PartEngine`."""
 
     def __init__(self, provider: Provider, spec: ComponentSpec, settings: Settings) -> None:
         self._provider, self._spec, self._settings = provider, spec, settings
-
-    def to_tensor(self, array: NDArray[Any]) -> Any:
-        import onnxruntime as ort
-
-        return ort.OrtValue.ortvalue_from_numpy(array)
-
-    def to_array(self, tensor: Any) -> NDArray[Any]:
-        array: NDArray[Any] = tensor.numpy()
-        return array
 
     def open(self, graph: Path, overrides: Arrays) -> OpenPart:
         session = open_session(graph, self._spec, self._provider, self._settings, {}, overrides)

@@ -103,6 +103,15 @@ def form_of(graph: Path, device: str) -> Path:
     return graph.with_suffix(f".{device}.onnx")
 
 
+def graph_for(graph: Path, device: str) -> Path:
+    """Returns the form of a graph for a device if there is one, else the graph.
+
+    For a graph of no manifest; `OrtBackend.graph_file` asks the manifest.
+    """
+    form = form_of(graph, device)
+    return form if form.exists() else graph
+
+
 def is_form(graph: Path, device: str) -> bool:
     """Returns whether a graph is the form of another for a device."""
     return graph.name.endswith(f".{device}.onnx")

@@ -138,7 +138,22 @@ class OrtExecutor(Executor):
             self._session, self._overrides = None, FROM_FILE
 
 
-class OrtSegmentRunner:
+class OrtTensors:
+    """Arrays as `OrtValue`s, and back."""
+
+    def to_tensor(self, array: NDArray[Any]) -> Any:
+        """Returns an array as an `OrtValue` on the host."""
+        import onnxruntime as ort
+
+        return ort.OrtValue.ortvalue_from_numpy(array)
+
+    def to_array(self, tensor: Any) -> NDArray[Any]:
+        """Returns an `OrtValue` as an array."""
+        array: NDArray[Any] = tensor.numpy()
+        return array
+
+
+class OrtSegmentRunner(OrtTensors):
     """Runs segments on ONNX Runtime, each in a session of its own.
 
     Weights are mapped from the file: prepacking them takes longer than it saves in a single run.
@@ -149,11 +164,6 @@ class OrtSegmentRunner:
         self._provider, self._spec = provider, spec
         self._settings = replace(settings, low_memory=True)
 
-    def to_tensor(self, array: NDArray[Any]) -> Any:
-        import onnxruntime as ort
-
-        return ort.OrtValue.ortvalue_from_numpy(array)
-
     def run(
         self, graph: Path, inputs: Mapping[str, Any], outputs: Iterable[str], overrides: Arrays
     ) -> dict[str, Any]:
@@ -163,10 +173,6 @@ class OrtSegmentRunner:
         )
         with device_call(self._provider.device), ort_errors(graph, "runs"):
             return dict(zip(names, session.run_with_ort_values(names, dict(inputs)), strict=True))
-
-    def to_array(self, tensor: Any) -> NDArray[Any]:
-        array: NDArray[Any] = tensor.numpy()
-        return array
 
 
 def _ort_value(values: NDArray[Any]) -> Any:

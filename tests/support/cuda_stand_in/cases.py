@@ -19,7 +19,7 @@ from eri_export.plan.plan import make_plan, spec_of
 from eri_runtime.bundle import COMPONENTS, ComponentSpec, Precision
 from eri_runtime.executors import Array, Layout, Row, even_layout
 from eri_runtime.executors.base import Arrays
-from eri_runtime.executors.ort.provider import form_of
+from eri_runtime.executors.ort.provider import graph_for
 from eri_runtime.sampling import COLUMNS, MAX_V, MAX_W
 from tests.support import checkpoints
 from tests.support.components import STATIC, write_component
@@ -77,22 +77,17 @@ class Opened:
     @property
     def graph(self) -> Path:
         """The component's graph, or its CUDA form if it has one."""
-        return self._file("model.onnx")
+        return graph_for(self.folder / "model.onnx", "cuda")
 
     @property
     def step(self) -> Path:
         """The step graph, or its CUDA form if it has one."""
-        return self._file("step.onnx")
+        return graph_for(self.folder / "step.onnx", "cuda")
 
     @cached_property
     def spec(self) -> ComponentSpec:
         """The component's entry of a manifest."""
         return spec_of(self.recipe)
-
-    def _file(self, name: str) -> Path:
-        graph = self.folder / name
-        form = form_of(graph, "cuda")
-        return form if form.exists() else graph
 
     def inputs(self, seed: int = 0, example: int = 0) -> Arrays:
         """Draws inputs of the component at an example's sizes."""

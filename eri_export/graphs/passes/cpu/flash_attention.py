@@ -14,10 +14,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from eri_export.graphs.passes.node_builder import Emitter
+from eri_export.graphs.passes.node_builder import MICROSOFT, Emitter
 from eri_export.graphs.passes.values import name_of
-
-MICROSOFT = "com.microsoft"
 
 
 def fuse_attention(model: ir.Model) -> None:

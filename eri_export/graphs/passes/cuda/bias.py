@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from eri_export.graphs.passes.node_builder import Emitter
+from eri_export.graphs.passes.node_builder import MICROSOFT, Emitter
 from eri_export.graphs.passes.values import dtype_of, made_by, name_of, sole_user
 
-MICROSOFT = "com.microsoft"
 SPLIT_WIDTHS = (2560, 5120, 6144, 10240)  # that BiasSplitGelu has kernels for
 SPLIT_KINDS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 

@@ -18,11 +18,10 @@ import onnx_ir as ir
 
 from eri_export.graphs.passes.cuda.layout import FIRST, LAST
 from eri_export.graphs.passes.group_norm import OPERATOR
-from eri_export.graphs.passes.node_builder import Emitter
+from eri_export.graphs.passes.node_builder import MICROSOFT, Emitter
 from eri_export.graphs.passes.shape_inference import Inferred, inferred
 from eri_export.graphs.passes.values import constant_of, made_by, name_of
 
-MICROSOFT = "com.microsoft"
 SWAP = (0, 2, 1)  # (N, C, T) <-> (N, T, C)
 KINDS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
