@@ -51,9 +51,14 @@ def linked_weights(
     Returns:
         The weights, or None if the engine can open them.
     """
-    weights = graph.with_name(PurePosixPath(spec.weights).name)
+    weights = weights_file(graph, spec)
     folders = [graph.parent.resolve(), *([graph.resolve().parent] if follows_graph else [])]
     return None if weights.resolve().parent in folders else read_tensors(weights)
+
+
+def weights_file(graph: Path, spec: ComponentSpec) -> Path:
+    """Returns the file from which an engine reads the weights of a component's graph."""
+    return graph.with_name(PurePosixPath(spec.weights).name)
 
 
 def weights_as_inputs(model: bytes) -> tuple[bytes, list[str]]:
