@@ -17,7 +17,9 @@ At two sizes, with a LoRA of rank 32 at every linear layer of the UNet and facto
   of a graph that takes LoRAs, which is all that such a graph needs; and diffusers' load and fuse,
   each in its own process. `error` compares rows of merged weights with diffusers'.
 
-Ratios are to diffusers. Memory is the peak of the process beyond what it held before.
+Ratios are to diffusers. Memory is the peak of the process beyond what it held before. With other
+load on the machine only CPU time counts, and only with `OMP_NUM_THREADS=1`: threads of PyTorch that
+wait for each other use it up.
 """
 
 from __future__ import annotations
@@ -90,9 +92,14 @@ def machine() -> dict[str, Any]:
     )
     cores = len(os.sched_getaffinity(0))
     versions = {name: version(name) for name in names}
-    precision = "float32 weights, float16 factors"
-    python = platform.python_version()
-    return {"cpu": model, "cores": cores, "precision": precision, "python": python, **versions}
+    about = {
+        "cpu": model,
+        "cores": cores,
+        "torch_threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "precision": "float32 weights, float16 factors",
+        "python": platform.python_version(),
+    }
+    return about | versions
 
 
 # the middle size, with the engine
