@@ -153,18 +153,18 @@ def machine(core: Any) -> list[str]:
     """Returns what tells OpenVINO on this machine from any other: version, processor, cores."""
     names = ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
     named = [str(core.get_property("CPU", name)) for name in names]
-    return [import_openvino().get_version(), *named, *_processor()]
+    return [import_openvino().get_version(), *named, *_processor(), str(cores())]
 
 
 @cache
 def _processor() -> tuple[str, ...]:
-    """Returns the architecture, the number of cores, and a hash of the processor's instructions."""
+    """Returns the architecture, and a hash of the processor's instructions."""
     flags = ""
     with suppress(OSError):
         lines = CPU_FACTS.read_text(encoding="utf-8", errors="replace").splitlines()
         flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     instructions = hashlib.sha256(flags.encode()).hexdigest()
-    return platform.machine(), str(cores()), instructions
+    return platform.machine(), instructions
 
 
 def cores() -> int:

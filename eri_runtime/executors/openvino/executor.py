@@ -23,9 +23,9 @@ from eri_runtime.executors.openvino.compiled_models import (
     CompiledModels,
     exported,
 )
+from eri_runtime.executors.openvino.gated_mlp import PRECISION, safe_options
 from eri_runtime.executors.openvino.library import import_openvino, openvino_errors
 from eri_runtime.executors.openvino.model import (
-    PRECISION,
     Compute,
     compile_model,
     compile_options,
@@ -67,7 +67,6 @@ class OpenVinoExecutor(Executor):
         self.name = graph.parent.name
         self._graph = graph
         self._core = import_openvino().Core()
-        self._options = compile_options(compute, settings)
         self._request: Any = None
         self._shapes: Shapes | None = None  # shapes of the compiled model; None: any
         self._has_run = False  # until then a compiled model comes from `prepare`
@@ -75,6 +74,8 @@ class OpenVinoExecutor(Executor):
         self._linked = linked_weights(graph, spec)  # the model uses their memory
         with openvino_errors(graph):
             self._model = self._read_model(overrides)
+            options = compile_options(compute, settings)
+            self._options = safe_options(self._core, self._model, options)
         self._overrides = overrides  # the model may use their memory
         self._kept = kept if self._linked is None else None  # constants of memory have no offset
         # what was compiled and is in no file, and its shapes
