@@ -36,7 +36,7 @@ for name, spec in bundle.components.items():
     in_bf16 = OpenVinoExecutor(bundle.path(spec.graph), spec, "bf16", Settings(threads=1))
     for way, executor in (("engine", engine(name)), ("bf16", in_bf16)):
         with executor:
-            found[f"{name} {way}"] = executor.run(inputs)["hidden_states"]
+            found[f"{name} {way}"] = executor.run(inputs)[spec.outputs[0].name]
 np.savez(sys.argv[2], **found)
 """
 
