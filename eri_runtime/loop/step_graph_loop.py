@@ -84,9 +84,10 @@ def denoise_on_step_graph(
     for each in denoiser_passes(plan, table):
         padded = each.padded(_least_conditions(shape[0], rows))
         loop.bind(each, padded.mix, {**plan.inputs(padded), **shared})
+    uses_noise = table.C.any(axis=1).tolist()
     draws, draws_again = tee(_draws(table, step, noise, shape))
     engine_rows = (
-        Row(plan.pass_at(k, table.points[k]), coefficients[k], noises if table.C[k].any() else ())
+        Row(plan.pass_at(k, table.points[k]), coefficients[k], noises if uses_noise[k] else ())
         for k, noises, _ in draws
     )
     states = loop.run(engine_rows, loop.begin(step.x, step.remembered))
