@@ -98,7 +98,7 @@ class StepForm:
             raise UsageError("a row's columns", got=columns.shape, expected=expected)
         if self.per_image or columns.ndim == 1:
             return columns
-        first = columns[0]
+        first: Float32 = columns[0]
         if (columns != first).any():
             expected = "one row for all images, as this step graph takes"
             raise UsageError("a row's columns", got="rows that differ", expected=expected, fix=FIX)

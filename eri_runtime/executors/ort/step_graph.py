@@ -188,9 +188,8 @@ class OrtStepLoop(StepLoop):
         self._row.upload()
         if row.noises:
             self._noise.upload()
-        binding = self._binding(row.key, before, after)
         try:
-            session.run_with_iobinding(binding, options)
+            session.run_with_iobinding(self._binding(row.key, before, after), options)
         except Exception:
             with ort_errors("step graph", "runs"):
                 raise

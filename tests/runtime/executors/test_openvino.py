@@ -183,7 +183,7 @@ def test_threads_reach_the_engine(sd35):
     spec = sd35.components["text_encoder"]
     with opened(sd35, "text_encoder") as executor:
         executor.run(drawn(spec))
-        compiled = executor._request.get_compiled_model()
+        compiled = executor._request._request.get_compiled_model()
         assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
         assert compiled.get_property("ENABLE_CPU_PINNING") is False
 
