@@ -46,7 +46,9 @@ class Request(OpenVinoTensors):
             before, shape = self._set.get(name, (None, ()))
             if before is not array or shape != array.shape:
                 self._request.set_tensor(name, self.to_tensor(array))
-                self._set[name] = array, array.shape
+                self._set.pop(name, None)
+                if array.flags.c_contiguous and array.flags.writeable:  # others are copied
+                    self._set[name] = array, array.shape
         self._request.infer(None, share_outputs=True)
 
     def output(self, name: str) -> NDArray[Any]:
