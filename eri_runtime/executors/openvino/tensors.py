@@ -14,8 +14,8 @@ class OpenVinoTensors:
     """Converts what goes into a request, and copies what comes out."""
 
     def to_tensor(self, array: NDArray[Any]) -> Any:
-        """Returns an array as a tensor, which shares its memory if it is contiguous."""
-        return import_openvino().Tensor(array, shared_memory=array.flags.c_contiguous)
+        """Returns an array as a tensor, which shares its memory if OpenVINO can."""
+        return import_openvino().Tensor(array, shared_memory=_is_shareable(array))
 
     def to_array(self, tensor: Any) -> NDArray[Any]:
         """Returns a tensor as an array that owns its memory."""
@@ -27,6 +27,11 @@ class OpenVinoTensors:
         copy = import_openvino().Tensor(tensor.element_type, tensor.shape)
         tensor.copy_to(copy)
         return copy
+
+
+def _is_shareable(array: NDArray[Any]) -> bool:
+    """Returns whether OpenVINO can use an array's memory: contiguous, and not read-only."""
+    return array.flags.c_contiguous and array.flags.writeable
 
 
 class Request(OpenVinoTensors):
@@ -47,7 +52,7 @@ class Request(OpenVinoTensors):
             if before is not array or shape != array.shape:
                 self._request.set_tensor(name, self.to_tensor(array))
                 self._set.pop(name, None)
-                if array.flags.c_contiguous and array.flags.writeable:  # others are copied
+                if _is_shareable(array):  # others are copied
                     self._set[name] = array, array.shape
         self._request.infer(None, share_outputs=True)
 
