@@ -24,11 +24,10 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from benchmarks.vs_pytorch import SIZES, make
+from benchmarks.vs_pytorch import PROMPT, SIZES, make
 from eri_runtime.bench.environment import machine, software
 
 RESULTS = Path("benchmarks/results/cold_start.json")
-PROMPT = "a photograph of a small green house under a yellow sun"
 BACKENDS = ("openvino:bf16", "openvino", "cpu")
 DIFFUSERS = """
 import sys

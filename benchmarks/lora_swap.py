@@ -6,9 +6,12 @@
 At two sizes, with a LoRA of rank 32 at every linear layer of the UNet and factors in float16:
 
 - `mid`: with the engine. In turns, a pipeline switches from one LoRA to another `merged` into the
-  weights (ONNX Runtime's session is opened again); a pipeline whose graph takes LoRAs computes the
-  `inputs`; and diffusers unfuses, deletes, loads and fuses. `error` is the UNet's largest output
-  difference over its largest output.
+  weights, where ONNX Runtime's session is opened from the graph that was optimised once; `anew` is
+  the same with a session that starts from the bundle's file; a pipeline whose graph takes LoRAs
+  computes the `inputs`; diffusers unfuses, deletes, loads and fuses; and `attached` is diffusers
+  without fusing (`load_lora_weights`, `set_adapters`). The first forward pass follows each.
+  `error` is the UNet's largest output difference over its largest output. `fresh` says whether the
+  output has the bits of a pipeline that never had another LoRA.
 - `full`: SDXL's UNet at full size, without an engine, as two sessions of its 10 GB do not fit in
   memory together: matching and merging of every weight, from a file to memory; computing the inputs
   of a graph that takes LoRAs, which is all that such a graph needs; and diffusers' load and fuse,
@@ -26,6 +29,7 @@ import platform
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lora_swap_full import full
-from benchmarks.lora_swap_parts import RANK, fuse, make_lora, timed
+from benchmarks.lora_swap_parts import RANK, attach, fuse, make_lora, measured
 from eri_runtime.commands.subcommand import say
 from eri_runtime.weights import LoraInputs
 
@@ -64,7 +68,14 @@ def main() -> None:
 
 def _line(row: Mapping[str, Any]) -> str:
     """Formats a row as a line of text."""
-    formats = {"seconds": "{:.2f} s", "ratio": "ratio {:.3f}", "memory": "{:.2f} GB"}
+    formats = {
+        "seconds": "{:.2f} s",
+        "cpu": "CPU {:.2f} s",
+        "ratio": "ratio {:.3f}",
+        "ratio_cpu": "ratio of CPU {:.3f}",
+        "ratio_cpu_with_forward": "with the first pass {:.3f}",
+        "memory": "{:.2f} GB",
+    }
     parts = [text.format(row[name]) for name, text in formats.items() if row.get(name) is not None]
     return ", ".join([*parts, f"error {row['error']:.1e}" if row.get("error") else ""]).rstrip(", ")
 
@@ -89,7 +100,6 @@ def machine() -> dict[str, Any]:
 
 def mid(root: Path, checkpoint: Path, rounds: int) -> dict[str, Any]:
     """Times swaps of two pipelines and of diffusers' UNet in turns."""
-    import torch
     from diffusers import UNet2DConditionModel
 
     import eri_runtime as eri
@@ -98,42 +108,81 @@ def mid(root: Path, checkpoint: Path, rounds: int) -> dict[str, Any]:
     unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet").eval()
     shapes = {name: tuple(each.shape) for name, each in unet.state_dict().items()}
     arrays = _inputs(unet)
-    with tempfile.TemporaryDirectory() as name, eri.load(root, "cpu") as merged:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        merged, anew = (stack.enter_context(eri.load(root, "cpu")) for _ in range(2))
         folder = Path(name)
-        with opened(bundle_with_inputs(merged.bundle, folder), "cpu") as with_inputs:
-            files = [make_lora(shapes, folder / f"lora{i}.safetensors", i) for i in range(2)]
-            merged.run("denoiser", arrays)
-            ways: dict[str, Callable[[Path], Any]] = {
-                "diffusers": lambda file: fuse(unet, file),
-                "merged": lambda file: _swap(merged, file),
-                "inputs": lambda file: _products(with_inputs, file),
-            }
-            times: dict[str, list[float]] = {way: [] for way in ways}
-            for turn in range(rounds + 1):
-                for way, run in ways.items():
-                    times[way].append(timed(lambda run=run, turn=turn: run(files[turn % 2])))
-            products = _products(with_inputs, files[rounds % 2])
-            outputs = {
-                "merged": merged.run("denoiser", arrays)["output"],
-                "inputs": with_inputs.run("denoiser", {**arrays, **products})["output"],
-            }
-        with torch.no_grad():
-            expected = _forward(unet, arrays).numpy()
+        with_inputs = stack.enter_context(opened(bundle_with_inputs(merged.bundle, folder), "cpu"))
+        files = [make_lora(shapes, folder / f"lora{i}.safetensors", i) for i in range(2)]
+        for pipe in (merged, anew):
+            pipe.run("denoiser", arrays)
+        _open_from_the_file(anew)
+        attached = UNet2DConditionModel.from_pretrained(checkpoint / "unet").eval()
+        ways: dict[str, tuple[Callable[[Path], Any], Callable[[Any], Any]]] = {
+            "diffusers": (lambda file: fuse(unet, file), lambda _: _forward(unet, arrays)),
+            "attached": (lambda file: attach(attached, file), lambda _: _forward(attached, arrays)),
+            "merged": (lambda file: _swap(merged, file), lambda _: _run(merged, arrays)),
+            "anew": (lambda file: _swap(anew, file), lambda _: _run(anew, arrays)),
+            "inputs": (
+                lambda file: _products(with_inputs, file),
+                lambda products: _run(with_inputs, {**arrays, **products}),
+            ),
+        }
+        times, outputs = _in_turn(ways, files, rounds)
+        expected = outputs.pop("diffusers")
+        with eri.load(root, "cpu") as fresh:
+            _swap(fresh, files[rounds % 2])
+            bits = _run(fresh, arrays).tobytes()
     rows = {way: _summary(times[way], times["diffusers"]) for way in times}
     for way, output in outputs.items():
         rows[way]["error"] = float(np.abs(output - expected).max() / np.abs(expected).max())
+        rows[way]["fresh"] = np.asarray(output).tobytes() == bits
     rows["merged"]["parameters"] = sum(int(np.prod(shape)) for shape in shapes.values())
     return rows
 
 
-def _summary(times: list[float], reference: list[float]) -> dict[str, Any]:
+def _in_turn(
+    ways: Mapping[str, tuple[Callable[[Path], Any], Callable[[Any], Any]]],
+    files: list[Path],
+    rounds: int,
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, Any]]:
+    """Returns the times of all rounds and the outputs of the last."""
+    times: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    outputs: dict[str, Any] = {}
+    for turn in range(rounds + 1):
+        for way, (swap, forward) in ways.items():
+            swapped: list[Any] = []
+
+            def run(swap: Any = swap, swapped: list[Any] = swapped, turn: int = turn) -> None:
+                swapped.append(swap(files[turn % 2]))
+
+            def pass_on(
+                forward: Any = forward, swapped: list[Any] = swapped, way: str = way
+            ) -> None:
+                outputs[way] = forward(swapped[0])
+
+            times[way].append(measured(run, pass_on))
+    return times, outputs
+
+
+def _open_from_the_file(pipe: Any) -> None:
+    """Makes ONNX Runtime start from the bundle's graph at every swap of the denoiser."""
+    pinned: Any = pipe._weights._live.executor("denoiser")
+    pinned.executor._source._optimizes = False
+
+
+def _run(pipe: Any, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Runs the denoiser."""
+    return pipe.run("denoiser", inputs)["output"]
+
+
+def _summary(times: list[dict[str, float]], reference: list[dict[str, float]]) -> dict[str, Any]:
     """Returns medians without the first round, which reads the files into the page cache."""
-    ratios = [a / b for a, b in zip(times[1:], reference[1:], strict=True)]
-    return {
-        "seconds": statistics.median(times[1:]),
-        "ratio": statistics.median(ratios),
-        "all": times,
-    }
+    row: dict[str, Any] = {}
+    for name in times[0]:
+        ratios = [a[name] / b[name] for a, b in zip(times[1:], reference[1:], strict=True)]
+        row[name] = statistics.median(each[name] for each in times[1:])
+        row[f"ratio_{name}"] = statistics.median(ratios)
+    return {**row, "all": {name: [each[name] for each in times] for name in times[0]}}
 
 
 def _products(pipe: Any, file: Path) -> Mapping[str, np.ndarray]:
@@ -172,8 +221,11 @@ def _forward(unet: Any, inputs: Mapping[str, np.ndarray]) -> Any:
 
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     conditions = {name: tensors[name] for name in ("text_embeds", "time_ids")}
-    states = tensors["encoder_hidden_states"]
-    return unet(tensors["sample"], tensors["timestep"], states, added_cond_kwargs=conditions).sample
+    sample, timestep, states = (
+        tensors[name] for name in ("sample", "timestep", "encoder_hidden_states")
+    )
+    with torch.no_grad():
+        return unet(sample, timestep, states, added_cond_kwargs=conditions).sample.numpy()
 
 
 if __name__ == "__main__":

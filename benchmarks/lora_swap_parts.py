@@ -35,6 +35,20 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def measured(swap: Callable[[], object], forward: Callable[[], object]) -> dict[str, float]:
+    """Returns the seconds and CPU seconds of a swap, and of it with the first forward pass."""
+    starts = time.perf_counter(), time.process_time()
+    swap()
+    swapped = time.perf_counter() - starts[0], time.process_time() - starts[1]
+    forward()
+    return {
+        "seconds": swapped[0],
+        "cpu": swapped[1],
+        "seconds_with_forward": time.perf_counter() - starts[0],
+        "cpu_with_forward": time.process_time() - starts[1],
+    }
+
+
 def peak() -> float:
     """Returns the peak memory of this process in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -44,6 +58,16 @@ def fuse(unet: Any, file: Path) -> None:
     """Loads and fuses a LoRA with diffusers, instead of the previous one."""
     if getattr(unet, "peft_config", None):
         unet.unfuse_lora()
-        unet.unload_lora()
-    unet.load_lora_adapter(file.parent, weight_name=file.name, prefix="unet")
+    attach(unet, file)
     unet.fuse_lora()
+
+
+def attach(unet: Any, file: Path) -> None:
+    """Loads a LoRA with diffusers beside the weights, instead of the previous one.
+
+    This is what `load_lora_weights` and `set_adapters` do: every forward pass multiplies by it.
+    """
+    if getattr(unet, "peft_config", None):
+        unet.unload_lora()
+    unet.load_lora_adapter(file.parent, weight_name=file.name, prefix="unet", adapter_name="style")
+    unet.set_adapters("style")

@@ -31,10 +31,12 @@ from benchmarks.layouts import unet, vae
 from benchmarks.memory_subjects import CONFIGS, SWITCHES
 from eri_runtime.bench.environment import cores, processor, versions
 from eri_runtime.bench.process_memory import pss_of
+from eri_runtime.memory import TILE
 
 RESULTS = Path(__file__).parent / "results"
 UNET = unet(192, (1, 2, 6))
-VAE = vae(128)
+# the size of diffusers' tiles, which is also that of ours
+VAE = vae(128) | {"sample_size": TILE}
 SIZES = "256:512:1024"
 SHARED = (256, 4)  # pixels, processes
 EVERY = 0.05  # seconds between two samples of a process
@@ -57,16 +59,17 @@ def main() -> None:
 
 
 def make(folder: Path) -> None:
-    """Makes the checkpoint and its two bundles, unless they exist."""
-    if not (folder / "sliced").exists():
-        from benchmarks.checkpoints import make_checkpoint
-        from eri_export import export
-        from eri_export.choices.ranges import make_ranges
+    """Makes the checkpoint and its two bundles, unless they exist; gates are not its subject."""
+    from benchmarks.checkpoints import make_checkpoint
+    from eri_export import export
+    from eri_export.choices.ranges import make_ranges
 
-        checkpoint = make_checkpoint("sdxl", folder / "checkpoint", {"unet": UNET, "vae": VAE})
-        ranges = make_ranges(size=SIZES)
-        export(checkpoint, folder / "whole", ranges=ranges)
-        export(checkpoint, folder / "sliced", ranges=ranges, attention_slice="max")
+    checkpoint, ranges = folder / "checkpoint", make_ranges(size=SIZES)
+    if not checkpoint.exists():
+        make_checkpoint("sdxl", checkpoint, {"unet": UNET, "vae": VAE})
+    for name, slices in (("whole", None), ("sliced", "max")):
+        if not (folder / name).exists():
+            export(checkpoint, folder / name, ranges=ranges, attention_slice=slices, gate="quick")
 
 
 def modes(folder: Path, size: int, large: int) -> Iterator[tuple[str, dict[str, Any]]]:

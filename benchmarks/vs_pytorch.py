@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.checkpoints import Config, make_checkpoint
@@ -72,6 +72,7 @@ WAYS = {  # only a UNet has convolutions whose layout matters
     "sd35": ("eager", "bf16", "compile", "compile+bf16"),
     "flux": ("eager", "bf16", "compile", "compile+bf16"),
 }
+PROMPT = "a photograph of a small green house under a yellow sun"
 MIXED = "mixed precision: bf16 against fp32"
 GOALS: Mapping[tuple[str, str, str], float] = {
     (STEP, "PyTorch eager", MIXED): 0.5,
@@ -108,10 +109,17 @@ def main() -> None:
 
 def measured(family: str, options: argparse.Namespace) -> Record:
     """Runs `eri bench` on one family and returns its record."""
+    words = ["--torch", *(WAYS[family] if options.torch is None else options.torch)]
+    if options.backends is not None:
+        words += ["--backends", *options.backends]
+    return bench(family, options, f"vs_pytorch-{family}", words)
+
+
+def bench(family: str, options: argparse.Namespace, name: str, words: Sequence[str]) -> Record:
+    """Runs `eri bench` with some more words on one family, on a machine that has become quiet."""
     checkpoint, bundle = make(family, options.folder)
     settle()
-    file = options.results / f"vs_pytorch-{family}.json"
-    backends = [] if options.backends is None else ["--backends", *options.backends]
+    file = options.results / f"{name}.json"
     values = {
         "against": checkpoint,
         "steps": options.steps,
@@ -121,11 +129,10 @@ def measured(family: str, options: argparse.Namespace) -> Record:
         "output": file,
         "report": file.with_suffix(".html"),
         "sizes": f"{SIZES[family]}x{SIZES[family]}",
-        "prompt": "a photograph of a small green house under a yellow sun",
+        "prompt": PROMPT,
     }
     flags = [str(word) for name, value in values.items() for word in (f"--{name}", value)]
-    command = ["-m", "eri_runtime", "bench", str(bundle), *flags, *backends]
-    command += ["--torch", *(WAYS[family] if options.torch is None else options.torch)]
+    command = ["-m", "eri_runtime", "bench", str(bundle), *flags, *words]
     subprocess.run([sys.executable, *command], check=True)  # noqa: S603 -- our own module
     return read(file)
 

@@ -7,8 +7,9 @@ engine has its own folder, and only that folder imports its library.
 `pinned` opens everything, and sees to it that nothing of damaged or changed files is given out.
 `parted_denoiser` is the denoiser cut at its first block, for step caching.
 `sequential_offload` runs a component one segment at a time, `onnx_weights` hands an engine weights
-that lie elsewhere, and `heap` gives freed memory back. Uses `bundle`, `sampling`, `checks`,
-`control_groups` and `partial_files`. Start with `base`, then `ort`.
+that lie elsewhere, `onnx_linear_weights` finds those of linear layers, `onnx_message` reads and
+writes ONNX files, and `heap` gives freed memory back. Uses `bundle`, `sampling`, `checks`,
+`control_groups`, `partial_files` and `unfinished`. Start with `base`, then `ort`.
 """
 
 from eri_runtime.executors.backend import Backend

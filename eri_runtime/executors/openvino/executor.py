@@ -17,7 +17,8 @@ from eri_runtime.executors.base import (
     Settings,
     changed_tensors,
 )
-from eri_runtime.executors.onnx_weights import linked_weights
+from eri_runtime.executors.heap import drop_file_pages
+from eri_runtime.executors.onnx_weights import linked_weights, weights_file
 from eri_runtime.executors.openvino.compiled_models import (
     WITHOUT_WEIGHTS,
     CompiledModels,
@@ -178,7 +179,9 @@ class OpenVinoExecutor(Executor):
     def _create_request(self, model: Any, shapes: Shapes | None, overrides: Arrays) -> Request:
         """Returns a request for one set of shapes, or for any if None."""
         self._unkept = None
-        return Request(self._compiled_model(model, shapes, overrides))
+        compiled = self._compiled_model(model, shapes, overrides)
+        drop_file_pages(weights_file(self._graph, self.spec))
+        return Request(compiled)
 
     def _compiled_model(self, model: Any, shapes: Shapes | None, overrides: Arrays) -> Any:
         """Opens a compiled model from its file, or compiles it."""
@@ -217,6 +220,7 @@ class OpenVinoSegmentRunner(OpenVinoTensors):
         with openvino_errors(graph):
             model = read_model(self._core, graph, overrides, linked)
             compiled = compile_model(self._core, model, shapes, self._options)
+            drop_file_pages(weights_file(graph, self._spec))
             request = compiled.create_infer_request()
             request.infer(dict(inputs), share_inputs=True)
             return {name: self.copied(request.get_tensor(name)) for name in outputs}

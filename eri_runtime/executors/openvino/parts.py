@@ -9,7 +9,8 @@ from typing import Any
 
 from eri_runtime.bundle import ComponentSpec
 from eri_runtime.executors.base import Arrays, Settings
-from eri_runtime.executors.onnx_weights import linked_weights
+from eri_runtime.executors.heap import drop_file_pages
+from eri_runtime.executors.onnx_weights import linked_weights, weights_file
 from eri_runtime.executors.openvino.library import import_openvino, openvino_errors
 from eri_runtime.executors.openvino.model import (
     Compute,
@@ -34,15 +35,18 @@ class OpenVinoParts(OpenVinoTensors):
         linked = linked_weights(graph, self._spec)
         with openvino_errors(graph):
             model = read_model(self._core, graph, overrides, linked)
-        return _Part(self._core, graph, model, self._options, (overrides, linked))
+        weights = weights_file(graph, self._spec)
+        return _Part(self._core, graph, weights, model, self._options, (overrides, linked))
 
 
 class _Part(OpenVinoTensors):
     """A part that is compiled for the shapes of its first call, and anew for any at others."""
 
-    def __init__(self, core: Any, graph: Path, model: Any, options: Any, memory: object) -> None:
+    def __init__(
+        self, core: Any, graph: Path, weights: Path, model: Any, options: Any, memory: object
+    ) -> None:
         """Stores a model; `memory` holds arrays whose memory it uses."""
-        self._core, self._graph = core, graph
+        self._core, self._graph, self._weights = core, graph, weights
         self._model, self._options, self._memory = model, options, memory
         self._request: Any = None
         self._shapes: Shapes | None = None  # of the compiled model; None: any
@@ -61,4 +65,5 @@ class _Part(OpenVinoTensors):
         self._shapes = shapes if self._request is None else None
         self._request = None  # frees its memory before the next one is compiled
         compiled = compile_model(self._core, self._model, self._shapes, self._options)
+        drop_file_pages(self._weights)
         self._request = compiled.create_infer_request()

@@ -8,7 +8,7 @@ step copies nothing. On CUDA it is a captured graph, see `captured_step`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from eri_runtime.executors.ort.captured_step import (
 )
 from eri_runtime.executors.ort.engine_errors import ort_errors
 from eri_runtime.executors.ort.provider import Provider, is_form
-from eri_runtime.executors.ort.session import open_session
+from eri_runtime.executors.ort.session import SessionSource
 from eri_runtime.executors.step_form import Layout, StepForm, form_of
 from eri_runtime.executors.step_graph import Array, HeldLatents, Row, StepLoop, Stepper
 
@@ -76,8 +76,8 @@ class OrtStepper(Stepper):
         """Opens `graph`; on CUDA its steps are captured. Raises `BackendError`."""
         self._device, self._form = provider.device, form_of(spec)
         self._is_cuda_form = is_form(graph, "cuda")
-        self._open_session = partial(open_session, graph, spec, provider, settings)
-        self._current: Any = CurrentSession(self._open(overrides))
+        self._source = SessionSource(graph, spec, provider, settings)
+        self._current: Any = CurrentSession(self._open(self._source.open, overrides))
         self._overrides = overrides
 
     def loop(self, shape: tuple[int, ...], width: int) -> StepLoop:
@@ -85,29 +85,30 @@ class OrtStepper(Stepper):
 
     def replace(self, overrides: Arrays) -> None:
         if changed_tensors(self._overrides, overrides):
-            opened = self._open(overrides)
+            opened = self._open(self._source.reopen, overrides)
             with device_call(self._device):  # frees the old session's memory, if no loop uses it
                 self._current.opened, self._overrides = opened, overrides
 
     def close(self) -> None:
         with device_call(self._device):
             self._current, self._overrides = None, FROM_FILE
+        self._source.close()
 
-    def _open(self, overrides: Arrays) -> OpenSession:
-        """Opens a session; one that captures graphs, if it can.
+    def _open(self, opens: Callable[[Arrays], Any], overrides: Arrays) -> OpenSession:
+        """Opens a session with `opens`; one that captures graphs, if it can.
 
         Only the CUDA form can be captured: other graphs may read host memory, which replays of a
         captured graph would read again. And ONNX Runtime may refuse to capture.
         """
         if self._is_cuda_form:
             try:
-                session = self._open_session({"enable_cuda_graph": "1"}, overrides)
+                session = self._source.open(overrides, {"enable_cuda_graph": "1"})
                 return OpenSession(session, CapturingSession(session))
             except BackendError as error:
                 if REFUSES_CAPTURE not in str(error):
                     raise
                 log.warning("steps are not captured as CUDA graphs: %s", str(error))
-        return OpenSession(self._open_session({}, overrides), None)
+        return OpenSession(opens(overrides), None)
 
 
 class OrtStepLoop(StepLoop):

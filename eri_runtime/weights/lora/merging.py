@@ -175,9 +175,12 @@ def _merge_low_rank(
     product = np.empty((step, down.shape[1]), np.float32)
     for first in range(0, len(up), step):
         rows = slice(first, first + step)
-        block = np.matmul(up[rows], down, out=product[: len(up[rows])])
+        block = target[rows] if dtype == np.float32 else product[: len(up[rows])]
+        np.matmul(up[rows], down, out=block)
         np.add(block, _to_float32(source[rows]), out=block, casting="same_kind")
-        target[rows] = round_to(name, block, dtype)
+        rounded = round_to(name, block, dtype)
+        if rounded is not block:
+            target[rows] = rounded
     return merged
 
 

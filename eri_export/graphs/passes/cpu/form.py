@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from eri_export.graphs.passes.cpu.flash_attention import fuse_attention
+from eri_export.graphs.passes.cpu.instance_norm import fuse_group_norms
 from eri_export.graphs.passes.merge_heads import merge_heads
 from eri_runtime.bundle import ComponentSpec
 
@@ -24,5 +25,6 @@ def cpu_form(model: ir.Model) -> ir.Model:
     form = model.clone()
     merge_heads(form)
     fuse_attention(form)
+    fuse_group_norms(form)
     RemoveUnusedNodesPass()(form)
     return form
