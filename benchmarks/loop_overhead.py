@@ -1,12 +1,12 @@
-"""Measures the time of a step outside the network: NumPy's loop, the step graph, diffusers.
+"""Measures the time of a step outside the network: NumPy's loops, the step graph, diffusers.
 
     python -m benchmarks.loop_overhead [BUNDLE]
 
 BUNDLE is the embedded checkpoint's, which `eri demo` writes to engines/demo. Every loop runs with
 the real network and with one that returns its input; with the latter, the whole step is time
-outside the network, including the engine's call. Each loop has one thread; the loops take turns
-within a round. Writes benchmarks/results/loop_overhead.json, which also compares the loops' final
-latents.
+outside the network, including the engine's call and the checks of the bundle's files. Each loop has
+one thread; the loops take turns within a round. Writes benchmarks/results/loop_overhead.json, which
+also compares the loops' final latents.
 """
 
 from __future__ import annotations
@@ -35,13 +35,21 @@ from eri_export.embedded import checkpoint
 from eri_export.graphs.step_graph import compose
 from eri_runtime import executors
 from eri_runtime.bundle import Bundle
+from eri_runtime.bundle.hashes import FileRecord, sha256
+from eri_runtime.bundle.pinned_files import Pins, file_state
 from eri_runtime.loop import Loop
 
 RESULTS = Path(__file__).parent / "results"
 PROMPT, GUIDANCE, STEPS, SKIPPED, ROUNDS = "a red heart", 4.0, 40, 5, 12
-OUR_LOOPS: tuple[Loop, ...] = ("numpy", "step")
+# backend and loop: OpenVINO has no step graph
+OUR_LOOPS: dict[str, tuple[str, Loop]] = {
+    "numpy": ("cpu", "numpy"),
+    "step": ("cpu", "step"),
+    "openvino": ("openvino", "numpy"),
+}
 LOOPS = (*OUR_LOOPS, "diffusers")
 GOAL_US, GOAL_SHARE = 100.0, 0.01
+PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "diffusers")
 LATENTS = (16, 12, 12)
 Trajectory = Callable[[int], tuple[list[float], float, np.ndarray]]
 Times = dict[tuple[str, str], list[float]]  # by loop and network
@@ -62,7 +70,7 @@ def main() -> None:
         "results": results,
         "device": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, 1 thread",
         "load_average": os.getloadavg(),
-        "versions": {name: version(name) for name in ("numpy", "onnxruntime", "torch", "diffusers")}
+        "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
     }
     text = json.dumps(record, indent=2) + "\n"
@@ -85,8 +93,16 @@ def identity_bundle(bundle: Bundle, folder: Path) -> Bundle:
     ir.save(model, paths[0])
     compose(model)
     ir.save(model, paths[1])
-    spec = replace(spec, graph=str(paths[0]), step=str(paths[1]), step_per_image=True)
-    return replace(bundle, pins=None, components={**bundle.components, "denoiser": spec})
+    names = [os.path.relpath(path, bundle.root) for path in paths]
+    spec = replace(spec, graph=names[0], step=names[1], step_per_image=True)
+    records = {
+        name: FileRecord(size=path.stat().st_size, sha256=sha256(path))
+        for name, path in zip(names, paths, strict=True)
+    }
+    files = {**bundle.files, **records}
+    pins = Pins({name: file_state(bundle.root / name) for name in files})
+    components = {**bundle.components, "denoiser": spec}
+    return replace(bundle, pins=pins, files=files, components=components)
 
 
 def measured(bundles: dict[str, Bundle], batch: int) -> dict[str, object]:
@@ -139,9 +155,10 @@ def row(loop: str, walls: Times, users: Times) -> dict[str, object]:
     }
 
 
-def eri_loop(bundle: Bundle, loop: Loop, batch: int) -> Trajectory:
+def eri_loop(bundle: Bundle, name: str, batch: int) -> Trajectory:
     """Returns our trajectory, which gives microseconds per step, user CPU and final latents."""
-    engine = executors.choose(bundle, "cpu", threads=1)
+    backend, loop = OUR_LOOPS[name]
+    engine = executors.choose(bundle, backend, threads=1, cache=False)
     pipe = eri.Pipeline(bundle, engine, engine.stepper, loop)
 
     def run(steps: int) -> tuple[list[float], float, np.ndarray]:
@@ -200,9 +217,10 @@ def call_arguments(steps: int, batch: int) -> dict[str, Any]:
     }
 
 
-def peak(bundle: Bundle, loop: Loop, batch: int) -> int:
+def peak(bundle: Bundle, name: str, batch: int) -> int:
     """Returns the peak bytes that Python and NumPy allocate in one step after the first ones."""
-    engine = executors.choose(bundle, "cpu", threads=1)
+    backend, loop = OUR_LOOPS[name]
+    engine = executors.choose(bundle, backend, threads=1, cache=False)
     with eri.Pipeline(bundle, engine, engine.stepper, loop) as pipe:
         peaks, before = [], 0
         tracemalloc.start()

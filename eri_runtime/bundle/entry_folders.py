@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from eri_runtime.bundle.user_folders import cache_folder
 from eri_runtime.files import read_regular_file
 from eri_runtime.partial_files import remove_stale, write_whole
 
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 MOST_ENTRIES = 64  # in one folder
 MOST_BYTES = 1 << 28  # in one folder
 DIGEST = 32  # bytes of a sha256
+FOLDER = "compiled"
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,19 @@ class EntryFolders:
             total += size
             if number > MOST_ENTRIES or total > MOST_BYTES:
                 _remove(path)
+
+
+def kept_beside(root: Path, suffix: str) -> EntryFolders:
+    """Returns where entries of a bundle lie: in its folder, or in the user's cache folder.
+
+    Args:
+        root: The bundle's folder.
+        suffix: The ending of the entries' names, by their kind.
+    """
+    fallback = None
+    with suppress(RuntimeError):  # a user without a home
+        fallback = cache_folder() / FOLDER
+    return EntryFolders(suffix, root / FOLDER, fallback)
 
 
 def _content(path: Path) -> bytes | None:

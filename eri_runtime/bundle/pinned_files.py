@@ -56,6 +56,21 @@ def file_state(path: str | Path) -> FileState | None:
     )
 
 
+def _is_in_state(path: str, state: FileState | None) -> bool:
+    """Returns whether `file_state(path)` is this state, in less time: every step asks."""
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):
+        return False
+    return state == (
+        found.st_dev,
+        found.st_ino,
+        found.st_size,
+        found.st_mtime_ns,
+        found.st_ctime_ns,
+    )
+
+
 class Pins:
     """The states of a bundle's files when its manifest was read.
 
@@ -78,7 +93,10 @@ class Pins:
             held: Whether an engine has it open. Such a file may be renamed over or removed,
                 because the engine keeps the old one, but must not be rewritten.
         """
-        pinned, found = self._states[name], file_state(path)
+        pinned = self._states[name]
+        if _is_in_state(path, pinned):
+            return
+        found = file_state(path)
         if found is not None and found == pinned:
             return
         if held and not _same_file(found, pinned):

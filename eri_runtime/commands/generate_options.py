@@ -11,6 +11,7 @@ from eri_runtime.commands.cache_option import add_cache_option
 from eri_runtime.commands.memory_options import add_memory_options
 from eri_runtime.commands.output import add_output_options
 from eri_runtime.commands.subcommand import parsed_by
+from eri_runtime.commands.threads_option import add_threads_option
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -93,9 +94,7 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out the keys of a LoRA that match no weight, with a warning that names them",
     )
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads of the engine (default: all cores)"
-    )
+    add_threads_option(parser, "CPU threads of the engine (default: all cores)")
     parser.add_argument(
         "--verify",
         choices=VERIFY,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, cast
 
+from eri_runtime.commands.threads_option import AUTO
 from eri_runtime.errors import EriError
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def backend_of(options: argparse.Namespace) -> str:
     except EriError:  # raised again, in the words of the call, once the bundle is open
         return "auto"
     changed = bool(options.lora or options.textual_inversion)
-    settings = Settings(threads=options.threads, cache=options.keep_compiled and not changed)
+    threads = None if options.threads == AUTO else options.threads
+    settings = Settings(threads=threads, cache=options.keep_compiled and not changed)
     return backend_for_one_picture(bundle, components, steps, settings)
 
 

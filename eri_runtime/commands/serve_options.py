@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eri_runtime.commands.cache_option import add_cache_option
 from eri_runtime.commands.subcommand import useless_option
+from eri_runtime.commands.threads_option import add_threads_option
 from eri_runtime.errors import UsageError
 from eri_runtime.serve.options import DEFAULT_OPTIONS, EngineOptions, Limits
 from eri_runtime.units import parse_bytes
@@ -82,7 +83,6 @@ def _add_engine(group: Any) -> None:
             None,
             f"worker processes; 0 runs all in this one (default: {_D.workers}; none with --ray)",
         ),
-        ("threads", None, "CPU threads of each worker (default: the cores, divided by workers)"),
         ("queue", _D.queue, "most requests that wait or run; more get 429"),
         ("running", _D.running, "most requests that a worker runs at once"),
     ):
@@ -93,6 +93,7 @@ def _add_engine(group: Any) -> None:
     ):
         shown = f"{text} (default: {seconds:g})"
         group.add_argument(f"--{name}", type=float, default=seconds, metavar="SECONDS", help=shown)
+    add_threads_option(group, "CPU threads of each worker (default: the cores, divided by workers)")
     add_cache_option(group)
 
 

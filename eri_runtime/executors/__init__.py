@@ -2,13 +2,14 @@
 
 `base` defines an open component, `step_graph` an open step graph, `step_form` what the two forms of
 step graphs take, and `backend` what opens all of them.
-`choice` picks a backend. Each engine has its own folder, and only that folder imports its library.
+`choice` picks a backend, and `thread_count` how many threads of the `processor` it uses. Each
+engine has its own folder, and only that folder imports its library.
 `pinned` opens everything, and sees to it that nothing of damaged or changed files is given out.
 `parted_denoiser` is the denoiser cut at its first block, for step caching.
 `sequential_offload` runs a component one segment at a time, `onnx_weights` hands an engine weights
 that lie elsewhere, `onnx_linear_weights` finds those of linear layers, `onnx_message` reads and
 writes ONNX files, and `heap` gives freed memory back. Uses `bundle`, `sampling`, `checks`,
-`partial_files` and `unfinished`. Start with `base`, then `ort`.
+`control_groups`, `partial_files` and `unfinished`. Start with `base`, then `ort`.
 """
 
 from eri_runtime.executors.backend import Backend
@@ -39,10 +40,12 @@ from eri_runtime.executors.openvino.backend import OPENVINO
 from eri_runtime.executors.ort.backend import CPU
 from eri_runtime.executors.ort.session import OrtExecutor
 from eri_runtime.executors.parted_denoiser import FirstBlock, PartedDenoiser
+from eri_runtime.executors.processor import usable_cores
 from eri_runtime.executors.sequential_offload import SegmentedExecutor
 from eri_runtime.executors.step_form import Layout, even_layout
 from eri_runtime.executors.step_graph import Array, HeldLatents, Latents, Row, StepLoop, Stepper
 from eri_runtime.executors.tensorrt.library import Library, load_library
+from eri_runtime.executors.thread_count import Threads
 
 __all__ = [
     "BACKENDS",
@@ -68,6 +71,7 @@ __all__ = [
     "Settings",
     "StepLoop",
     "Stepper",
+    "Threads",
     "backend_name",
     "changed_tensors",
     "check_inputs",
@@ -81,4 +85,5 @@ __all__ = [
     "refusals",
     "step_cache_refusal",
     "trim_heap",
+    "usable_cores",
 ]

@@ -30,6 +30,11 @@ class Backend(ABC):
     can_map_weights = False
     streams_in_segments = True
 
+    @property
+    def computes_on_cpu(self) -> bool:
+        """Whether the threads of the CPU compute."""
+        return False
+
     def streaming_refusal(self, spec: ComponentSpec) -> str | None:
         """Returns why this component's weights cannot be streamed, in a few words, or None."""
         return None if spec.segments else "a bundle without segments: export it again"

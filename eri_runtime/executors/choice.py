@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from eri_runtime.bundle import Bundle, ComponentSpec, Verify, WeightHashes
-from eri_runtime.checks import boolean, integer
+from eri_runtime.bundle import DENOISER, Bundle, ComponentSpec, Verify, WeightHashes
+from eri_runtime.checks import boolean
 from eri_runtime.errors import BackendError, UnknownNameError, short
 from eri_runtime.executors.backend import Backend
 from eri_runtime.executors.base import DEFAULT_SETTINGS, FROM_FILE, Arrays, Executor, Settings
@@ -24,9 +24,10 @@ from eri_runtime.executors.pinned import (
 )
 from eri_runtime.executors.step_graph import Stepper
 from eri_runtime.executors.tensorrt.backend import TENSORRT
+from eri_runtime.executors.thread_count import AUTO as MEASURED
+from eri_runtime.executors.thread_count import ThreadChoice, Threads, check_threads
 
 log = logging.getLogger(__name__)
-MOST_THREADS = 1024
 Opener = Callable[[Settings, Arrays], Executor]
 
 BACKENDS: dict[str, Backend] = {
@@ -109,6 +110,10 @@ class Engine:
         """The backend's name in `BACKENDS`, or an empty string for any other backend."""
         names = (name for name, known in BACKENDS.items() if known.of(self.bundle) == self.backend)
         return next(names, "")
+
+    def with_threads(self, threads: int | None) -> Engine:
+        """Returns the same engine with another number of threads; None for all cores."""
+        return replace(self, settings=replace(self.settings, threads=threads))
 
     def __call__(self, name: str, overrides: Arrays = FROM_FILE) -> Executor:
         """Opens a component.
@@ -214,7 +219,7 @@ def choose(
     bundle: Bundle,
     backend: str = "auto",
     *,
-    threads: int | None = None,
+    threads: Threads = None,
     low_memory: bool = False,
     verify: Verify = "first",
     cache: bool = True,
@@ -228,7 +233,8 @@ def choose(
     Args:
         bundle: The bundle to run.
         backend: A name in `BACKENDS`, or `auto`.
-        threads: Number of threads, 1 to 1024. Default: all cores.
+        threads: Number of threads, 1 to 1024. "auto" measures which number runs the denoiser
+            fastest, unless that was kept beside the bundle. Default: all cores.
         low_memory: Leave the weights as pages of their file. Somewhat slower.
         verify: When to hash the weights: as `WeightHashes` takes it.
         cache: Keep what the engine compiles in files, and use what other processes kept.
@@ -238,7 +244,7 @@ def choose(
 
     Raises:
         UnknownNameError: If there is no backend of that name, or `verify` is unknown.
-        UsageError: If `threads` is out of range.
+        UsageError: If `threads` is neither "auto" nor in range.
         BackendError: If the backend cannot run the bundle on this machine.
 
     Example:
@@ -250,17 +256,23 @@ def choose(
         expected = f"auto or one of {', '.join(BACKENDS)}"
         raise UnknownNameError("backend", got=short(backend), expected=expected)
     low_memory, cache = boolean("low_memory", low_memory), boolean("cache", cache)
-    if threads is not None:
-        threads = integer("threads", threads, 1, MOST_THREADS)
+    threads = check_threads(threads)
     chosen = backend
     if backend == "auto":
         chosen = first_usable(bundle)
         log.info("backend %s is used", chosen)
     if reasons := refusals(bundle, chosen):
         raise _backend_error(bundle, f"backend {chosen}", reasons)
-    settings = Settings(threads=threads, low_memory=low_memory, cache=cache)
-    hashes = WeightHashes(bundle, verify)
-    return Engine(bundle, BACKENDS[chosen].of(bundle), settings, hashes)
+    settings, engine = Settings(low_memory=low_memory, cache=cache), BACKENDS[chosen].of(bundle)
+    opened = Engine(bundle, engine, settings, WeightHashes(bundle, verify))
+    return opened.with_threads(measured_threads(opened) if threads == MEASURED else threads)
+
+
+def measured_threads(engine: Engine) -> int | None:
+    """Returns the number of threads that runs an engine's denoiser fastest; None for all cores."""
+    unkept = replace(engine, settings=replace(engine.settings, cache=False))
+    choice = ThreadChoice(bundle=engine.bundle, backend=engine.backend, settings=engine.settings)
+    return choice.find(lambda threads: unkept.with_threads(threads)(DENOISER))
 
 
 def first_usable(bundle: Bundle) -> str:

@@ -90,8 +90,12 @@ class PinnedExecutor(Executor):
         self._files, self._held = files, not self.executor.opens_files_in_run
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        with self._files.check(held=self._held):
+        check = partial(self._files.bundle.check_unchanged, self._files.names, held=self._held)
+        check()
+        try:
             outputs = self.executor.run(inputs)
+        finally:  # if a file has changed, that is the error
+            check()
         self._verify()
         if self._files.hashes.compares:
             self.executor.keep(inputs, outputs)

@@ -85,12 +85,20 @@ class StepForm:
         Raises:
             UsageError: If the shape is another, or rows differ and the graph takes one for all.
         """
+        return np.broadcast_to(self._fitting(columns, images), self.row_shape(images))
+
+    def write_row(self, columns: Float32, images: int, into: Float32) -> None:
+        """Writes the input `row` into an array of its shape. Takes and raises what `row` does."""
+        into[...] = self._fitting(columns, images)
+
+    def _fitting(self, columns: Float32, images: int) -> Float32:
+        """Returns what NumPy broadcasts to the input `row`. Raises the errors of `row`."""
         if columns.shape not in ((WIDTH,), (images, WIDTH)):
             expected = f"{WIDTH} numbers, or {WIDTH} for each of {images} images"
             raise UsageError("a row's columns", got=columns.shape, expected=expected)
-        if self.per_image:
-            return np.broadcast_to(columns, self.row_shape(images))
-        first = columns if columns.ndim == 1 else columns[0]
+        if self.per_image or columns.ndim == 1:
+            return columns
+        first: Float32 = columns[0]
         if (columns != first).any():
             expected = "one row for all images, as this step graph takes"
             raise UsageError("a row's columns", got="rows that differ", expected=expected, fix=FIX)

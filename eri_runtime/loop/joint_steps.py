@@ -32,7 +32,7 @@ class GuidedTrajectory:
 
     def __init__(self, trajectory: Trajectory, plan: GuidancePlan, shared: Inputs) -> None:
         self.trajectory, self.shared, self._plan = trajectory, shared, plan
-        self._conditions: dict[DenoiserPass, Inputs] = {}
+        self._inputs: dict[DenoiserPass, Inputs] = {}  # with conditions, which never change
 
     @cached_property
     def signature(self) -> Signature:
@@ -58,14 +58,22 @@ class GuidedTrajectory:
         return self._pass
 
     def ask(self) -> Inputs:
-        """Returns the denoiser's inputs of the next step, (K·B, …)."""
+        """Returns the denoiser's inputs of the next step, (K·B, …).
+
+        The same arrays at each step of the same conditions, so that an engine binds them once: the
+        next call overwrites them.
+        """
         x, at = self.trajectory.ask()
         current = self._pass
-        if current not in self._conditions:
-            self._conditions[current] = self._plan.inputs(current)
-        sample = np.concatenate([x] * len(current.conditions))
-        timestep = np.full(len(sample), at.t, dtype=np.float32)
-        return {"sample": sample, "timestep": timestep, **self._conditions[current]}
+        if current not in self._inputs:
+            rows = len(current.conditions) * len(x)
+            sample = np.empty((rows, *x.shape[1:]), x.dtype)
+            own = {"sample": sample, "timestep": np.empty(rows, np.float32)}
+            self._inputs[current] = {**own, **self._plan.inputs(current)}
+        inputs = self._inputs[current]
+        np.concatenate([x] * len(current.conditions), out=inputs["sample"])
+        inputs["timestep"].fill(at.t)
+        return inputs
 
     def tell(self, predictions: Array) -> Step:
         """Makes the step from the denoiser's predictions (K·B, …); returns it.

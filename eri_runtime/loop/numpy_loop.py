@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import isclose
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -191,6 +192,7 @@ class Trajectory:
         draw: int = 1,
     ) -> None:
         self._table = instance("table", table, SamplerTable)
+        self._rows = _rows(table)
         self._noise = function("noise", noise, "a function (draw, shape) -> array")
         self._hook = function("hook", hook, "a function x_0 -> x_0")
         self._mend = function("mend", mend, "a function (x, k) -> x")
@@ -212,23 +214,23 @@ class Trajectory:
 
     def ask(self) -> tuple[Array, Point]:
         """Returns what to evaluate the network at: c_in·x and its point."""
-        k = self.step.index + 1
-        return float(self._table.c_in[k]) * self.step.x, self.point
+        return self._rows[self.step.index + 1].c_in * self.step.x, self.point
 
     def tell(self, predicted: Array) -> Step:
         """Makes the step from the network's prediction, of the latents' shape; returns it."""
         table, before, x = self._table, self.step, self.step.x
         k = before.index + 1
+        row = self._rows[k]
         predicted = _like(x, "network", predicted)
-        estimate = float(table.c_skip[k]) * x + float(table.c_out[k]) * predicted
+        estimate = row.c_skip * x + row.c_out * predicted
         denoised = _like(x, "hook", self._hook(estimate))
-        memory = float(table.p[k]) * x + float(table.q[k]) * denoised
-        remembered = _push(memory, before.remembered, table.B.shape[1])
+        memory = row.p * x + row.q * denoised
+        remembered = _push(memory, before.remembered, len(row.B))
         noises, draw = draw_noises(table, k, before.noises, before.draw, self._noise, x.shape)
-        x = _accumulate(float(table.A[k]) * x, table.B[k], remembered)
+        x = _accumulate(row.A * x, row.B, remembered)
         if table.E is not None and denoised is not estimate:
             x = x + float(table.E[k]) * (denoised - estimate)
-        x = _like(x, "mend", self._mend(_accumulate(x, table.C[k], noises), k))
+        x = _like(x, "mend", self._mend(_accumulate(x, row.C, noises), k))
         check_state(x, k, table)
         latents = HostLatents(x=x, denoised=denoised, remembered=remembered)
         self.step = make_step(table, k, latents, noises, draw)
@@ -315,9 +317,28 @@ def _push(newest: Array, history: tuple[Array, ...], width: int) -> tuple[Array,
     return (newest, *history)[:width]
 
 
-def _accumulate(x: Array, coefficients: NDArray[np.float64], history: tuple[Array, ...]) -> Array:
+class _Row(NamedTuple):
+    """A row of a sampler's table, as numbers of Python: reading them from arrays takes longer."""
+
+    c_in: float
+    c_skip: float
+    c_out: float
+    p: float
+    q: float
+    A: float
+    B: list[float]
+    C: list[float]
+
+
+def _rows(table: SamplerTable) -> list[_Row]:
+    """Returns the rows of a table."""
+    columns: list[NDArray[np.float64]] = [getattr(table, name) for name in _Row._fields]
+    return [_Row(*each) for each in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def _accumulate(x: Array, coefficients: list[float], history: tuple[Array, ...]) -> Array:
     """Returns x + Σ_j coefficients[j]·history[j]; skips coefficients of 0."""
     for coefficient, value in zip(coefficients, history, strict=False):
         if coefficient:
-            x = x + float(coefficient) * value
+            x = x + coefficient * value
     return x

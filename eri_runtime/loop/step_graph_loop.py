@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from itertools import tee
 from math import ceil
 
+import numpy as np
+
 from eri_runtime.bundle import ShapeRange
 from eri_runtime.executors import Row, Stepper
 from eri_runtime.loop.guidance_plan import DenoiserPass, GuidancePlan, Inputs
@@ -84,9 +86,10 @@ def denoise_on_step_graph(
     for each in denoiser_passes(plan, table):
         padded = each.padded(_least_conditions(shape[0], rows))
         loop.bind(each, padded.mix, {**plan.inputs(padded), **shared})
+    uses_noise = np.any(table.C, axis=1)
     draws, draws_again = tee(_draws(table, step, noise, shape))
     engine_rows = (
-        Row(plan.pass_at(k, table.points[k]), coefficients[k], noises if table.C[k].any() else ())
+        Row(plan.pass_at(k, table.points[k]), coefficients[k], noises if uses_noise[k] else ())
         for k, noises, _ in draws
     )
     states = loop.run(engine_rows, loop.begin(step.x, step.remembered))

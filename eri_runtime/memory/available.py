@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from eri_runtime.control_groups import control_groups, text_lines
+
 ROOT = Path("/")
 UNLIMITED = 1 << 60  # v1 stores a huge number for "no limit"
 
@@ -55,7 +57,7 @@ def _machine(root: Path) -> Iterator[AvailableMemory]:
 
 def _process(root: Path) -> Iterator[AvailableMemory]:
     """Yields what `ulimit -v` and `ulimit -d` leave."""
-    limits, status = _lines(root / "proc/self/limits"), _fields(root / "proc/self/status")
+    limits, status = text_lines(root / "proc/self/limits"), _fields(root / "proc/self/status")
     for title, used, name in (
         ("Max address space", "VmSize", "ulimit -v"),
         ("Max data size", "VmData", "ulimit -d"),
@@ -68,36 +70,8 @@ def _process(root: Path) -> Iterator[AvailableMemory]:
 
 def _groups(root: Path) -> Iterator[AvailableMemory]:
     """Yields what is left in every control group of the process that has a limit, and ancestors."""
-    for line in _lines(root / "proc/self/cgroup"):
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        for mount in _mounts(root, "cgroup" if controllers else "cgroup2"):
-            folder = root / mount.lstrip("/")
-            for group in _with_ancestors(path):
-                yield from (_v1 if controllers else _v2)(folder / group, group)
-
-
-def _mounts(root: Path, kind: str) -> Iterator[str]:
-    """Yields where the tree of memory groups of this kind is mounted."""
-    for line in _lines(root / "proc/self/mounts"):
-        parts = line.split()
-        if len(parts) < 4 or parts[2] != kind:
-            continue
-        if kind == "cgroup2" or "memory" in parts[3].split(","):
-            yield parts[1]
-
-
-def _with_ancestors(path: str) -> Iterator[str]:
-    """Yields a group and its ancestors, relative to the root of the tree.
-
-    In a container the path may be the one outside the container; groups that do not exist there
-    have no readable limit and are skipped.
-    """
-    parts = [part for part in path.split("/") if part not in ("", "..")]
-    for count in range(len(parts), -1, -1):
-        yield "/".join(parts[:count])
+    for group in control_groups("memory", root):
+        yield from (_v2 if group.is_v2 else _v1)(group.folder, group.name)
 
 
 def _v2(folder: Path, group: str) -> Iterator[AvailableMemory]:
@@ -130,19 +104,11 @@ def _group(limit: int, used: int, cache: int, name: str) -> AvailableMemory:
 
 def _number(file: Path) -> int | None:
     """Reads a file that contains one number. Returns None for `max` and for an unreadable file."""
-    text = " ".join(_lines(file)).strip()
+    text = " ".join(text_lines(file)).strip()
     return int(text) if text.isdigit() else None
 
 
 def _fields(file: Path) -> dict[str, int]:
     """Reads lines such as `name: 12 kB` or `name 12`: numbers by name, in the file's units."""
-    rows = (line.replace(":", " ").split() for line in _lines(file))
+    rows = (line.replace(":", " ").split() for line in text_lines(file))
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
-
-
-def _lines(file: Path) -> list[str]:
-    """Returns the lines of a file, or none if it cannot be read."""
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []

@@ -19,6 +19,7 @@ from eri_runtime.memory.available import AvailableMemory, available_memory
 ULIMIT = "ulimit"  # prefix of limits that make an allocation fail and kill nothing
 MARGIN = 1.3  # estimates are within a quarter of measurements, and mostly above them
 OVERHEAD = 24 * 10**6  # bytes that no estimate covers: thread stacks, images, what malloc keeps
+Shapes = list[tuple[str, tuple[int, ...]]]
 Need = Callable[[str, Mapping[str, int]], int | None]
 
 
@@ -37,6 +38,7 @@ class Guard:
         """
         self._need, self._left = need, left
         self._passed: set[tuple[str, frozenset[tuple[str, int]]]] = set()
+        self._last: dict[str, Shapes] = {}  # by component: those of inputs that passed
 
     def check(self, component: str, sizes: Mapping[str, int]) -> None:
         """Checks a run before it starts.
@@ -57,6 +59,24 @@ class Guard:
             raise _guard_error(component, need, lethal)
         self._passed.add(key)
 
+    def check_inputs(
+        self, component: str, inputs: Mapping[str, NDArray[Any]], specs: Iterable[TensorSpec]
+    ) -> None:
+        """Checks a run on these inputs before it starts, as every step does.
+
+        Args:
+            component: The component's name.
+            inputs: Its inputs by name.
+            specs: The descriptions of its inputs.
+
+        Raises:
+            OutOfMemoryError: As `check` does.
+        """
+        shapes = [(name, array.shape) for name, array in inputs.items()]
+        if self._last.get(component) != shapes:
+            self.check(component, sizes_of(inputs, specs))
+            self._last[component] = shapes
+
     def holds(self, needs: Iterable[int | None]) -> bool:
         """Returns whether several runs fit in memory together.
 
@@ -75,6 +95,7 @@ class Guard:
     def forget(self) -> None:
         """Forgets which runs passed. Call it after components were closed or opened."""
         self._passed.clear()
+        self._last.clear()
 
 
 def allowed_bytes(estimate: float) -> float:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +95,7 @@ def load(
     bundle: str | Path,
     backend: str = "auto",
     *,
-    threads: int | None = None,
+    threads: int | Literal["auto"] | None = None,
     low_memory: bool = False,
     verify: Verify = "first",
     loop: Loop = "auto",
@@ -121,7 +121,11 @@ def load(
             `"openvino:bf16"`, `"cpu"` (ONNX Runtime), or `"auto"` for the first of them that can
             run every component as exactly as it was exported. A backend that you name is used or
             refused, never replaced by another.
-        threads: Number of CPU threads of the engine, 1 to 1024. Default: all cores.
+        threads: Number of CPU threads of the engine, 1 to 1024. `"auto"` runs the denoiser at its
+            usual size with all cores, half of them and so on, and takes the fastest; the cores that
+            count are those of the affinity mask and the control group. The number is kept beside
+            the bundle (see `cache`). An engine may sum in another order with another number of
+            threads, which changes a picture's last bits. Default: all cores.
         low_memory: Lets ONNX Runtime map the weights from their files instead of copying them.
             Processes share the mapped pages; inference is somewhat slower.
         verify: When to compare weights with the manifest's sha256. `"first"`: unless the same file,

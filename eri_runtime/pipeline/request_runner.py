@@ -98,10 +98,14 @@ class RequestRunner:
 
         Raises `OutOfMemoryError`, naming the component, if memory runs out or would run out.
         """
-        self._guard.check(name, sizes_of(inputs, self._bundle.components[name].inputs))
+        with self._live.generating(), self._live.using(name):
+            return self._run_held(name, inputs)
+
+    def _run_held(self, name: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Runs a component that the caller is `using` while it is `generating`; see `run`."""
+        self._guard.check_inputs(name, inputs, self._bundle.components[name].inputs)
         try:
-            with self._live.generating(), self._live.using(name):
-                return self._live.executor(name).run(inputs)
+            return self._live.executor(name).run(inputs)
         except Exception as error:
             if is_exhausted(error):
                 raise out_of_memory_error(name, error) from error
@@ -233,7 +237,7 @@ class RequestRunner:
 
     def _run_denoiser(self, rows: ShapeRange, shared: Inputs, inputs: Inputs) -> Array:
         """Returns the denoiser's predictions, computed at most `rows.max` rows at a time."""
-        return run_in_chunks(partial(self.run, DENOISER), rows, inputs, shared)["output"]
+        return run_in_chunks(partial(self._run_held, DENOISER), rows, inputs, shared)["output"]
 
     def _noise(self, request: Request, table: SamplerTable) -> NoiseSource:
         """Returns the request's noise source.

@@ -65,7 +65,7 @@ def mix_predictions(mix: Array, predictions: Array) -> Array:
     conditions, batch = mix.shape
     stacked = predictions.reshape(conditions, batch, *predictions.shape[1:])
     weights = mix.reshape(conditions, batch, *(1,) * (predictions.ndim - 1))
-    mixed: Array = np.sum(weights * stacked, axis=0)
+    mixed: Array = np.add.reduce(weights * stacked, axis=0)
     return mixed
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import log, sqrt
 from typing import NamedTuple
 
@@ -134,7 +135,13 @@ class Schedule:
 
     def __getitem__(self, i: int) -> Point:
         """Returns point `i`, from 0 (the noisiest) to N."""
-        return Point(float(self.t[i]), float(self.alpha[i]), float(self.sigma[i]))
+        return self._points[i]
+
+    @cached_property
+    def _points(self) -> list[Point]:
+        """All points, as every step of a loop reads its own several times."""
+        columns = (self.t, self.alpha, self.sigma)
+        return [Point(*each) for each in np.stack(columns, axis=1).tolist()]
 
     def part(self, start: int, steps: int) -> Schedule:
         """Returns a slice of the schedule.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from typing import Literal
 
 from eri_runtime.checks import boolean, integer, real
 
@@ -42,7 +42,8 @@ class EngineOptions:
 
     Attributes:
         backend: As in `eri_runtime.load`.
-        threads: CPU threads of each worker's engine. Default: the cores, divided by `workers`.
+        threads: CPU threads of each worker's engine. "auto": as in `eri_runtime.load` for one
+            worker; several share the cores, as by default: the cores, divided by `workers`.
         low_memory: As in `eri_runtime.load`: workers share the pages of the weights' files. A call
             for a single row then rounds differently, so a picture's last bits may depend on its
             company.
@@ -60,7 +61,7 @@ class EngineOptions:
     """
 
     backend: str = "auto"
-    threads: int | None = None
+    threads: int | Literal["auto"] | None = None
     low_memory: bool = False
     cache: bool = True
     workers: int = 1
@@ -83,11 +84,13 @@ class EngineOptions:
             real(name, getattr(self, name), "seconds, more than 0", lambda value: 0 < value < inf)
 
     @property
-    def worker_threads(self) -> int | None:
-        """CPU threads of a worker's engine; None for all cores."""
-        if self.threads is not None or self.workers < 2:
+    def worker_threads(self) -> int | Literal["auto"] | None:
+        """CPU threads of a worker's engine, as `eri_runtime.load` takes them."""
+        if self.workers < 2 or self.threads not in (None, "auto"):
             return self.threads
-        return max(1, (os.cpu_count() or 1) // self.workers)
+        from eri_runtime.executors import usable_cores  # here: the command line needs no engine
+
+        return max(1, usable_cores() // self.workers)
 
 
 DEFAULT_OPTIONS = EngineOptions()

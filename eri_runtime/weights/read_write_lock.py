@@ -18,6 +18,21 @@ class _Waiting:
         self.writes = writes
 
 
+class Reading:
+    """A context in which this thread reads: every step enters one, so it is no generator."""
+
+    __slots__ = ("_lock", "_me")
+
+    def __init__(self, lock: ReadWriteLock) -> None:
+        self._lock, self._me = lock, 0
+
+    def __enter__(self) -> None:
+        self._me = self._lock._begin_reading()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock._leave(self._lock._readers, self._me)
+
+
 class ReadWriteLock:
     """A reentrant, fair lock: many threads may read (generate), or one may write (change weights).
 
@@ -34,18 +49,18 @@ class ReadWriteLock:
         self._readers: Counter[int] = Counter()
         self._writers: Counter[int] = Counter()  # one thread at most
 
-    @contextmanager
-    def read(self) -> Iterator[None]:
+    def read(self) -> Reading:
         """Waits for writers who came before, and blocks other writers within the context."""
+        return Reading(self)
+
+    def _begin_reading(self) -> int:
+        """Enters the context of `read`; returns this thread's number."""
         me = threading.get_ident()
         with self._condition:
-            if not self._holds(me):
+            if (self._queue or self._writers) and not self._holds(me):
                 self._wait(self._may_read, writes=False)
-            self._readers[me] += 1
-        try:
-            yield
-        finally:
-            self._leave(self._readers, me)
+            self._readers[me] = self._readers.get(me, 0) + 1
+        return me
 
     @contextmanager
     def write(self, what: str = "new weights") -> Iterator[None]:
@@ -114,7 +129,8 @@ class ReadWriteLock:
             inside[me] -= 1
             if not inside[me]:
                 del inside[me]
-            self._condition.notify_all()
+            if self._queue:
+                self._condition.notify_all()
 
     def _holds(self, me: int) -> bool:
         return me in self._readers or me in self._writers

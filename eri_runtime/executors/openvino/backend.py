@@ -41,6 +41,11 @@ class OpenVinoBackend(Backend):
     compute: Compute = "f32"
     bundle: Bundle | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def computes_on_cpu(self) -> bool:
+        """True."""
+        return True
+
     def of(self, bundle: Bundle) -> OpenVinoBackend:
         """Returns this backend with the files of a bundle, by which compiled models are known."""
         return replace(self, bundle=bundle)

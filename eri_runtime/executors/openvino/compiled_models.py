@@ -12,30 +12,24 @@ and keeps it only if both give the same outputs for the first inputs.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import platform
 import weakref
 from collections.abc import Mapping
-from contextlib import suppress
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from eri_runtime.bundle import Bundle, ComponentSpec, cache_folder
-from eri_runtime.bundle.entry_folders import EntryFolders
+from eri_runtime.bundle import Bundle, ComponentSpec
+from eri_runtime.bundle.entry_folders import kept_beside
 from eri_runtime.executors.openvino.library import import_openvino
+from eri_runtime.executors.processor import cores, processor
 
 log = logging.getLogger(__name__)
 
-FOLDER = "compiled"
 SUFFIX = ".openvino"
 WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
 FORM = 1  # another one whenever `model.py` makes something else of a graph
 REFUSED = b""  # in place of a model
-CPU_FACTS = Path("/proc/cpuinfo")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -55,7 +49,7 @@ class CompiledModels:
             graph: The graph's name in the bundle.
             spec: The component whose weights the graph uses.
         """
-        self._entries, self._graph = entries_of(bundle), graph
+        self._entries, self._graph = kept_beside(bundle.root, SUFFIX), graph
         self._files = {name: bundle.files[name].sha256 for name in (graph, spec.weights)}
         descriptor = os.open(bundle.path(spec.weights), os.O_RDONLY | os.O_CLOEXEC)
         self._weights = f"/dev/fd/{descriptor}"
@@ -141,33 +135,8 @@ def exported(model: Any) -> bytes:
     return data
 
 
-def entries_of(bundle: Bundle) -> EntryFolders:
-    """Returns where the compiled models of a bundle lie: in it, or in the user's cache folder."""
-    fallback = None
-    with suppress(RuntimeError):  # a user without a home
-        fallback = cache_folder() / FOLDER
-    return EntryFolders(SUFFIX, bundle.root / FOLDER, fallback)
-
-
 def machine(core: Any) -> list[str]:
     """Returns what tells OpenVINO on this machine from any other: version, processor, cores."""
     names = ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
     named = [str(core.get_property("CPU", name)) for name in names]
-    return [import_openvino().get_version(), *named, *_processor()]
-
-
-@cache
-def _processor() -> tuple[str, ...]:
-    """Returns the architecture, the number of cores, and a hash of the processor's instructions."""
-    flags = ""
-    with suppress(OSError):
-        lines = CPU_FACTS.read_text(encoding="utf-8", errors="replace").splitlines()
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    instructions = hashlib.sha256(flags.encode()).hexdigest()
-    return platform.machine(), str(cores()), instructions
-
-
-def cores() -> int:
-    """Returns the number of cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return [import_openvino().get_version(), *named, *processor(), str(cores())]

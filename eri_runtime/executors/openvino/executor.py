@@ -13,9 +13,9 @@ from eri_runtime.executors.base import (
     FROM_FILE,
     Arrays,
     Executor,
+    InputCheck,
     Settings,
     changed_tensors,
-    check_inputs,
 )
 from eri_runtime.executors.heap import drop_file_pages
 from eri_runtime.executors.onnx_weights import linked_weights, weights_file
@@ -24,15 +24,15 @@ from eri_runtime.executors.openvino.compiled_models import (
     CompiledModels,
     exported,
 )
+from eri_runtime.executors.openvino.gated_mlp import PRECISION, safe_options
 from eri_runtime.executors.openvino.library import import_openvino, openvino_errors
 from eri_runtime.executors.openvino.model import (
-    PRECISION,
     Compute,
     compile_model,
     compile_options,
     read_model,
 )
-from eri_runtime.executors.openvino.tensors import OpenVinoTensors
+from eri_runtime.executors.openvino.tensors import OpenVinoTensors, Request
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,32 +66,42 @@ class OpenVinoExecutor(Executor):
         """Reads `graph`. Raises `BackendError` if OpenVINO refuses it."""
         self.spec = spec
         self.name = graph.parent.name
+        self._check = InputCheck(self.name, spec)
         self._graph = graph
         self._core = import_openvino().Core()
-        self._options = compile_options(compute, settings)
-        self._request: Any = None
+        self._request: Request | None = None
         self._shapes: Shapes | None = None  # shapes of the compiled model; None: any
         self._has_run = False  # until then a compiled model comes from `prepare`
         self._lock = threading.Lock()  # a request runs one call at a time
         self._linked = linked_weights(graph, spec)  # the model uses their memory
         with openvino_errors(graph):
             self._model = self._read_model(overrides)
+            options = compile_options(compute, settings)
+            self._options = safe_options(self._core, self._model, options)
         self._overrides = overrides  # the model may use their memory
         self._kept = kept if self._linked is None else None  # constants of memory have no offset
         # what was compiled and is in no file, and its shapes
         self._unkept: tuple[Any, Mapping[str, tuple[int, ...]]] | None = None
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        check_inputs(self.name, self.spec, inputs)
-        with self._lock, openvino_errors(self._graph):
-            self._compile(tuple(inputs[tensor.name].shape for tensor in self.spec.inputs))
-            self._has_run = True
-            self._request.infer(dict(inputs), share_inputs=True)
-            # copied: the next call overwrites the request's own output tensors
-            return {
-                output.name: self._request.get_tensor(output.name).data.copy()
-                for output in self.spec.outputs
-            }
+        self._check(inputs)
+        try:
+            with self._lock:
+                return self._run(inputs)
+        except RuntimeError:
+            with openvino_errors(self._graph):
+                raise
+
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Runs the component; needs the lock."""
+        self._compile(tuple([inputs[tensor.name].shape for tensor in self.spec.inputs]))
+        assert self._request is not None  # noqa: S101 `_compile` creates it
+        self._has_run = True
+        self._request.infer(inputs)
+        # copied: the next call overwrites the request's own output tensors
+        return {
+            output.name: self._request.output(output.name).copy() for output in self.spec.outputs
+        }
 
     def prepare(self, sizes: Mapping[str, int]) -> None:
         """Compiles for the shapes that `sizes` give, unless a model is compiled already."""
@@ -110,10 +120,14 @@ class OpenVinoExecutor(Executor):
             self._model, self._overrides = model, overrides
 
     def keep(self, inputs: Arrays, outputs: Arrays) -> None:
+        if self._unkept is None:
+            return  # without waiting, as every step asks
         with self._lock, openvino_errors(self._graph):
-            if self._kept is None or self._unkept is None:
+            unkept, self._unkept = self._unkept, None
+            if self._kept is None or unkept is None:
                 return
-            (model, shapes), self._unkept = self._unkept, None
+            model, shapes = unkept
+            del unkept
             if not (data := exported(model)):
                 return
             del model
@@ -123,22 +137,21 @@ class OpenVinoExecutor(Executor):
                 return
             self._kept.refuse(self._core, shapes, self._options)
             found = compile_model(self._core, self._model, shapes, self._options)
-            self._request = found.create_infer_request()
+            self._request = Request(found)
 
     def _computes(self, data: bytes, inputs: Arrays, outputs: Arrays) -> bool:
         """Opens a compiled model from a file's content; returns whether it gives these outputs."""
         model = None if self._kept is None else self._kept.opened(self._core, data, self._options)
         if model is None:
             return False
-        self._request = model.create_infer_request()
+        self._request = request = Request(model)
         try:
-            self._request.infer(dict(inputs), share_inputs=True)
+            request.infer(inputs)
         except RuntimeError:
             return False
         tolerance = TOLERANCES[self._options[PRECISION]]
         return all(
-            abs(self._request.get_tensor(name).data - expected).max()
-            <= tolerance * abs(expected).max()
+            abs(request.output(name) - expected).max() <= tolerance * abs(expected).max()
             for name, expected in outputs.items()
         )
 
@@ -163,12 +176,12 @@ class OpenVinoExecutor(Executor):
         self._shapes = None if self._has_run else shapes
         self._request = self._create_request(self._model, self._shapes, self._overrides)
 
-    def _create_request(self, model: Any, shapes: Shapes | None, overrides: Arrays) -> Any:
+    def _create_request(self, model: Any, shapes: Shapes | None, overrides: Arrays) -> Request:
         """Returns a request for one set of shapes, or for any if None."""
         self._unkept = None
         compiled = self._compiled_model(model, shapes, overrides)
         drop_file_pages(weights_file(self._graph, self.spec))
-        return compiled.create_infer_request()
+        return Request(compiled)
 
     def _compiled_model(self, model: Any, shapes: Shapes | None, overrides: Arrays) -> Any:
         """Opens a compiled model from its file, or compiles it."""

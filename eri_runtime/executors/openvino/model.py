@@ -15,10 +15,10 @@ from eri_runtime.bundle import TensorFile
 from eri_runtime.executors.base import Arrays, Settings
 from eri_runtime.executors.heap import trim_heap
 from eri_runtime.executors.onnx_weights import weights_as_inputs
+from eri_runtime.executors.openvino.gated_mlp import PRECISION, THREADS, safe_options
 from eri_runtime.executors.openvino.library import import_openvino
 
 Compute = Literal["f32", "bf16"]
-PRECISION = "INFERENCE_PRECISION_HINT"
 
 
 def compile_options(compute: Compute, settings: Settings) -> Mapping[str, Any]:
@@ -27,7 +27,7 @@ def compile_options(compute: Compute, settings: Settings) -> Mapping[str, Any]:
     Threads are not pinned to cores: a pinned thread waits for whatever else runs on its core.
     """
     options = {PRECISION: compute, "ENABLE_CPU_PINNING": False}
-    threads = {} if settings.threads is None else {"INFERENCE_NUM_THREADS": settings.threads}
+    threads = {} if settings.threads is None else {THREADS: settings.threads}
     return {**options, **threads}
 
 
@@ -80,6 +80,7 @@ def compile_model(
     Works on a copy: `model` itself does not change.
     """
     model = model.clone()
+    options = safe_options(core, model, options)
     if options[PRECISION] == "bf16":
         _keep_angles_in_float32(model)
     if shapes is not None:

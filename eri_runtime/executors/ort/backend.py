@@ -39,6 +39,11 @@ class OrtBackend(Backend):
     provider: Provider
     root: Path | None = None
 
+    @property
+    def computes_on_cpu(self) -> bool:
+        """Whether this is the CPU provider."""
+        return self.provider.device == "cpu"
+
     def of(self, bundle: Bundle) -> OrtBackend:
         """Binds the CUDA provider to the bundle, whose graphs it checks before any is opened."""
         return replace(self, root=bundle.root) if self.provider.device == "cuda" else self

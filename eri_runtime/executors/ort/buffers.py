@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from math import isfinite
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -67,10 +68,16 @@ def new_slot(number: int, x: tuple[int, ...], form: StepForm, device: str) -> Sl
 
 
 class OrtLatents:
-    """A state in a slot. The first `count` predictions of its history are valid."""
+    """A state in a slot. The first `count` predictions of its history are valid.
 
-    def __init__(self, slot: Slot, count: int) -> None:
-        self.slot, self.count = slot, count
+    The slot returns to `free` when nothing references the state any more.
+    """
+
+    def __init__(self, slot: Slot, count: int, free: list[Slot]) -> None:
+        self.slot, self.count, self._free = slot, count, free
+
+    def __del__(self) -> None:
+        self._free.append(self.slot)
 
     @cached_property
     def x(self) -> Array:
@@ -86,7 +93,7 @@ class OrtLatents:
 
     @property
     def finite(self) -> bool:
-        return bool(np.isfinite(self._magnitude()).all())
+        return all(map(isfinite, self._magnitude().reshape(-1).tolist()))
 
     @property
     def finite_images(self) -> NDArray[np.bool_]:

@@ -19,9 +19,9 @@ from eri_runtime.executors.base import (
     FROM_FILE,
     Arrays,
     Executor,
+    InputCheck,
     Settings,
     changed_tensors,
-    check_inputs,
 )
 from eri_runtime.executors.onnx_weights import linked_weights, weights_as_inputs, weights_file
 from eri_runtime.executors.ort.capture_guard import device_call
@@ -149,15 +149,20 @@ class OrtExecutor(Executor):
         """
         self.spec = spec
         self.name = graph.parent.name
+        self._check, self._names = InputCheck(self.name, spec), [each.name for each in spec.outputs]
         self._device = provider.device
         self._source = SessionSource(graph, spec, provider, settings)
         self._session, self._overrides = self._source.open(overrides), overrides
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        check_inputs(self.name, self.spec, inputs)
-        names = [output.name for output in self.spec.outputs]
-        with device_call(self._device), ort_errors(self.name, "runs"):
-            return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+        self._check(inputs)
+        try:
+            with device_call(self._device):
+                found = self._session.run(self._names, inputs)
+        except Exception:
+            with ort_errors(self.name, "runs"):
+                raise
+        return dict(zip(self._names, found, strict=True))
 
     def replace(self, overrides: Arrays) -> None:
         if changed_tensors(self._overrides, overrides):

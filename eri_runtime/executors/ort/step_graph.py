@@ -8,7 +8,6 @@ step copies nothing. On CUDA it is a captured graph, see `captured_step`.
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -186,12 +185,15 @@ class OrtStepLoop(StepLoop):
         if self._session is not session:
             self._session = session
             self._bindings.clear()  # they belong to the old session
-        np.copyto(self._row.array, self._form.row(row.columns, self._shape[0]))
+        self._form.write_row(row.columns, self._shape[0], self._row.array)
         self._row.upload()
         if row.noises:
             self._noise.upload()
-        with ort_errors("step graph", "runs"):
+        try:
             session.run_with_iobinding(self._binding(row.key, before, after), options)
+        except Exception:
+            with ort_errors("step graph", "runs"):
+                raise
 
     def _take_slot(self) -> Slot:
         """Returns a free slot, or a new one."""
@@ -201,17 +203,16 @@ class OrtStepLoop(StepLoop):
         return new_slot(self._slots, self._shape, self._form, self._device)
 
     def _latents(self, slot: Slot, count: int) -> OrtLatents:
-        """Wraps a slot; the slot is free again when the result is garbage collected."""
-        latents = OrtLatents(slot, count)
-        weakref.finalize(latents, self._free.append, slot).atexit = False
-        return latents
+        """Wraps a slot; the slot is free again when nothing references the result."""
+        return OrtLatents(slot, count, self._free)
 
     def _binding(self, key: Hashable, before: Slot, after: Slot) -> Any:
         """Returns the binding of a pair of slots, created on first use."""
         pair = key, before.number, after.number
-        if pair not in self._bindings:
+        binding = self._bindings.get(pair)
+        if binding is None:
             inputs = self._bound[key].buffers
-            self._bindings[pair] = bind_step(
+            binding = self._bindings[pair] = bind_step(
                 self._session, inputs, before, after, self._noise, self._row
             )
-        return self._bindings[pair]
+        return binding

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from eri_runtime import executors
 from eri_runtime.commands import serve
 from eri_runtime.commands.main import main, make_parser
 from eri_runtime.commands.serve_options import (
@@ -240,8 +240,10 @@ def test_ray_needs_its_extra(capsys):
 
 
 def test_workers_share_the_cores(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(executors, "usable_cores", lambda: 8)
     assert EngineOptions().worker_threads is None
     assert EngineOptions(workers=3).worker_threads == 2
     assert EngineOptions(workers=9).worker_threads == 1
     assert EngineOptions(workers=3, threads=5).worker_threads == 5
+    assert EngineOptions(workers=3, threads="auto").worker_threads == 2
+    assert EngineOptions(threads="auto").worker_threads == "auto"

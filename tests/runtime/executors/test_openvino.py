@@ -122,6 +122,32 @@ def test_an_input_is_not_written_to_and_may_be_a_view(sd35):
         np.testing.assert_array_equal(executor.run(view)["output"], expected)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_what_is_written_into_an_input_counts_in_the_next_call(sd35, order):
+    inputs = drawn(sd35.components["denoiser"])
+    sample = np.array(inputs["sample"], order=order)
+    with opened(sd35, "denoiser") as executor:
+        first = executor.run({**inputs, "sample": sample})["output"]
+        sample += 1
+        second = executor.run({**inputs, "sample": sample})["output"]
+        fresh = executor.run({**inputs, "sample": inputs["sample"] + 1})["output"]
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(second, fresh)
+
+
+def test_a_view_of_fixed_memory_counts_too(sd35):
+    inputs = drawn(sd35.components["denoiser"])
+    view = inputs["sample"].view()
+    view.flags.writeable = False
+    with opened(sd35, "denoiser") as executor:
+        first = executor.run({**inputs, "sample": view})["output"]
+        inputs["sample"] += 1
+        second = executor.run({**inputs, "sample": view})["output"]
+        fresh = executor.run({**inputs, "sample": inputs["sample"].copy()})["output"]
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(second, fresh)
+
+
 def test_it_is_compiled_for_the_first_shapes_and_once_more_for_any(sd35, monkeypatch):
     compiled = []
     spec = sd35.components["vae_decoder"]
@@ -183,7 +209,7 @@ def test_threads_reach_the_engine(sd35):
     spec = sd35.components["text_encoder"]
     with opened(sd35, "text_encoder") as executor:
         executor.run(drawn(spec))
-        compiled = executor._request.get_compiled_model()
+        compiled = executor._request._request.get_compiled_model()
         assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
         assert compiled.get_property("ENABLE_CPU_PINNING") is False
 

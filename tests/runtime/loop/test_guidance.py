@@ -33,7 +33,7 @@ def pipe(request):
 @pytest.fixture
 def rows(monkeypatch):
     """The number of rows of every call of the denoiser, or of its step graph."""
-    counts, run, step = [], RequestRunner.run, OrtStepLoop._step
+    counts, run, step = [], RequestRunner._run_held, OrtStepLoop._step
 
     def running(course, name, inputs):
         if name == "denoiser":
@@ -44,7 +44,7 @@ def rows(monkeypatch):
         counts.append(loop._bound[row.key].arrays["mix"].size)
         return step(loop, row, state)
 
-    monkeypatch.setattr(RequestRunner, "run", running)
+    monkeypatch.setattr(RequestRunner, "_run_held", running)
     monkeypatch.setattr(OrtStepLoop, "_step", stepping)
     return counts
 

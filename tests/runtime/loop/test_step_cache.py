@@ -107,7 +107,8 @@ def test_a_skipped_step_adds_what_the_last_computed_one_added(pipe, monkeypatch)
     made, run = [], parted_denoiser.EngineParts.run
 
     def noted(self, calls, choose):
-        made.append((calls, run(self, calls, choose)))
+        inputs = [{name: array.copy() for name, array in each.items()} for each in calls]
+        made.append((inputs, run(self, calls, choose)))  # copied: steps write into the same arrays
         return made[-1][1]
 
     with monkeypatch.context() as patch:

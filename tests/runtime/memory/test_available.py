@@ -187,7 +187,7 @@ def group():
     """A control group of this system, to be limited; skipped where none may be made."""
     (own,) = [
         line.rpartition(":")[2]
-        for line in module._lines(Path("/proc/self/cgroup"))
+        for line in module.text_lines(Path("/proc/self/cgroup"))
         if line.split(":")[1] == "memory"
     ] or [None]
     if own is None:

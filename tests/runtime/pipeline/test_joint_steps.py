@@ -96,7 +96,7 @@ def test_after_an_error_of_the_engine_none_has_moved(pipe, monkeypatch):
     words = requests(pipe)[0]
     begun = [pipe.begin(pipe.request(**words, **SIZE)) for _ in range(2)]
     with monkeypatch.context() as patch:
-        patch.setattr(RequestRunner, "run", lambda *_: 1 / 0)
+        patch.setattr(RequestRunner, "_run_held", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             pipe.step(begun)
     assert [each.last.index for each in begun] == [-1, -1]
