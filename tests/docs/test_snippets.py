@@ -6,7 +6,6 @@ import gzip
 import re
 from functools import partial
 from pathlib import Path
-from shutil import copy
 
 import numpy as np
 import pytest
