@@ -110,16 +110,11 @@ class Executor(Refittable):
         """
         del sizes
 
-    def keep(self, inputs: Arrays, outputs: Arrays) -> None:
+    def keep(self) -> None:
         """Writes what was compiled to a file for later processes. Most engines do nothing.
 
         For after a run, once the files that the component was opened from are verified.
-
-        Args:
-            inputs: The inputs of the run.
-            outputs: What it gave.
         """
-        del inputs, outputs
 
 
 class InputCheck:

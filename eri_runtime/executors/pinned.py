@@ -98,7 +98,7 @@ class PinnedExecutor(Executor):
             check()
         self._verify()
         if self._files.hashes.compares:
-            self.executor.keep(inputs, outputs)
+            self.executor.keep()
         return outputs
 
     def prepare(self, sizes: Mapping[str, int]) -> None:

@@ -7,7 +7,8 @@ https://docs.openvino.ai/2026/openvino-workflow/running-inference.html
 
 OpenVINO 2026.4 does not read every model as it wrote it: Flux's transformer, which has rotary
 embeddings, then computes something else. So the process that compiles a model also opens its file,
-and keeps it only if both give the same outputs for the first inputs.
+and keeps it only if both give nearly the same outputs for the first inputs. Then it goes on with
+the one of the file, so that every process computes the same bits.
 """
 
 from __future__ import annotations
@@ -81,21 +82,18 @@ class CompiledModels:
             return None
 
     def is_refused(self, core: Any, shapes: Shapes, options: Mapping[str, Any]) -> bool:
-        """Returns whether `refuse` was called for these shapes and options."""
+        """Returns whether `REFUSED` was written for these shapes and options."""
         return self._entries.read(self._key(core, shapes, options)) == REFUSED
 
     def keep(self, core: Any, data: bytes, shapes: Shapes, options: Mapping[str, Any]) -> None:
         """Writes what `exported` returned for a model of these shapes and options.
 
-        The weights that it was compiled from must have been compared with the manifest.
+        `REFUSED` in its place notes that the model is another one once it is in a file. The weights
+        that it was compiled from must have been compared with the manifest.
         """
         self._entries.write(self._key(core, shapes, options), data)
-        log.info("%s is compiled, and kept in %d bytes", self._graph, len(data))
-
-    def refuse(self, core: Any, shapes: Shapes, options: Mapping[str, Any]) -> None:
-        """Notes that a model of these shapes and options is another one once it is in a file."""
-        self._entries.write(self._key(core, shapes, options), REFUSED)
-        log.info("%s is compiled by every process: from a file, it computes otherwise", self._graph)
+        words = f"kept in {len(data)} bytes" if data else "another one from a file: not kept"
+        log.info("%s is compiled, and %s", self._graph, words)
 
     @property
     def any(self) -> bool:

@@ -20,6 +20,7 @@ from eri_runtime.executors.base import (
 from eri_runtime.executors.heap import drop_file_pages
 from eri_runtime.executors.onnx_weights import linked_weights, weights_file
 from eri_runtime.executors.openvino.compiled_models import (
+    REFUSED,
     WITHOUT_WEIGHTS,
     CompiledModels,
     exported,
@@ -80,8 +81,10 @@ class OpenVinoExecutor(Executor):
             self._options = safe_options(self._core, self._model, options)
         self._overrides = overrides  # the model may use their memory
         self._kept = kept if self._linked is None else None  # constants of memory have no offset
-        # what was compiled and is in no file, and its shapes
-        self._unkept: tuple[Any, Mapping[str, tuple[int, ...]]] | None = None
+        # the model that was compiled for the next run, and its shapes
+        self._fresh: tuple[Any, Mapping[str, tuple[int, ...]]] | None = None
+        # what is to be kept of it, once the weights are verified
+        self._unkept: tuple[bytes, Mapping[str, tuple[int, ...]]] | None = None
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         self._check(inputs)
@@ -95,8 +98,13 @@ class OpenVinoExecutor(Executor):
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Runs the component; needs the lock."""
         self._compile(tuple([inputs[tensor.name].shape for tensor in self.spec.inputs]))
-        assert self._request is not None  # noqa: S101 `_compile` creates it
         self._has_run = True
+        outputs = self._infer(inputs)
+        return outputs if self._fresh is None else self._continued(inputs, outputs)
+
+    def _infer(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Runs the compiled model."""
+        assert self._request is not None  # noqa: S101 `_compile` creates it
         self._request.infer(inputs)
         # copied: the next call overwrites the request's own output tensors
         return {
@@ -119,45 +127,51 @@ class OpenVinoExecutor(Executor):
                 self._request = self._create_request(model, self._shapes, overrides)
             self._model, self._overrides = model, overrides
 
-    def keep(self, inputs: Arrays, outputs: Arrays) -> None:
+    def keep(self) -> None:
         if self._unkept is None:
             return  # without waiting, as every step asks
-        with self._lock, openvino_errors(self._graph):
+        with self._lock:
             unkept, self._unkept = self._unkept, None
-            if self._kept is None or unkept is None:
-                return
-            model, shapes = unkept
-            del unkept
-            if not (data := exported(model)):
-                return
-            del model
-            self._request = None  # frees its memory before the file is opened
-            if self._computes(data, inputs, outputs):
-                self._kept.keep(self._core, data, shapes, self._options)
-                return
-            self._kept.refuse(self._core, shapes, self._options)
-            found = compile_model(self._core, self._model, shapes, self._options)
-            self._request = Request(found)
+            if self._kept is not None and unkept is not None:
+                self._kept.keep(self._core, *unkept, self._options)
 
-    def _computes(self, data: bytes, inputs: Arrays, outputs: Arrays) -> bool:
-        """Opens a compiled model from a file's content; returns whether it gives these outputs."""
+    def _continued(
+        self, inputs: Arrays, outputs: dict[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """Goes on with the model that later processes will open, so that all give the same bits.
+
+        Returns what it makes of the first inputs. If that is not nearly `outputs`, the model is
+        compiled anew, by later processes too.
+        """
+        assert self._fresh is not None  # noqa: S101 checked by the caller
+        (model, shapes), self._fresh = self._fresh, None
+        if not (data := exported(model)):
+            return outputs
+        del model
+        self._request = None  # frees its memory before the next one is opened
+        found = self._opened_outputs(data, inputs)
+        if found is not None and are_alike(found, outputs, self._options[PRECISION]):
+            self._unkept = data, shapes
+            return found
+        self._unkept = REFUSED, shapes
+        compiled = compile_model(self._core, self._model, shapes, self._options)
+        self._request = self._request_of(compiled)
+        return outputs
+
+    def _opened_outputs(self, data: bytes, inputs: Arrays) -> dict[str, NDArray[Any]] | None:
+        """Opens a compiled model from a file's content and runs it; None if OpenVINO refuses."""
         model = None if self._kept is None else self._kept.opened(self._core, data, self._options)
         if model is None:
-            return False
-        self._request = request = Request(model)
+            return None
+        self._request = self._request_of(model)
         try:
-            request.infer(inputs)
+            return self._infer(inputs)
         except RuntimeError:
-            return False
-        tolerance = TOLERANCES[self._options[PRECISION]]
-        return all(
-            abs(request.output(name) - expected).max() <= tolerance * abs(expected).max()
-            for name, expected in outputs.items()
-        )
+            return None
 
     def close(self) -> None:
         self._request = self._model = None
-        self._unkept = None
+        self._fresh = self._unkept = None
         self._linked = None
         if self._kept is not None:
             self._kept.close()
@@ -178,8 +192,11 @@ class OpenVinoExecutor(Executor):
 
     def _create_request(self, model: Any, shapes: Shapes | None, overrides: Arrays) -> Request:
         """Returns a request for one set of shapes, or for any if None."""
-        self._unkept = None
-        compiled = self._compiled_model(model, shapes, overrides)
+        self._fresh = self._unkept = None
+        return self._request_of(self._compiled_model(model, shapes, overrides))
+
+    def _request_of(self, compiled: Any) -> Request:
+        """Returns a request of a compiled model, which has what it needs of the weights file."""
         drop_file_pages(weights_file(self._graph, self.spec))
         return Request(compiled)
 
@@ -196,8 +213,16 @@ class OpenVinoExecutor(Executor):
             return compile_model(self._core, model, by_name, self._options)
         options = {**self._options, **WITHOUT_WEIGHTS}
         found = compile_model(self._core, model, by_name, options)
-        self._unkept = found, by_name
+        self._fresh = found, by_name
         return found
+
+
+def are_alike(found: Arrays, expected: Arrays, compute: Compute) -> bool:
+    """Returns whether outputs differ by rounding only."""
+    return all(
+        abs(found[name] - values).max() <= TOLERANCES[compute] * abs(values).max()
+        for name, values in expected.items()
+    )
 
 
 def shape_of(tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
