@@ -22,7 +22,7 @@ import numpy as np
 from eri_runtime.bundle import DENOISER, Bundle, ComponentSpec
 from eri_runtime.bundle.entry_folders import EntryFolders, kept_beside
 from eri_runtime.checks import integer
-from eri_runtime.errors import BackendError, UsageError, short
+from eri_runtime.errors import BackendError, UsageError
 from eri_runtime.executors.backend import Backend
 from eri_runtime.executors.base import Arrays, Executor, Settings
 from eri_runtime.executors.processor import processor, usable_cores
@@ -52,10 +52,11 @@ def check_threads(value: object) -> Threads:
     """
     if value is None or (isinstance(value, str) and value == AUTO):
         return AUTO if value else None
-    if isinstance(value, str):
-        expected = f'"auto" or an integer, 1 to {MOST_THREADS}'
-        raise UsageError("threads", got=short(value), expected=expected)
-    return integer("threads", value, 1, MOST_THREADS)
+    try:
+        return integer("threads", value, 1, MOST_THREADS)
+    except UsageError as error:
+        expected = f"auto or {error.expected}"
+        raise UsageError("threads", got=error.got, expected=expected) from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,7 +116,7 @@ def test_a_bad_command_line_is_status_2(arguments, capsys):
         (["--seed", "-1"], "seed: got -1"),
         (["--batch", "0"], "num_images_per_prompt: got 0"),
         (["--backend", "cuba"], "backend: got 'cuba', expected auto or one of tensorrt"),
-        (["--threads", "0"], "threads: got 0, expected an integer, 1 to 1024"),
+        (["--threads", "0"], "threads: got 0, expected auto or an integer, 1 to 1024"),
         (["--eta", "0.5"], "eta: got 0.5 with flow_euler"),
         (["-o", "heart.jpg"], "--output: got heart.jpg"),
     ],
