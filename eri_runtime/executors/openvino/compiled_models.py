@@ -57,11 +57,11 @@ class CompiledModels:
         self._close = weakref.finalize(self, os.close, descriptor)
 
     def load(self, core: Any, shapes: Shapes, options: Mapping[str, Any]) -> Any:
-        """Returns the model that was compiled for these shapes and options, or None."""
+        """Returns the model that was compiled for these shapes and options, `REFUSED` or None."""
         key = self._key(core, shapes, options)
         data = self._entries.read(key)
         if not data:
-            return None
+            return data
         model = self.opened(core, data, options)
         if model is None:
             self._entries.remove(key)
@@ -80,10 +80,6 @@ class CompiledModels:
         except RuntimeError as error:
             log.warning("a compiled model is made again: %s", " ".join(str(error).split()))
             return None
-
-    def is_refused(self, core: Any, shapes: Shapes, options: Mapping[str, Any]) -> bool:
-        """Returns whether `REFUSED` was written for these shapes and options."""
-        return self._entries.read(self._key(core, shapes, options)) == REFUSED
 
     def keep(self, core: Any, data: bytes, shapes: Shapes, options: Mapping[str, Any]) -> None:
         """Writes what `exported` returned for a model of these shapes and options.

@@ -207,10 +207,10 @@ class OpenVinoExecutor(Executor):
         if self._kept is None or by_name is None or overrides:
             return compile_model(self._core, model, by_name, self._options)
         found = self._kept.load(self._core, by_name, self._options)
+        if found == REFUSED:
+            return compile_model(self._core, model, by_name, self._options)
         if found is not None:
             return found
-        if self._kept.is_refused(self._core, by_name, self._options):
-            return compile_model(self._core, model, by_name, self._options)
         options = {**self._options, **WITHOUT_WEIGHTS}
         found = compile_model(self._core, model, by_name, options)
         self._fresh = found, by_name
