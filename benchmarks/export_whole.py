@@ -12,15 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.export_cost import MEGABYTE, RESULTS, about
+from benchmarks.finished_process import finish
 from tests.support import single_files as made
 from tests.support.published_models import PUBLISHED, shapes
 from tests.support.single_file_keys import bfl_flux
@@ -87,25 +86,15 @@ def measured(source: Path, arguments: list[str], gate: str) -> dict[str, Any]:
     """Returns the figures of one export by the packages in `source`."""
     chosen = [] if gate == BEFORE else ["--gate", gate]
     command = [sys.executable, "-m", "eri_runtime", "export", "--json", "--force"]
-    started = time.perf_counter()
-    child = subprocess.Popen(  # noqa: S603
-        [*command, *arguments, *chosen],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(source.resolve())},
-        cwd=source,
-        text=True,
-    )
-    said = child.stdout.read() if child.stdout else ""
-    _, status, used = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        return {"failed": child.returncode}
+    environment = {**os.environ, "PYTHONPATH": str(source.resolve())}
+    ended = finish([*command, *arguments, *chosen], env=environment, cwd=source)
+    if ended.status:
+        return {"failed": ended.status}
     return {
-        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
-        "seconds": round(time.perf_counter() - started, 1),
-        "peak_mb": round(used.ru_maxrss * 1024 / MEGABYTE),
-        "stages": json.loads(said)["seconds"],
+        "cpu_seconds": round(ended.cpu_seconds, 1),
+        "seconds": round(ended.seconds, 1),
+        "peak_mb": round(ended.peak_bytes / MEGABYTE),
+        "stages": json.loads(ended.output)["seconds"],
     }
 
 

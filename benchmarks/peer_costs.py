@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.finished_process import finish
 from benchmarks.memory import Watch
 from benchmarks.vs_pytorch import PROMPT, SIZES
 from eri_export.bench.older_tokenizers import with_older_tokenizers
@@ -92,25 +92,18 @@ def export_costs(family: str, checkpoint: Path, work: Path) -> dict[str, Any]:
         ],
         "optimum-cli export onnx": [peers, *optimum, "onnx", *model, str(work / "onnx")],
     }
-    return {name: finished(command) for name, command in commands.items()}
+    return {name: cost(command) for name, command in commands.items()}
 
 
-def finished(command: Sequence[str]) -> dict[str, Any]:
+def cost(command: Sequence[str]) -> dict[str, Any]:
     """Runs a command and returns its wall time, CPU time and peak memory, or why it failed."""
-    begun = time.perf_counter()
-    child = subprocess.Popen(  # noqa: S603 -- our own commands
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    assert child.stderr is not None  # noqa: S101 asked for
-    errors = child.stderr.read()
-    _, status, used = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        return {"failed": (errors.strip().splitlines() or ["no reason"])[-1]}
+    ended = finish(command)
+    if ended.status:
+        return {"failed": (ended.errors.strip().splitlines() or ["no reason"])[-1]}
     return {
-        "wall_s": round(time.perf_counter() - begun, 1),
-        "cpu_s": round(used.ru_utime + used.ru_stime, 1),
-        "peak_bytes": used.ru_maxrss << 10,
+        "wall_s": round(ended.seconds, 1),
+        "cpu_s": round(ended.cpu_seconds, 1),
+        "peak_bytes": ended.peak_bytes,
     }
 
 

@@ -22,7 +22,7 @@ from eri_export.graphs.passes.split_segments import cut, segment_spec
 from eri_export.graphs.recipes.base import Arrays
 from eri_runtime.bundle import ComponentSpec, SegmentSpec
 from eri_runtime.executors import FROM_FILE
-from eri_runtime.executors.ort.engine_errors import ort_errors
+from eri_runtime.executors.ort.engine_errors import OrtErrors
 from eri_runtime.executors.ort.provider import CPU_PROVIDER
 from eri_runtime.executors.ort.session import open_session
 
@@ -52,7 +52,7 @@ def run_parts(
     for index, (path, part) in enumerate(zip(paths, spec.segments, strict=True)):
         session = open_session(path, spec, CPU_PROVIDER, PAGED, {}, FROM_FILE, arena=False)
         for values in live:
-            with ort_errors(path, "runs"):
+            with OrtErrors(path, "runs"):
                 made = session.run(part.outputs, {name: values[name] for name in part.inputs})
             values |= zip(part.outputs, made, strict=True)
             for name in [each for each in values if last.get(each, -1) <= index]:

@@ -47,28 +47,17 @@ class FileState(NamedTuple):
 
 def file_state(path: str | Path) -> FileState | None:
     """Returns the state of the file that `path` leads to, or None if there is none."""
+    found = _numbers(path)
+    return None if found is None else FileState(*found)
+
+
+def _numbers(path: str | Path) -> tuple[int, int, int, int, int] | None:
+    """Returns the numbers of `file_state`, which equal it and cost less: every step asks."""
     try:
-        status = os.stat(path)  # noqa: PTH116  takes a text too, as every step asks
+        status = os.stat(path)  # noqa: PTH116  takes a text too
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return None
-    return FileState(
-        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-    )
-
-
-def _is_in_state(path: str, state: FileState | None) -> bool:
-    """Returns whether `file_state(path)` is this state, in less time: every step asks."""
-    try:
-        found = os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError):
-        return False
-    return state == (
-        found.st_dev,
-        found.st_ino,
-        found.st_size,
-        found.st_mtime_ns,
-        found.st_ctime_ns,
-    )
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class Pins:
@@ -93,12 +82,10 @@ class Pins:
             held: Whether an engine has it open. Such a file may be renamed over or removed,
                 because the engine keeps the old one, but must not be rewritten.
         """
-        pinned = self._states[name]
-        if _is_in_state(path, pinned):
+        pinned, numbers = self._states[name], _numbers(path)
+        if numbers is not None and numbers == pinned:
             return
-        found = file_state(path)
-        if found is not None and found == pinned:
-            return
+        found = None if numbers is None else FileState(*numbers)
         if held and not _same_file(found, pinned):
             return
         if found is None:

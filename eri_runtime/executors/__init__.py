@@ -40,7 +40,7 @@ from eri_runtime.executors.openvino.backend import OPENVINO
 from eri_runtime.executors.ort.backend import CPU
 from eri_runtime.executors.ort.session import OrtExecutor
 from eri_runtime.executors.parted_denoiser import FirstBlock, PartedDenoiser
-from eri_runtime.executors.processor import usable_cores
+from eri_runtime.executors.processor import cores, usable_cores
 from eri_runtime.executors.sequential_offload import SegmentedExecutor
 from eri_runtime.executors.step_form import Layout, even_layout
 from eri_runtime.executors.step_graph import Array, HeldLatents, Latents, Row, StepLoop, Stepper
@@ -77,6 +77,7 @@ __all__ = [
     "check_inputs",
     "choose",
     "compute_capability",
+    "cores",
     "describe_backends",
     "engine_description",
     "even_layout",

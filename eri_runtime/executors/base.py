@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from eri_runtime.bundle import ComponentSpec
+from eri_runtime.bundle import ComponentSpec, TensorSpec
 from eri_runtime.errors import BackendError, SizeError
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -130,6 +130,11 @@ class InputCheck:
         if found != self._last:
             check_inputs(self._name, self._spec, inputs)
             self._last = found
+
+
+def shape_of(tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Returns the shape of a tensor whose dynamic dimensions have these sizes."""
+    return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
 
 
 def changed_tensors(before: Arrays, after: Arrays) -> set[str]:

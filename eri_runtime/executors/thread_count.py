@@ -24,7 +24,7 @@ from eri_runtime.bundle.entry_folders import EntryFolders, kept_beside
 from eri_runtime.checks import integer
 from eri_runtime.errors import BackendError, UsageError
 from eri_runtime.executors.backend import Backend
-from eri_runtime.executors.base import Arrays, Executor, Settings
+from eri_runtime.executors.base import Arrays, Executor, Settings, shape_of
 from eri_runtime.executors.processor import processor, usable_cores
 
 AUTO: Literal["auto"] = "auto"
@@ -50,8 +50,10 @@ def check_threads(value: object) -> Threads:
 
     Raises `UsageError` for anything else.
     """
-    if value is None or (isinstance(value, str) and value == AUTO):
-        return AUTO if value else None
+    if value is None:
+        return None
+    if isinstance(value, str) and value == AUTO:
+        return AUTO
     try:
         return integer("threads", value, 1, MOST_THREADS)
     except UsageError as error:
@@ -112,7 +114,7 @@ class ThreadChoice:
             "versions": library_versions(),
             "machine": [*processor(), usable_cores()],
             "files": [self.bundle.files[name].sha256 for name in (spec.graph, spec.weights)],
-            "sizes": {name: sizes.opt for name, sizes in spec.ranges.items()},
+            "sizes": usual_sizes(spec),
         }
         return json.dumps(facts, sort_keys=True)
 
@@ -130,10 +132,14 @@ def usual_inputs(spec: ComponentSpec) -> dict[str, np.ndarray]:
     """Returns inputs of a component, at the sizes that it is tuned for."""
     rng, found = np.random.default_rng(0), {}
     for tensor in spec.inputs:
-        shape = [each if isinstance(each, int) else spec.ranges[each].opt for each in tensor.shape]
-        values = rng.standard_normal(shape, np.float32)
+        values = rng.standard_normal(shape_of(tensor, usual_sizes(spec)), np.float32)
         found[tensor.name] = values.astype(tensor.dtype)
     return found
+
+
+def usual_sizes(spec: ComponentSpec) -> dict[str, int]:
+    """Returns the size of each dynamic dimension that a component is tuned for, by name."""
+    return {name: sizes.opt for name, sizes in spec.ranges.items()}
 
 
 def numbers(most: int) -> Iterator[int]:

@@ -12,14 +12,29 @@ that run 16 bits have a kernel.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import onnx_ir as ir
 
 from eri_export.graphs.passes.node_builder import Emitter
 from eri_export.graphs.passes.shape_inference import inferred, sized
-from eri_export.graphs.passes.values import dtype_of, name_of
+from eri_export.graphs.passes.values import constant_of, dtype_of, made_by, name_of
 
 OPERATOR = "GroupNormalization"
+# back from the mean as large as x, and from the deviation: to x, and to d²
+MEAN = ("Reshape", "Expand", "ReduceMean", "Reshape", "ReduceMean")
+DEVIATION = ("Sqrt", "Add", "ReduceMean", "Reshape", "ReduceMean", "Mul")
+
+
+class Norm(NamedTuple):
+    """A group normalisation of `x` (N, C, H, W) or (N, C, T)."""
+
+    x: ir.Value
+    scale: ir.Value
+    bias: ir.Value
+    groups: int
+    epsilon: float
 
 
 def expand_group_norms(model: ir.Model) -> None:
@@ -65,3 +80,26 @@ def _normalised(
 def _is_float32(node: ir.Node) -> bool:
     scale = node.inputs[1]
     return scale is not None and dtype_of(scale) == ir.DataType.FLOAT
+
+
+def expanded_norm(total: ir.Node) -> Norm | None:
+    """Returns the norm that `expand_group_norms` wrote out and ends in an Add; None for another."""
+    scaled, shift = made_by(total.inputs[0], "Mul"), made_by(total.inputs[1], "Unsqueeze")
+    if scaled is None or shift is None:
+        return None
+    d, ratio = scaled.inputs[0], made_by(scaled.inputs[1], "Reshape", "Div")
+    difference = made_by(d, "Sub")
+    if difference is None or ratio is None:
+        return None
+    (x, mean), weight = difference.inputs, made_by(ratio.inputs[0], "Reshape")
+    averaged, square = made_by(mean, *MEAN), made_by(ratio.inputs[1], *DEVIATION)
+    variance = made_by(ratio.inputs[1], *DEVIATION[:2])
+    if weight is None or averaged is None or square is None or variance is None:
+        return None
+    if averaged.inputs[0] is not x or any(value is not d for value in square.inputs):
+        return None
+    scale, bias = weight.inputs[0], shift.inputs[0]
+    by_group, epsilon = constant_of(weight.inputs[1]), constant_of(variance.inputs[1])
+    if x is None or scale is None or bias is None or not by_group or not epsilon:
+        return None
+    return Norm(x, scale, bias, int(by_group[1]), epsilon[0])

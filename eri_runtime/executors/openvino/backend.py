@@ -12,13 +12,16 @@ from pathlib import Path
 from eri_runtime.bundle import Bundle, ComponentSpec
 from eri_runtime.errors import BackendError
 from eri_runtime.executors.backend import Backend
-from eri_runtime.executors.base import DEFAULT_SETTINGS, FROM_FILE, Arrays, Executor, Settings
-from eri_runtime.executors.openvino.compiled_models import CompiledModels
-from eri_runtime.executors.openvino.executor import (
-    OpenVinoExecutor,
-    OpenVinoSegmentRunner,
+from eri_runtime.executors.base import (
+    DEFAULT_SETTINGS,
+    FROM_FILE,
+    Arrays,
+    Executor,
+    Settings,
     shape_of,
 )
+from eri_runtime.executors.openvino.compiled_models import CompiledModels
+from eri_runtime.executors.openvino.executor import OpenVinoExecutor, OpenVinoSegmentRunner
 from eri_runtime.executors.openvino.library import cpu_capabilities, import_openvino
 from eri_runtime.executors.openvino.model import Compute, compile_options
 from eri_runtime.executors.openvino.parts import OpenVinoParts

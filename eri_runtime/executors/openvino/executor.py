@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eri_runtime.bundle import ComponentSpec, TensorSpec
+from eri_runtime.bundle import ComponentSpec
 from eri_runtime.executors.base import (
     DEFAULT_SETTINGS,
     FROM_FILE,
@@ -16,6 +16,7 @@ from eri_runtime.executors.base import (
     InputCheck,
     Settings,
     changed_tensors,
+    shape_of,
 )
 from eri_runtime.executors.heap import drop_file_pages
 from eri_runtime.executors.onnx_weights import linked_weights, weights_file
@@ -26,7 +27,7 @@ from eri_runtime.executors.openvino.compiled_models import (
     exported,
 )
 from eri_runtime.executors.openvino.gated_mlp import PRECISION, safe_options
-from eri_runtime.executors.openvino.library import import_openvino, openvino_errors
+from eri_runtime.executors.openvino.library import OpenVinoErrors, import_openvino
 from eri_runtime.executors.openvino.model import (
     Compute,
     compile_model,
@@ -75,7 +76,7 @@ class OpenVinoExecutor(Executor):
         self._has_run = False  # until then a compiled model comes from `prepare`
         self._lock = threading.Lock()  # a request runs one call at a time
         self._linked = linked_weights(graph, spec)  # the model uses their memory
-        with openvino_errors(graph):
+        with OpenVinoErrors(graph):
             self._model = self._read_model(overrides)
             options = compile_options(compute, settings)
             self._options = safe_options(self._core, self._model, options)
@@ -88,12 +89,8 @@ class OpenVinoExecutor(Executor):
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         self._check(inputs)
-        try:
-            with self._lock:
-                return self._run(inputs)
-        except RuntimeError:
-            with openvino_errors(self._graph):
-                raise
+        with self._lock, OpenVinoErrors(self._graph):
+            return self._run(inputs)
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Runs the component; needs the lock."""
@@ -114,14 +111,14 @@ class OpenVinoExecutor(Executor):
     def prepare(self, sizes: Mapping[str, int]) -> None:
         """Compiles for the shapes that `sizes` give, unless a model is compiled already."""
         shapes = tuple(shape_of(tensor, sizes) for tensor in self.spec.inputs)
-        with self._lock, openvino_errors(self._graph):
+        with self._lock, OpenVinoErrors(self._graph):
             if self._request is None:
                 self._compile(shapes)
 
     def replace(self, overrides: Arrays) -> None:
         if not changed_tensors(self._overrides, overrides):
             return
-        with self._lock, openvino_errors(self._graph):
+        with self._lock, OpenVinoErrors(self._graph):
             model = self._read_model(overrides)
             if self._request is not None:
                 self._request = self._create_request(model, self._shapes, overrides)
@@ -225,11 +222,6 @@ def are_alike(found: Arrays, expected: Arrays, compute: Compute) -> bool:
     )
 
 
-def shape_of(tensor: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Returns the shape of an input whose dynamic dimensions have these sizes."""
-    return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape)
-
-
 class OpenVinoSegmentRunner(OpenVinoTensors):
     """Runs segments on OpenVINO; each is compiled in every call, for the shapes of that call."""
 
@@ -242,7 +234,7 @@ class OpenVinoSegmentRunner(OpenVinoTensors):
     ) -> dict[str, Any]:
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
         linked = linked_weights(graph, self._spec)
-        with openvino_errors(graph):
+        with OpenVinoErrors(graph):
             model = read_model(self._core, graph, overrides, linked)
             compiled = compile_model(self._core, model, shapes, self._options)
             drop_file_pages(weights_file(graph, self._spec))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,12 +32,25 @@ def cpu_capabilities() -> list[str]:
     return names
 
 
-@contextmanager
-def openvino_errors(graph: Path) -> Iterator[None]:
-    """Raises OpenVINO's errors as `BackendError`: they are bare RuntimeErrors of several lines."""
-    try:
-        yield
-    except RuntimeError as error:
-        expected = f"a graph that OpenVINO {version('openvino')} runs"
-        got = " ".join(str(error).split())
-        raise BackendError(graph, got=got, expected=expected) from error
+class OpenVinoErrors:
+    """A context that raises OpenVINO's errors, RuntimeErrors of several lines, as `BackendError`.
+
+    It is no generator, as every step enters one.
+
+    Args:
+        graph: The graph, for the message.
+    """
+
+    __slots__ = ("_graph",)
+
+    def __init__(self, graph: Path) -> None:
+        self._graph = graph
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, RuntimeError):
+            expected = f"a graph that OpenVINO {version('openvino')} runs"
+            got = " ".join(str(error).split())
+            raise BackendError(self._graph, got=got, expected=expected) from error

@@ -11,7 +11,7 @@ from eri_runtime.bundle import ComponentSpec
 from eri_runtime.executors.base import Arrays, Settings
 from eri_runtime.executors.heap import drop_file_pages
 from eri_runtime.executors.onnx_weights import linked_weights, weights_file
-from eri_runtime.executors.openvino.library import import_openvino, openvino_errors
+from eri_runtime.executors.openvino.library import OpenVinoErrors, import_openvino
 from eri_runtime.executors.openvino.model import (
     Compute,
     compile_model,
@@ -33,7 +33,7 @@ class OpenVinoParts(OpenVinoTensors):
 
     def open(self, graph: Path, overrides: Arrays) -> OpenPart:
         linked = linked_weights(graph, self._spec)
-        with openvino_errors(graph):
+        with OpenVinoErrors(graph):
             model = read_model(self._core, graph, overrides, linked)
         weights = weights_file(graph, self._spec)
         return _Part(self._core, graph, weights, model, self._options, (overrides, linked))
@@ -53,7 +53,7 @@ class _Part(OpenVinoTensors):
         self._lock = threading.Lock()  # a request runs one call at a time
 
     def __call__(self, inputs: EngineTensors, outputs: Sequence[str]) -> EngineTensors:
-        with self._lock, openvino_errors(self._graph):
+        with self._lock, OpenVinoErrors(self._graph):
             self._compile({name: tuple(tensor.shape) for name, tensor in inputs.items()})
             self._request.infer(dict(inputs), share_inputs=True)
             return {name: self.copied(self._request.get_tensor(name)) for name in outputs}

@@ -27,9 +27,9 @@ from eri_runtime.executors.onnx_linear_weights import (
 )
 from eri_runtime.executors.onnx_message import ExternalTensor
 from eri_runtime.executors.onnx_weights import weights_as_inputs
-from eri_runtime.executors.ort.engine_errors import ort_errors
+from eri_runtime.executors.ort.engine_errors import OrtErrors
 from eri_runtime.executors.ort.provider import Provider
-from eri_runtime.executors.ort.session_options import options_of_session, ort_value
+from eri_runtime.executors.ort.session_options import new_session, options_of_session, ort_value
 from eri_runtime.unfinished import temporary_folder
 
 GRAPH, OPTIMIZED, VALUES = "graph.onnx", "optimized.onnx", "values"  # in a temporary folder
@@ -95,7 +95,7 @@ class OptimizedGraph:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         weights = {name: overrides.get(name, self._stored[name]) for name in self._shapes}
         values = {**held, **{name: ort_value(each) for name, each in weights.items()}}
-        with temporary_folder() as folder, ort_errors(self._name, "opens"):
+        with temporary_folder() as folder, OrtErrors(self._name, "opens"):
             (folder / VALUES).touch()  # ONNX Runtime reads none of it, but it must exist
             (folder / GRAPH).write_bytes(graph)
             for name, value in values.items():
@@ -107,7 +107,7 @@ class OptimizedGraph:
     def _optimize(self) -> tuple[bytes, Mapping[str, Any]]:
         """Returns the optimised graph and its values by name."""
         as_inputs, _ = weights_as_inputs(self._name.read_bytes(), self._shapes)
-        with temporary_folder() as folder, ort_errors(self._name, "opens"):
+        with temporary_folder() as folder, OrtErrors(self._name, "opens"):
             (folder / GRAPH).write_bytes(as_inputs)
             options = options_of_session(self._provider, self._settings)
             options.optimized_model_filepath = str(folder / OPTIMIZED)
@@ -128,13 +128,7 @@ class OptimizedGraph:
 
     def _session(self, graph: Path, options: Any) -> Any:
         """Opens a session on the provider."""
-        import onnxruntime as ort
-
-        providers = [(self._provider.name, dict(self._provider.options))]
-        without = self._provider.without(self._settings)
-        return ort.InferenceSession(
-            str(graph), options, providers=providers, disabled_optimizers=without
-        )
+        return new_session(graph, self._provider, self._settings, options)
 
 
 def _values_of(tensor: ExternalTensor, file: Path) -> NDArray[Any]:

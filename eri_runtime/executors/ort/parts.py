@@ -8,7 +8,7 @@ from pathlib import Path
 from eri_runtime.bundle import ComponentSpec
 from eri_runtime.executors.base import Arrays, Settings
 from eri_runtime.executors.ort.capture_guard import device_call
-from eri_runtime.executors.ort.engine_errors import ort_errors
+from eri_runtime.executors.ort.engine_errors import OrtErrors
 from eri_runtime.executors.ort.provider import Provider
 from eri_runtime.executors.ort.session import OrtTensors, open_session
 from eri_runtime.executors.parted_denoiser import EngineTensors, OpenPart
@@ -25,7 +25,7 @@ class OrtParts(OrtTensors):
         device, name = self._provider.device, graph.parent.name
 
         def run(inputs: EngineTensors, outputs: Sequence[str]) -> EngineTensors:
-            with device_call(device), ort_errors(name, "runs"):
+            with device_call(device), OrtErrors(name, "runs"):
                 values = session.run_with_ort_values(list(outputs), dict(inputs))
             return dict(zip(outputs, values, strict=True))
 

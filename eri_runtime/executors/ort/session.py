@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -26,12 +25,15 @@ from eri_runtime.executors.base import (
 from eri_runtime.executors.onnx_weights import linked_weights, weights_as_inputs, weights_file
 from eri_runtime.executors.ort.capture_guard import device_call
 from eri_runtime.executors.ort.cuda_libraries import missing_libraries
-from eri_runtime.executors.ort.engine_errors import ort_errors
+from eri_runtime.executors.ort.engine_errors import OrtErrors
 from eri_runtime.executors.ort.optimized_graph import OptimizedGraph
 from eri_runtime.executors.ort.provider import CPU_PROVIDER, Provider
-from eri_runtime.executors.ort.session_options import options_of_session, ort_value
-
-NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
+from eri_runtime.executors.ort.session_options import (
+    NO_OPTIONS,
+    new_session,
+    options_of_session,
+    ort_value,
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,23 +57,17 @@ def open_session(
     """
     if reason := provider.refusal(spec):
         raise BackendError(graph, got=reason, expected=f"a component for {provider.name}")
-    import onnxruntime as ort
-
     linked = linked_weights(graph, spec, follows_graph=True)
     if linked is not None:
         _, names = weights_as_inputs(graph.read_bytes())
         overrides = {name: overrides.get(name, linked[name]) for name in names}
     session_options = options_of_session(provider, settings, arena=arena)
-    providers = [(provider.name, {**provider.options, **options})]
-    disabled = provider.without(settings)
-    with ort_errors(graph, "opens"):
+    with OrtErrors(graph, "opens"):
         if overrides:
             values = [ort_value(values) for values in overrides.values()]
             session_options.add_external_initializers(list(overrides), values)
         with device_call(provider.device):
-            session = ort.InferenceSession(
-                str(graph), session_options, providers=providers, disabled_optimizers=disabled
-            )
+            session = new_session(graph, provider, settings, session_options, options)
     used = session.get_providers()[0]
     if used != provider.name:
         reason = "; ".join(["a session on " + used, *missing_libraries()])
@@ -156,12 +152,8 @@ class OrtExecutor(Executor):
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         self._check(inputs)
-        try:
-            with device_call(self._device):
-                found = self._session.run(self._names, inputs)
-        except Exception:
-            with ort_errors(self.name, "runs"):
-                raise
+        with device_call(self._device), OrtErrors(self.name, "runs"):
+            found = self._session.run(self._names, inputs)
         return dict(zip(self._names, found, strict=True))
 
     def replace(self, overrides: Arrays) -> None:
@@ -209,5 +201,5 @@ class OrtSegmentRunner(OrtTensors):
         session = open_session(
             graph, self._spec, self._provider, self._settings, {}, overrides, arena=False
         )
-        with device_call(self._provider.device), ort_errors(graph, "runs"):
+        with device_call(self._provider.device), OrtErrors(graph, "runs"):
             return dict(zip(names, session.run_with_ort_values(names, dict(inputs)), strict=True))

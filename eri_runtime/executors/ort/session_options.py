@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
@@ -12,6 +15,7 @@ from eri_runtime.executors.base import Settings
 from eri_runtime.executors.ort.provider import Provider, session_entries
 
 BFLOAT16 = 16  # TensorProto.BFLOAT16 of ONNX
+NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
 
 def options_of_session(provider: Provider, settings: Settings, *, arena: bool = True) -> Any:
@@ -28,6 +32,24 @@ def options_of_session(provider: Provider, settings: Settings, *, arena: bool = 
     for name, value in session_entries(provider, settings).items():
         options.add_session_config_entry(name, value)
     return options
+
+
+def new_session(
+    graph: Path,
+    provider: Provider,
+    settings: Settings,
+    session_options: Any,
+    options: Mapping[str, str] = NO_OPTIONS,
+) -> Any:
+    """Returns an `InferenceSession` of a graph; `options` are additional provider options."""
+    import onnxruntime as ort
+
+    return ort.InferenceSession(
+        str(graph),
+        session_options,
+        providers=[(provider.name, {**provider.options, **options})],
+        disabled_optimizers=provider.without(settings),
+    )
 
 
 def ort_value(values: NDArray[Any]) -> Any:

@@ -34,7 +34,7 @@ from eri_runtime.executors.ort.captured_step import (
     Noises,
     run_options,
 )
-from eri_runtime.executors.ort.engine_errors import ort_errors
+from eri_runtime.executors.ort.engine_errors import OrtErrors
 from eri_runtime.executors.ort.provider import Provider, is_form
 from eri_runtime.executors.ort.session import SessionSource
 from eri_runtime.executors.step_form import Layout, StepForm, form_of
@@ -189,11 +189,8 @@ class OrtStepLoop(StepLoop):
         self._row.upload()
         if row.noises:
             self._noise.upload()
-        try:
+        with OrtErrors("step graph", "runs"):
             session.run_with_iobinding(self._binding(row.key, before, after), options)
-        except Exception:
-            with ort_errors("step graph", "runs"):
-                raise
 
     def _take_slot(self) -> Slot:
         """Returns a free slot, or a new one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from eri_runtime.bundle import Family, round_to
 from eri_runtime.checks import finite, mapping
 from eri_runtime.errors import LoraError, UsageError, short
+from eri_runtime.executors import cores
 from eri_runtime.weights.lora.adapter import Adapter, Floats, Sum
 from eri_runtime.weights.lora.bundled_tokens import without_tokens
 from eri_runtime.weights.lora.deltas import LowRank
@@ -117,14 +117,8 @@ def merged_weights(
     def merge(name: str) -> NDArray[Any]:
         return merged_weight(where + name, base[name], changes[name])
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(available_cores()) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:
         return dict(zip(changes, pool.map(merge, changes), strict=True))
-
-
-def available_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def merged_weight(name: str, base: NDArray[Any], changes: Sequence[Scaled]) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from eri_runtime.executors import choose
 from eri_runtime.executors.openvino import executor as module
 from eri_runtime.executors.openvino.backend import cpu_capabilities
 from eri_runtime.executors.openvino.compiled_models import SUFFIX
+from tests.support.bundle_copies import uncompiled_copy
 
 WAYS = [("sdxl", "openvino"), ("sd35", "openvino:bf16"), ("flux", "openvino:bf16")]
 WORDS = {"height": 32, "width": 48, "num_inference_steps": 1, "seed": 3, "output_type": "np"}
@@ -27,13 +28,7 @@ LENGTH = 16  # tokens
 @pytest.fixture
 def root(sd35_bundle, tmp_path, monkeypatch):
     """A copy of a bundle for which nothing was compiled, and an empty cache folder."""
-    return _copy(sd35_bundle, tmp_path, monkeypatch)
-
-
-def _copy(bundle, folder, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    ignored = shutil.ignore_patterns("compiled")
-    return shutil.copytree(bundle, folder / "bundle", ignore=ignored)
+    return uncompiled_copy(sd35_bundle, tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -74,7 +69,7 @@ def test_the_second_pipeline_compiles_nothing(
     if backend.endswith("bf16") and "BF16" not in cpu_capabilities():
         pytest.skip("this processor has no bfloat16")
     bundle = request.getfixturevalue(f"{family}_bundle")
-    root = _copy(bundle, tmp_path, monkeypatch)
+    root = uncompiled_copy(bundle, tmp_path, monkeypatch)
     images, counts = [], []
     for cache in (False, True, True):
         with eri.load(root, backend, cache=cache) as pipe:

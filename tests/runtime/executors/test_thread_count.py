@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 
@@ -13,6 +11,7 @@ from eri_runtime.errors import BackendError, UsageError
 from eri_runtime.executors import choose, processor, thread_count
 from eri_runtime.executors.ort.backend import CUDA
 from eri_runtime.executors.thread_count import ThreadChoice, check_threads, fastest, numbers
+from tests.support.bundle_copies import uncompiled_copy
 
 WORDS = {"height": 32, "width": 32, "num_inference_steps": 1, "seed": 3, "output_type": "latent"}
 
@@ -20,9 +19,7 @@ WORDS = {"height": 32, "width": 32, "num_inference_steps": 1, "seed": 3, "output
 @pytest.fixture
 def root(sd35_bundle, tmp_path, monkeypatch):
     """A copy of a bundle beside which nothing is kept, and an empty cache folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    ignored = shutil.ignore_patterns("compiled")
-    return shutil.copytree(sd35_bundle, tmp_path / "bundle", ignore=ignored)
+    return uncompiled_copy(sd35_bundle, tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -17,23 +17,13 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 
 from eri_export.graphs.passes.cuda.layout import FIRST, LAST
-from eri_export.graphs.passes.group_norm import OPERATOR
+from eri_export.graphs.passes.group_norm import OPERATOR, Norm, expanded_norm
 from eri_export.graphs.passes.node_builder import MICROSOFT, Emitter
 from eri_export.graphs.passes.shape_inference import Inferred, inferred
 from eri_export.graphs.passes.values import constant_of, made_by, name_of
 
 SWAP = (0, 2, 1)  # (N, C, T) <-> (N, T, C)
 KINDS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-
-
-class Norm(NamedTuple):
-    """A group normalisation of `x` (N, C, H, W) or (N, C, T)."""
-
-    x: ir.Value
-    scale: ir.Value
-    bias: ir.Value
-    groups: int
-    epsilon: float
 
 
 class Sum(NamedTuple):
@@ -81,27 +71,7 @@ def norm_of(node: ir.Node) -> Norm | None:
             return None
         groups = node.attributes["num_groups"].as_int()
         return Norm(x, scale, bias, groups, node.attributes["epsilon"].as_float())
-    return _expanded(node) if node.op_type == "Add" else None
-
-
-def _expanded(total: ir.Node) -> Norm | None:
-    """Returns the norm that `passes.group_norm` wrote out; None for another sum."""
-    scaled, shift = made_by(total.inputs[0], "Mul"), made_by(total.inputs[1], "Unsqueeze")
-    if scaled is None or shift is None:
-        return None
-    d = made_by(scaled.inputs[0], "Sub")
-    ratio = made_by(scaled.inputs[1], "Reshape", "Div")
-    if d is None or ratio is None:
-        return None
-    weight = made_by(ratio.inputs[0], "Reshape")
-    variance = made_by(ratio.inputs[1], "Sqrt", "Add")
-    if weight is None or variance is None:
-        return None
-    x, scale, bias = d.inputs[0], weight.inputs[0], shift.inputs[0]
-    by_group, epsilon = constant_of(weight.inputs[1]), constant_of(variance.inputs[1])
-    if x is None or scale is None or bias is None or not by_group or not epsilon:
-        return None
-    return Norm(x, scale, bias, int(by_group[1]), epsilon[0])
+    return expanded_norm(node) if node.op_type == "Add" else None
 
 
 def _is_even(norm: Norm) -> bool:

@@ -177,7 +177,7 @@ def test_a_file_of_bfloat16_need_not_stay(unet, lora, tmp_path):
 def test_more_cores_give_the_same_bits(unet, lora, monkeypatch):
     one, four = [], []
     for merged, cores in ((one, 1), (four, 4)):
-        monkeypatch.setattr(merging, "available_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(merging, "cores", lambda cores=cores: cores)
         merged.append(apply_lora_for_inference(unet, lora, 0.7))
     assert one[0].keys() == four[0].keys()
     for name, values in one[0].items():
